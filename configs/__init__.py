@@ -1,0 +1,1 @@
+"""Configurations: `base` names every key once, the others change fields."""

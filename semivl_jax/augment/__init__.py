@@ -1,0 +1,1 @@
+"""Device side: appearance augmentation, strong views, CutMix (jax.numpy, keyed)."""

@@ -1,0 +1,1 @@
+"""Host side: data sets, sources, geometry, the input pipeline (NumPy, no jax.numpy)."""

@@ -1,0 +1,1 @@
+"""Sliding-window inference, confusion matrix, evaluation, pictures."""

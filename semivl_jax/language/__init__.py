@@ -1,0 +1,1 @@
+"""Class names and definitions, the CLIP tokenizer, text embeddings."""

@@ -1,0 +1,1 @@
+"""Flax modules; pure functions of parameters and arrays, importing jax, flax and `types` only."""

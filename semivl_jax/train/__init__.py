@@ -1,0 +1,1 @@
+"""Losses, pseudo-labels, optimiser, the training step, checkpoints, the loop."""

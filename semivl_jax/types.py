@@ -1,0 +1,101 @@
+"""What flows between the parts, and the letters of its dimensions.
+
+    b  images of a batch          h w  pixel rows, columns        s    side of a square crop
+    n  classes                    y x  patch rows, columns        c d  channels
+    k  text rows (concepts; = n where every class has one)
+
+Images on the host are uint8 RGB in [0, 255]; inside the step they are float32, normalised with the
+ImageNet statistics. Labels are class indices, 255 is ignored. `ignore` maps are boolean, true where a
+pixel is padding and must not count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
+
+IGNORE_INDEX = 255
+
+PyTree = Any
+Key = jax.Array
+
+
+@struct.dataclass
+class LabelledBatch:
+    """Labelled crops as the host sends them; the label is 255 where void or padding."""
+
+    image: UInt8[Array, "b s s 3"]
+    label: UInt8[Array, "b s s"]
+
+
+@struct.dataclass
+class UnlabelledBatch:
+    """Unlabelled crops; `size` = (rows, columns) that are image, the rest is padding right and below."""
+
+    image: UInt8[Array, "b s s 3"]
+    size: Int32[Array, "b 2"]
+
+
+@struct.dataclass
+class Batch:
+    """One training step's data. `partner` is None where the partner is the reversed batch."""
+
+    labelled: LabelledBatch
+    unlabelled: UnlabelledBatch | None = None
+    partner: UnlabelledBatch | None = None
+
+
+@struct.dataclass
+class UnlabelledViews:
+    """Three normalised views of the same unlabelled crops: w weak, s1 and s2 strong."""
+
+    w: Float[Array, "b h w 3"]
+    s1: Float[Array, "b h w 3"]
+    s2: Float[Array, "b h w 3"]
+    ignore: Bool[Array, "b h w"]
+
+
+@struct.dataclass
+class Views:
+    """What the losses see: normalised images before CutMix, and the CutMix boxes (true = partner)."""
+
+    x: Float[Array, "b h w 3"]
+    y: Int[Array, "b h w"]
+    unlabelled: UnlabelledViews | None = None
+    partner: UnlabelledViews | None = None
+    box1: Bool[Array, "b h w"] | None = None
+    box2: Bool[Array, "b h w"] | None = None
+
+
+@struct.dataclass
+class ClassText:
+    """Text embeddings and the class that each row describes (several rows: several concepts)."""
+
+    embeddings: Float[Array, "k d"]
+    class_of: Int32[Array, " k"]
+    num_classes: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Features:
+    """What an encoder hands to a decoder.
+
+    `maps` runs from shallow to deep and ends with the deepest map (for CLIP towers the dense embedding,
+    unit length over channels); `conv` is the map of the convolutional encoder, if there is one; `pooled`
+    is the embedding of the whole image (for CLIP towers unit length).
+    """
+
+    maps: tuple[Float[Array, "b y x _"], ...]
+    conv: Float[Array, "b _ _ _"] | None = None
+    pooled: Float[Array, "b d"] | None = None
+
+
+@struct.dataclass
+class PseudoLabels:
+    """Hard labels and how sure their maker was: `confidence` is the highest class probability."""
+
+    label: Int32[Array, "b h w"]
+    confidence: Float32[Array, "b h w"]

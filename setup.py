@@ -1,0 +1,43 @@
+"""Package definition; the version ranges are the ones the test suite was run against."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="semivl_jax",
+    version="0.1.0",
+    description="Semi-supervised semantic segmentation with vision-language guidance, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["semivl_jax*", "configs*", "tfds_builders*"]),
+    package_data={
+        "semivl_jax": ["language/*.json", "weights/*.safetensors", "weights/*.json"],
+        "tfds_builders": ["*/*.tsv", "*/*.bib", "*/*.md", "*/dummy_data/**"],
+    },
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8,<0.9",
+        "clu>=0.0.12,<0.1",
+        "flax>=0.12,<0.14",
+        "ftfy>=6.3,<7",
+        "grain>=0.2.16,<0.3",
+        "instant-clip-tokenizer>=0.1.1,<0.2",
+        "jax>=0.10,<0.13",
+        "jaxtyping>=0.3,<0.4",
+        "ml_collections>=1.1,<2",
+        "numpy>=2.0,<3",
+        "opencv-python-headless>=4.10,<6",
+        "optax>=0.2.6,<0.3",
+        "orbax-checkpoint>=0.11.30,<0.13",
+        "pillow>=11,<14",
+        "safetensors>=0.5,<1",
+        "tensorboardX>=2.6,<3",
+        "tensorflow-datasets>=4.9.10,<4.10",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "test": ["beartype>=0.21", "pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "ruff==0.17.5"],
+        "torch": ["torch>=2.6"],
+        "cuda": ["jax[cuda13]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+    },
+)

@@ -1,0 +1,19 @@
+"""Every test runs on eight simulated CPU devices, in full float32, with rank promotion an error.
+
+Shapes written in annotations are checked while the tests run (and only then).
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+install_import_hook("semivl_jax", "beartype.beartype")

@@ -1,0 +1,1 @@
+"""TFDS builders; each sub-package holds one data set."""
