@@ -19,6 +19,12 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
 
 IGNORE_INDEX = 255
 
+# Channel statistics (R, G, B) of images in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 PyTree = Any
 Key = jax.Array
 
