@@ -1,0 +1,87 @@
+"""Learning-rate schedule and optimisers with per-leaf multipliers.
+
+Enter: hyper-parameters and the trained parameter tree; leave: an optax transformation.
+Source: METHOD 5 and its traps 11 and 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from semivl_jax.types import PyTree
+from semivl_jax.weights import groups as groups_lib
+from semivl_jax.weights import tree as tree_lib
+
+OptimizerName = Literal["adamw", "sgd"]
+
+
+def polynomial_schedule(
+    *, lr: float, total_steps: int, power: float, warmup_steps: int = 0, warmup_ratio: float = 1e-6
+) -> optax.Schedule:
+    """Learning rate in force during step i = 0, 1, …
+
+    The published schedule is applied after each step with that step's index, so the factors are
+    1, 1, (1 − 1/I)^power, (1 − 2/I)^power, … A warm-up multiplies them by a line from `warmup_ratio` to 1
+    over the first `warmup_steps` steps.
+    """
+
+    def schedule(step: jnp.ndarray) -> jnp.ndarray:
+        done = jnp.maximum(jnp.asarray(step, jnp.float32) - 1.0, 0.0)
+        factor = jnp.maximum(1.0 - done / total_steps, 0.0) ** power
+        if warmup_steps:
+            progress = jnp.minimum(jnp.asarray(step, jnp.float32) / warmup_steps, 1.0)
+            factor *= warmup_ratio + (1.0 - warmup_ratio) * progress
+        return lr * factor
+
+    return schedule
+
+
+def build(
+    params: PyTree,
+    groups: Sequence[groups_lib.Group],
+    schedule: optax.Schedule,
+    *,
+    name: OptimizerName,
+    weight_decay: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    momentum: float = 0.9,
+) -> optax.GradientTransformation:
+    """Optimiser for the trained leaves `params`.
+
+    AdamW decouples the decay (decay × current learning rate); SGD adds it to the gradient before the
+    momentum, as torch does. Group multipliers act on learning rate and decay alike.
+    """
+    owners = groups_lib.assign(params, groups)
+    lr_of = tree_lib.unflatten({path: owner.lr for path, owner in owners.items()})
+    decay_of = tree_lib.unflatten({path: owner.decay for path, owner in owners.items()})
+    decay = _decay_by_leaf(weight_decay, decay_of)
+    if name == "adamw":
+        direction = optax.chain(optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps), decay)
+    else:
+        direction = optax.chain(decay, optax.trace(decay=momentum))
+    return optax.chain(direction, _scale_by_leaf(lr_of), optax.scale_by_learning_rate(schedule))
+
+
+def _decay_by_leaf(weight_decay: float, factors: PyTree) -> optax.GradientTransformation:
+    def update(updates: PyTree, params: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda update, leaf, factor: update + weight_decay * factor * leaf,
+            updates,
+            params,
+            factors,
+        )
+
+    return optax.stateless(update)
+
+
+def _scale_by_leaf(factors: PyTree) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda update, factor: factor * update, updates, factors)
+    )

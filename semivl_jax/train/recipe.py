@@ -1,0 +1,44 @@
+"""The method's choices, and the parts that a compiled step is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import optax
+from flax import linen as nn
+
+from semivl_jax.models.segmenter import Segmenter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The method's choices; defaults are SemiVL's with an EMA teacher (METHOD 4 and 8)."""
+
+    total_steps: int
+    seed: int = 0
+    semi_supervised: bool = True
+    teacher: Literal["ema", "student"] = "ema"
+    ema_decay: float = 0.996
+    partner: Literal["batch", "same_image"] = "batch"
+    criterion: Literal["cross_entropy", "ohem"] = "cross_entropy"
+    ohem_threshold: float = 0.7
+    ohem_min_kept: int = 100_000
+    confidence_mode: Literal["pixelwise", "pixelratio", "pixelavg"] = "pixelwise"
+    confidence_threshold: float = 0.95
+    perturbation_rate: float = 0.5
+    guidance: bool = True
+    guidance_threshold: float = 0.9
+    guidance_reduction: Literal["mean", "mean_valid", "mean_all"] = "mean_all"
+    guidance_start: float = 0.1
+    guidance_end: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What is fixed when the step is compiled."""
+
+    segmenter: Segmenter
+    optimizer: optax.GradientTransformation
+    recipe: Recipe
+    guidance_tower: nn.Module | None = None

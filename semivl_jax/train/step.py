@@ -1,0 +1,215 @@
+"""One training step: a pure function of (state, batch).
+
+    batch ─▶ views ─▶ targets (teacher, frozen CLIP; no gradients) ─▶ student ─▶ losses ─▶ update ─▶ EMA
+
+Enter: uint8 crops (`types.Batch`); leave: the next `TrainState` and scalar metrics (float32, on the
+device). Source: METHOD 4 and 5. Randomness is folded from (seed, purpose, step), so a resumed run draws
+what an uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int32
+
+from semivl_jax.augment import views as views_lib
+from semivl_jax.models import guidance as guidance_lib
+from semivl_jax.models import normalization
+from semivl_jax.models import segmenter as segmenter_lib
+from semivl_jax.train import losses, pseudo, teacher
+from semivl_jax.train.recipe import Parts, Recipe
+from semivl_jax.train.state import Constants, TrainState
+from semivl_jax.train.student import Masks, StudentLogits, student_forward
+from semivl_jax.types import Batch, Features, PseudoLabels, PyTree, Views
+
+Metrics = dict[str, Array]
+
+
+@struct.dataclass
+class Targets:
+    """What the student must agree with; None where a part is switched off or not known yet."""
+
+    w: PseudoLabels | None = None
+    partner: PseudoLabels | None = None
+    guidance_w: Int32[Array, "b h w"] | None = None
+    guidance_partner: Int32[Array, "b h w"] | None = None
+
+
+def train_step(
+    parts: Parts, constants: Constants, state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """Draws the views of the batch and updates the state with them."""
+    key = jax.random.fold_in(jax.random.key(parts.recipe.seed), state.step)
+    views_key, masks_key = jax.random.split(key)
+    views = views_lib.make_views(views_key, batch)
+    masks = None
+    if parts.recipe.semi_supervised:
+        features = jax.eval_shape(
+            lambda tree, image: _encode(parts, tree, image), state.student(), views.unlabelled.w
+        )
+        masks = segmenter_lib.channel_masks(
+            masks_key, features, rate=parts.recipe.perturbation_rate
+        )
+    return update(parts, constants, state, views, masks)
+
+
+def update(
+    parts: Parts, constants: Constants, state: TrainState, views: Views, masks: Masks | None
+) -> tuple[TrainState, Metrics]:
+    """One update from given views and feature-perturbation masks (of the weak view).
+
+    A step whose loss or gradient is not finite changes nothing but the two counters.
+    """
+    targets = make_targets(parts, constants, state, views)
+
+    def objective(trained: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+        logits, stats = student_forward(parts, constants, state, trained, views, masks)
+        total, metrics = total_loss(parts.recipe, logits, targets, views, state.step)
+        return total, (metrics, stats)
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (loss, (metrics, stats)), grads = gradient(state.trained)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    decay = teacher.ema_decay(state.step, ceiling=parts.recipe.ema_decay)
+    kept = state.ema is not None
+    candidate = state.replace(
+        trained=trained,
+        batch_stats=stats,
+        opt_state=opt_state,
+        ema=teacher.ema_update(state.ema, trained, decay) if kept else None,
+        ema_batch_stats=teacher.ema_update(state.ema_batch_stats, stats, decay) if kept else None,
+    )
+    new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), candidate, state)
+    new = new.replace(step=state.step + 1, skipped=jnp.where(finite, 0, state.skipped + 1))
+    return new, {**metrics, "gradient_norm": norm, "skipped": new.skipped.astype(jnp.float32)}
+
+
+def make_targets(parts: Parts, constants: Constants, state: TrainState, views: Views) -> Targets:
+    """Pseudo-labels of the teacher and guidance labels of the frozen CLIP.
+
+    The label of w is left None with `teacher="student"`: it then comes from the student's own clean
+    training pass (METHOD trap 7). With `partner="batch"` the partner is the reversed batch and no
+    second pass is needed.
+    """
+    if not parts.recipe.semi_supervised:
+        return Targets()
+    own_partner = views.partner is not None
+    label_w = partner = None
+    if parts.recipe.teacher == "ema":
+        label_w = _pseudo_label(parts, constants, state.teacher(), views.unlabelled.w)
+    if own_partner:
+        partner = _pseudo_label(parts, constants, state.teacher(), views.partner.w)
+    guidance_w = guidance_partner = None
+    if parts.recipe.guidance:
+        guidance_w = _guidance_label(parts, constants, views.unlabelled)
+        if own_partner:
+            guidance_partner = _guidance_label(parts, constants, views.partner)
+        else:
+            guidance_partner = guidance_w[::-1]
+    return jax.lax.stop_gradient(Targets(label_w, partner, guidance_w, guidance_partner))
+
+
+def total_loss(
+    recipe: Recipe, logits: StudentLogits, targets: Targets, views: Views, step: Int32[Array, ""]
+) -> tuple[Float[Array, ""], Metrics]:
+    """The optimised sum and its parts by name (METHOD 4.6 and 4.7)."""
+    if recipe.criterion == "ohem":
+        loss_x = losses.ohem(
+            logits.x, views.y, threshold=recipe.ohem_threshold, min_kept=recipe.ohem_min_kept
+        )
+    else:
+        loss_x = losses.supervised(logits.x, views.y)
+    if not recipe.semi_supervised:
+        return loss_x, {"loss": loss_x, "loss_x": loss_x}
+    views_by_name = _student_targets(logits, targets, views)
+    parts: Metrics = {}
+    for name, (prediction, label, ignore, guide) in views_by_name.items():
+        parts[f"loss_{name}"] = losses.consistency(
+            prediction, label.label, label.confidence, ignore,
+            mode=recipe.confidence_mode, threshold=recipe.confidence_threshold,
+        )  # fmt: skip
+        if recipe.guidance:
+            parts[f"guidance_{name}"] = losses.guidance(
+                prediction, guide, ignore, reduction=recipe.guidance_reduction
+            )
+    total = (loss_x + _weighted(parts, "loss_")) / 2.0
+    if recipe.guidance:
+        progress = step.astype(jnp.float32) / recipe.total_steps
+        weight = recipe.guidance_start + (recipe.guidance_end - recipe.guidance_start) * progress
+        total += weight * _weighted(parts, "guidance_")
+        parts |= {"guidance_weight": weight, "guidance_share": _labelled_share(targets, views)}
+    _, label, ignore, _ = views_by_name["fp"]
+    sure = (label.confidence >= recipe.confidence_threshold) & ~ignore
+    confident = sure.sum() / jnp.maximum((~ignore).sum(), 1)
+    return total, {"loss": total, "loss_x": loss_x, **parts, "confident": confident}
+
+
+def _weighted(parts: Mapping[str, Array], prefix: str) -> Float[Array, ""]:
+    # Weights of METHOD 4.7: the two strong views share one half, the perturbed view has the other.
+    return 0.25 * parts[prefix + "s1"] + 0.25 * parts[prefix + "s2"] + 0.5 * parts[prefix + "fp"]
+
+
+def _labelled_share(targets: Targets, views: Views) -> Float[Array, ""]:
+    valid = ~views.unlabelled.ignore
+    labelled = (targets.guidance_w != 255) & valid
+    return labelled.sum() / jnp.maximum(valid.sum(), 1)
+
+
+def _student_targets(
+    logits: StudentLogits, targets: Targets, views: Views
+) -> dict[str, tuple[Array, PseudoLabels, Array, Array | None]]:
+    """(prediction, pseudo-label, ignore, guidance) for s1, s2 (mixed by CutMix) and fp (plain w)."""
+    w = targets.w
+    if w is None:
+        w = pseudo.pseudo_labels(jax.lax.stop_gradient(logits.w))
+    partner, guide = targets.partner, targets.guidance_w
+    if partner is None:
+        partner = jax.tree.map(lambda leaf: leaf[::-1], w)
+    ignore = views.unlabelled.ignore
+    ignore_partner = ignore[::-1] if views.partner is None else views.partner.ignore
+    here = (w, ignore, guide)
+    there = (partner, ignore_partner, targets.guidance_partner)
+
+    def mixed(box: Array) -> tuple[PseudoLabels, Array, Array | None]:
+        return jax.tree.map(lambda one, other: pseudo.mix(box, one, other), here, there)
+
+    return {
+        "s1": (logits.s1, *mixed(views.box1)),
+        "s2": (logits.s2, *mixed(views.box2)),
+        "fp": (logits.fp, *here),
+    }
+
+
+def _encode(parts: Parts, tree: PyTree, image: Array) -> Features:
+    return parts.segmenter.apply(tree, image, method="encode")
+
+
+def _pseudo_label(parts: Parts, constants: Constants, tree: PyTree, image: Array) -> PseudoLabels:
+    features = _encode(parts, tree, image)
+    logits = parts.segmenter.apply(tree, features, constants.text, method="decode")
+    return pseudo.pseudo_labels(logits)
+
+
+def _guidance_label(
+    parts: Parts, constants: Constants, views: views_lib.UnlabelledViews
+) -> Int32[Array, "b h w"]:
+    image = views.w
+    if parts.segmenter.renormalize:
+        image = normalization.renormalize(image)
+    dense = parts.guidance_tower.apply({"params": constants.guidance_params}, image).maps[-1]
+    labels = guidance_lib.guidance_labels(
+        dense,
+        constants.guidance_text,
+        size=image.shape[1:3],
+        threshold=parts.recipe.guidance_threshold,
+        ignore=views.ignore,
+    )
+    return labels.label
