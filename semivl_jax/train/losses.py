@@ -1,0 +1,146 @@
+"""The training criteria: per-pixel cross entropy and the ways it is weighted and averaged.
+
+In: logits [b, h, w, n] of any float dtype; labels [b, h, w] of class indices, where 255 does not count;
+confidences [b, h, w] in [0, 1]; ignore maps [b, h, w], true where a pixel is padding. Out: float32
+scalars that are finite whatever the labels are: a criterion without any pixel to average over is 0,
+and so is its gradient.
+
+Source: METHOD sections 4.6 and 9 (traps 8, 9 and 14).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Integer
+
+from semivl_jax.types import IGNORE_INDEX
+
+ConfidenceMode = Literal["pixelwise", "pixelratio", "pixelavg"]
+GuidanceReduction = Literal["mean", "mean_valid", "mean_all"]
+
+
+def cross_entropy(
+    logits: Float[Array, "b h w n"], label: Integer[Array, "b h w"]
+) -> Float32[Array, "b h w"]:
+    """Cross entropy of every pixel; a pixel labelled 255 gives 0 and has no gradient."""
+    logits = logits.astype(jnp.float32)
+    # Comparing with the class index instead of gathering: the compiler fuses it into the reduction,
+    # its gradient is no scatter, and 255 needs no safe stand-in.
+    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    hit = label.astype(jnp.int32)[..., None] == classes[None, None, None, :]
+    chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    loss = jax.nn.logsumexp(logits, axis=-1) - chosen
+    return jnp.where(label == IGNORE_INDEX, 0.0, loss)
+
+
+def supervised(
+    logits: Float[Array, "b h w n"], label: Integer[Array, "b h w"]
+) -> Float32[Array, ""]:
+    """Mean cross entropy over the pixels that are not 255."""
+    return _ratio(jnp.sum(cross_entropy(logits, label)), jnp.sum(label != IGNORE_INDEX))
+
+
+def ohem(
+    logits: Float[Array, "b h w n"],
+    label: Integer[Array, "b h w"],
+    *,
+    threshold: float,
+    min_kept: int,
+) -> Float32[Array, ""]:
+    """Mean cross entropy over the hard pixels: those whose true class is at most `threshold` probable.
+
+    The threshold rises to the `min_kept`-th lowest probability of the batch where that is higher (255
+    counts as probability 1), so that at least `min_kept` pixels stay. The plain mean is returned where
+    fewer than `min_kept` pixels are labelled, and, as published, where `min_kept` is 0.
+
+    Errors: ValueError for a negative `min_kept`.
+    """
+    if min_kept < 0:
+        raise ValueError(
+            f"min_kept = {min_kept}: OHEM keeps at least that many pixels; use 0 or more"
+        )
+    loss = cross_entropy(logits, label)
+    valid = label != IGNORE_INDEX
+    kept = valid
+    # More than the batch has pixels is more than it can have labelled: nothing is ever selected.
+    if 0 < min_kept <= label.size:
+        # exp(-loss) is the probability of the true class, and 1 where the label is 255.
+        probability = jax.lax.stop_gradient(jnp.exp(-loss))
+        bound = jnp.maximum(jnp.sort(probability.ravel())[min_kept - 1], threshold)
+        hard = valid & (probability <= bound)
+        kept = jnp.where(min_kept > jnp.sum(valid), valid, hard)
+    return _ratio(jnp.sum(jnp.where(kept, loss, 0.0)), jnp.sum(kept))
+
+
+def consistency(
+    logits: Float[Array, "b h w n"],
+    label: Integer[Array, "b h w"],
+    confidence: Float[Array, "b h w"],
+    ignore: Bool[Array, "b h w"],
+    *,
+    mode: ConfidenceMode,
+    threshold: float,
+) -> Float32[Array, ""]:
+    """Cross entropy with pseudo-labels, weighted by how sure the teacher was.
+
+    `pixelwise` counts the pixels with confidence >= threshold. `pixelratio` weights every image with its
+    share of such pixels. `pixelavg` multiplies the sum over the *whole batch* with the mean confidence of
+    each image and adds that up, as published: it grows with the batch and does not use the threshold. In
+    the last two, padding stays in the numerator. All divide by the number of pixels that are no padding.
+
+    Errors: ValueError for another mode.
+    """
+    loss = cross_entropy(logits, label)
+    valid = ~ignore
+    if mode == "pixelwise":
+        total = jnp.sum(jnp.where(valid & (confidence >= threshold), loss, 0.0))
+    elif mode == "pixelratio":
+        share = _image_mean(confidence >= threshold, valid)
+        total = jnp.sum(jnp.sum(loss, axis=(1, 2)) * share)
+    elif mode == "pixelavg":
+        total = jnp.sum(loss) * jnp.sum(_image_mean(confidence, valid))
+    else:
+        raise ValueError(
+            f"confidence mode {mode!r}: choose 'pixelwise', 'pixelratio' or 'pixelavg'"
+        )
+    return _ratio(total, jnp.sum(valid))
+
+
+def guidance(
+    logits: Float[Array, "b h w n"],
+    label: Integer[Array, "b h w"],
+    ignore: Bool[Array, "b h w"],
+    *,
+    reduction: GuidanceReduction,
+) -> Float32[Array, ""]:
+    """Cross entropy with the guidance labels (255: the frozen tower is not sure, or padding).
+
+    The sum is divided by the number of labelled pixels (`mean`), of pixels that are no padding
+    (`mean_valid`) or of all pixels (`mean_all`, the published choice).
+
+    Errors: ValueError for another reduction.
+    """
+    total = jnp.sum(cross_entropy(logits, label))
+    if reduction == "mean":
+        return _ratio(total, jnp.sum(label != IGNORE_INDEX))
+    if reduction == "mean_valid":
+        return _ratio(total, jnp.sum(~ignore))
+    if reduction == "mean_all":
+        return total / label.size
+    raise ValueError(f"guidance reduction {reduction!r}: choose 'mean', 'mean_valid' or 'mean_all'")
+
+
+def _ratio(total: Float32[Array, "..."], count: Integer[Array, "..."]) -> Float32[Array, "..."]:
+    """total / count, and 0 where nothing was counted (also for a total that is not 0)."""
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), 0.0)
+
+
+def _image_mean(
+    values: Float[Array, "b h w"] | Bool[Array, "b h w"], valid: Bool[Array, "b h w"]
+) -> Float32[Array, " b"]:
+    """Mean of each image over its valid pixels."""
+    total = jnp.sum(jnp.where(valid, values, 0), axis=(1, 2), dtype=jnp.float32)
+    return _ratio(total, jnp.sum(valid, axis=(1, 2)))

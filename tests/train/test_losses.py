@@ -1,0 +1,148 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semivl_jax.train import losses
+from tests.golden_files import Golden, assert_close, nhwc
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden("losses")
+
+
+def items() -> list[dict]:
+    return Golden("losses").meta["items"]
+
+
+def criterion(item: dict, golden: Golden):
+    """The function of the logits that a record of the file was computed with."""
+    label = jnp.asarray(golden[f"in/{item['label']}"])
+    ignore = jnp.asarray(golden["in/ignore_mask"] == 255)
+    if "conf_mode" in item:
+        options = {"mode": item["conf_mode"], "threshold": item["conf_thresh"]}
+        confidence = jnp.asarray(golden["in/conf"])
+        return lambda x: losses.consistency(x, label, confidence, ignore, **options)
+    if "mcc_loss_reduce" in item:
+        return lambda x: losses.guidance(x, label, ignore, reduction=item["mcc_loss_reduce"])
+    if "min_kept" in item:
+        options = {"threshold": item["thresh"], "min_kept": item["min_kept"]}
+        return lambda x: losses.ohem(x, label, **options)
+    return lambda x: losses.supervised(x, label)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("item", items(), ids=lambda item: item["name"])
+def test_value_and_gradient(item, golden):
+    logits = jnp.asarray(nhwc(golden["in/logits"]))
+    value, grad = jax.jit(jax.value_and_grad(criterion(item, golden)))(logits)
+    assert_close(value, golden[f"out/{item['name']}/loss"], TOLERANCE, "loss")
+    assert_close(grad, nhwc(golden[f"out/{item['name']}/grad"]), TOLERANCE, "gradient")
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    shape = (3, 5, 7)
+    return {
+        "logits": jnp.asarray(4 * rng.normal(size=(*shape, 4)), jnp.float32),
+        "label": jnp.asarray(rng.integers(0, 4, shape), jnp.int32),
+        "confidence": jnp.asarray(rng.uniform(size=shape), jnp.float32),
+        "ignore": jnp.asarray(rng.uniform(size=shape) < 0.3),
+    }
+
+
+def all_criteria(label, confidence, ignore):
+    yield lambda x: losses.supervised(x, label)
+    for min_kept in (0, 3, 10**6):
+        yield lambda x, k=min_kept: losses.ohem(x, label, threshold=0.7, min_kept=k)
+    for mode in ("pixelwise", "pixelratio", "pixelavg"):
+        yield lambda x, m=mode: losses.consistency(
+            x, label, confidence, ignore, mode=m, threshold=0.5
+        )
+    for reduction in ("mean", "mean_valid", "mean_all"):
+        yield lambda x, r=reduction: losses.guidance(x, label, ignore, reduction=r)
+
+
+def test_nothing_to_learn_from_is_zero_not_nan(case):
+    nothing = jnp.full_like(case["label"], 255)
+    for function in all_criteria(nothing, case["confidence"], jnp.ones_like(case["ignore"])):
+        value, grad = jax.value_and_grad(function)(case["logits"])
+        assert value == 0.0
+        assert not grad.any()
+
+
+def test_one_image_that_is_all_padding_stays_finite(case):
+    ignore = case["ignore"].at[1].set(True)
+    for function in all_criteria(case["label"], case["confidence"], ignore):
+        value, grad = jax.value_and_grad(function)(case["logits"])
+        assert jnp.isfinite(value)
+        assert jnp.isfinite(grad).all()
+
+
+def test_no_confident_pixel_is_zero(case):
+    for mode in ("pixelwise", "pixelratio"):
+        loss = losses.consistency(
+            case["logits"],
+            case["label"],
+            case["confidence"],
+            case["ignore"],
+            mode=mode,
+            threshold=1.5,
+        )
+        assert loss == 0.0
+
+
+def test_confidence_equal_to_the_threshold_counts(case):
+    half = jnp.full_like(case["confidence"], 0.5)
+    nowhere = jnp.zeros_like(case["ignore"])
+    loss = losses.consistency(
+        case["logits"], case["label"], half, nowhere, mode="pixelwise", threshold=0.5
+    )
+    np.testing.assert_allclose(loss, losses.supervised(case["logits"], case["label"]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8])
+def test_cross_entropy_of_ignored_pixels(case, dtype):
+    label = case["label"].at[0, 0].set(255).astype(dtype)
+    loss = losses.cross_entropy(case["logits"], label)
+    grad = jax.grad(lambda x: losses.cross_entropy(x, label).sum())(case["logits"])
+    assert not loss[0, 0].any()
+    assert not grad[0, 0].any()
+    assert (loss[1:] > 0).all()
+    assert jnp.abs(grad[1:]).max(axis=-1).min() > 0
+
+
+def test_low_precision_logits_are_summed_in_float32(case):
+    low = case["logits"].astype(jnp.bfloat16)
+    loss = losses.cross_entropy(low, case["label"])
+    assert loss.dtype == jnp.float32
+    expected = losses.cross_entropy(low.astype(jnp.float32), case["label"])
+    np.testing.assert_array_equal(loss, expected)
+
+
+def test_large_logits_do_not_overflow(case):
+    value, grad = jax.value_and_grad(losses.supervised)(1e4 * case["logits"], case["label"])
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("min_kept", [1, 7, 50, 105])
+def test_ohem_keeps_at_least_min_kept(case, min_kept):
+    grad = jax.grad(losses.ohem)(case["logits"], case["label"], threshold=0.01, min_kept=min_kept)
+    assert jnp.any(grad != 0, axis=-1).sum() >= min_kept
+
+
+def test_unknown_options_are_named(case):
+    arguments = case["logits"], case["label"]
+    maps = case["confidence"], case["ignore"]
+    unchecked = losses.consistency.__wrapped__, losses.guidance.__wrapped__
+    with pytest.raises(ValueError, match=r"'pixel'.*choose"):
+        unchecked[0](*arguments, *maps, mode="pixel", threshold=0.5)
+    with pytest.raises(ValueError, match=r"'sum'.*choose"):
+        unchecked[1](*arguments, maps[1], reduction="sum")
+    with pytest.raises(ValueError, match="min_kept = -1"):
+        losses.ohem(*arguments, threshold=0.5, min_kept=-1)
