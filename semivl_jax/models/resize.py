@@ -1,0 +1,119 @@
+"""Resizing and pooling of maps, to the last bit as the published networks do it.
+
+In and out: float maps B×H×W×C of any value range, same dtype out as in. Conventions are torch's
+(METHOD 1.3, 3.5, 3.10): half-pixel centres or aligned corners, the bicubic coefficient −0.75,
+border replicated, never an antialias filter. `jax.image.resize` differs in all of these.
+
+A resize is two small matrix products, rows first: known interpolation matrices are constants of the
+compiled function, products and their gradients run on the matrix unit, and nothing is gathered.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+Method = Literal["bilinear", "bicubic"]
+
+CUBIC = -0.75
+"""The free coefficient of the cubic kernel."""
+
+
+def resize_matrix(
+    n_in: int, n_out: int, *, method: Method, align_corners: bool
+) -> Float32[np.ndarray, "{n_out} {n_in}"]:
+    """Weights of every input sample in every output sample of one axis; each row sums to 1.
+
+    Raises ValueError for a length below 1.
+    """
+    if n_in < 1 or n_out < 1:
+        raise ValueError(f"cannot resize {n_in} samples to {n_out}: both must be at least 1")
+    # Positions are rounded to float32 where torch rounds them, so that long axes agree too.
+    target = np.arange(n_out, dtype=np.float32)
+    if align_corners:
+        step = np.float32(n_in - 1 if n_out > 1 else 0) / np.float32(max(n_out - 1, 1))
+        position = target * step
+    else:
+        half = np.float32(0.5)
+        position = (target + half) * (np.float32(n_in) / np.float32(n_out)) - half
+    taps = _linear_taps if method == "bilinear" else _cubic_taps
+    matrix = np.zeros((n_out, n_in), np.float32)
+    for index, weight in taps(position):
+        np.add.at(matrix, (np.arange(n_out), np.clip(index, 0, n_in - 1)), weight)
+    return matrix
+
+
+def bilinear(
+    x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool
+) -> Float[Array, "b {size[0]} {size[1]} c"]:
+    """Bilinear resize to `size` = (rows, columns), up or down, without antialias."""
+    return _resize(x, size, "bilinear", align_corners)
+
+
+def bicubic(
+    x: Float[Array, "b h w c"], size: tuple[int, int]
+) -> Float[Array, "b {size[0]} {size[1]} c"]:
+    """Bicubic resize (a = −0.75, half-pixel centres) to `size` = (rows, columns)."""
+    return _resize(x, size, "bicubic", False)
+
+
+def avg_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "b _ _ c"]:
+    """Mean of windows that do not overlap; rows and columns that do not fill a window are dropped.
+
+    Raises ValueError where the map is smaller than one window (METHOD 9, trap 4).
+    """
+    (b, h, w, c), (rows, cols) = x.shape, window
+    if h < rows or w < cols:
+        raise ValueError(
+            f"a map of {h}×{w} is smaller than the pooling window {rows}×{cols}: "
+            "feed a larger image or choose a smaller window"
+        )
+    y, z = h // rows, w // cols
+    return x[:, : y * rows, : z * cols].reshape(b, y, rows, z, cols, c).mean(axis=(2, 4))
+
+
+def _linear_taps(position: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    position = np.maximum(position, np.float32(0))
+    left = np.floor(position)
+    share = position - left
+    index = left.astype(np.int64)
+    return [(index, 1 - share), (index + 1, share)]
+
+
+def _cubic_taps(position: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    left = np.floor(position)
+    share = position - left
+    index = left.astype(np.int64)
+
+    def near(d: np.ndarray) -> np.ndarray:
+        return ((CUBIC + 2) * d - (CUBIC + 3)) * d * d + 1
+
+    def far(d: np.ndarray) -> np.ndarray:
+        return ((CUBIC * d - 5 * CUBIC) * d + 8 * CUBIC) * d - 4 * CUBIC
+
+    return [
+        (index - 1, far(share + 1)),
+        (index, near(share)),
+        (index + 1, near(1 - share)),
+        (index + 2, far(2 - share)),
+    ]
+
+
+def _resize(x: Array, size: tuple[int, int], method: Method, align_corners: bool) -> Array:
+    for axis, n_out in ((1, size[0]), (2, size[1])):
+        n_in = x.shape[axis]
+        if n_in == n_out:  # both kernels are then exactly the identity
+            continue
+        matrix = resize_matrix(n_in, n_out, method=method, align_corners=align_corners)
+        x = jnp.einsum(
+            "oh,bhwc->bowc" if axis == 1 else "ow,bhwc->bhoc",
+            jnp.asarray(matrix, x.dtype),
+            x,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        ).astype(x.dtype)
+    return x
