@@ -30,7 +30,7 @@ def polynomial_schedule(
     over the first `warmup_steps` steps.
     """
 
-    def schedule(step: jnp.ndarray) -> jnp.ndarray:
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         done = jnp.maximum(jnp.asarray(step, jnp.float32) - 1.0, 0.0)
         factor = jnp.maximum(1.0 - done / total_steps, 0.0) ** power
         if warmup_steps:

@@ -1,0 +1,144 @@
+"""Every key once, with what it means. Other files import this one and change fields.
+
+On the command line `--config.optim.lr=1e-4` changes a field of whatever file is named; a key that does not
+stand here is refused. Lengths are in steps, sizes in pixels, rates between 0 and 1 unless said otherwise.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """SemiVL with CLIP ViT-B/16 as published for Pascal VOC, taught by an EMA teacher."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 0  # length of training; 0: `epochs` decides
+    config.epochs = 80.0  # passes over the unlabelled images
+    config.batch = 8  # labelled images per step = unlabelled images per step, over all devices
+    config.dtype = "float32"  # of the computation (or bfloat16); parameters are always float32
+    config.max_skipped_steps = 5  # non-finite steps in a row that are skipped before the run stops
+    config.log_every = 10
+    config.compilation_cache = "~/.cache/semivl_jax/xla"  # empty: compile anew every time
+    config.data = _data()
+    config.model = _model()
+    config.vlg_decoder = _vlg_decoder()
+    config.deeplab_decoder = _deeplab_decoder()
+    config.text = _text()
+    config.method = _method()
+    config.optim = _optim()
+    config.evaluation = _evaluation()
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
+    return config
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.dataset = "shapes"  # shapes (made by the project) or folder (your own images)
+    data.directory = "~/.cache/semivl_jax/data"  # prepared data sets lie here
+    data.folder = ""  # dataset = folder: where images/, masks/ and classes.txt are
+    data.label_map = ""  # dataset = folder: mask values to change, such as "11:255,12:3"
+    data.split = "1_8"  # labelled share 1_k, a number of labelled images, or a file of ids
+    data.split_seed = 0  # draws the labelled images of a share or number
+    data.unlabelled = ""  # file of ids; empty: every training image that is not labelled
+    data.crop = 512
+    data.resize = "ratio"  # ratio or long_side (METHOD 6)
+    data.ratio_long = 2048  # resize = ratio: the image is first fitted into long × short, …
+    data.ratio_short = 512
+    data.scale_min = 0.5  # … times a factor drawn from [scale_min, scale_max]
+    data.scale_max = 2.0
+    data.workers = 2  # processes that decode and crop; 0: threads of the main process
+    data.prefetch = 2  # batches kept ready on the devices
+    return data
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    model.tower = "clip_vit_b16"  # sizes of the image tower: see semivl_jax/weights/towers.py
+    model.weights = ""  # CLIP weights (.safetensors), `demo` for the small tower of the demo
+    model.init = (
+        "clip"  # clip, or random: the tower starts untrained (guidance still needs weights)
+    )
+    model.taps = (
+        0,
+        4,
+        12,
+    )  # blocks whose features the decoder gets; the depth = the dense embedding
+    model.finetune = "spatial"  # spatial (attention and positions), all, or none
+    model.conv_encoder = "none"  # none or resnet101_v1c
+    model.renormalize = False  # feed the towers with CLIP's image statistics instead of ImageNet's
+    model.decoder = "vlg"  # vlg (language-guided) or deeplab
+    return model
+
+
+def _vlg_decoder() -> ConfigDict:
+    decoder = ConfigDict()
+    decoder.channels = 128
+    decoder.text_channels = 128
+    decoder.up_channels = (64, 32)
+    decoder.skip_channels = (32, 16)
+    decoder.num_layers = 2
+    decoder.num_heads = 4
+    decoder.mlp_dim = 512
+    decoder.pool = (4, 4)
+    decoder.conv1_kernel = 7
+    decoder.rates = (6, 12, 18)
+    return decoder
+
+
+def _deeplab_decoder() -> ConfigDict:
+    decoder = ConfigDict()
+    decoder.rates = (6, 12, 18)
+    decoder.low_level_channels = 48
+    decoder.channels = 256
+    return decoder
+
+
+def _text() -> ConfigDict:
+    text = ConfigDict()
+    text.decoder = "name"  # what describes a class: name, concept or concept_average (METHOD 2)
+    text.guidance = "concept"
+    return text
+
+
+def _method() -> ConfigDict:
+    method = ConfigDict()
+    method.semi_supervised = True  # False: labelled images only
+    method.teacher = "ema"  # ema, or student: the published training
+    method.ema_decay = 0.996
+    method.partner = "batch"  # CutMix partner: batch (reversed), or same_image: the published one
+    method.criterion = "cross_entropy"  # or ohem
+    method.ohem_threshold = 0.7
+    method.ohem_min_kept = 100_000  # pixels of the whole batch
+    method.confidence_mode = "pixelwise"  # pixelwise, pixelratio or pixelavg
+    method.confidence_threshold = 0.95
+    method.perturbation_rate = 0.5
+    method.guidance = True
+    method.guidance_threshold = 0.9
+    method.guidance_reduction = "mean_all"  # mean, mean_valid or mean_all
+    method.guidance_start = 0.1  # weight of the guidance losses, linear from start to end
+    method.guidance_end = 0.0
+    return method
+
+
+def _optim() -> ConfigDict:
+    optim = ConfigDict()
+    optim.name = "adamw"  # or sgd
+    optim.lr = 1e-4
+    optim.weight_decay = 0.01
+    optim.power = 0.9  # of the polynomial decay
+    optim.warmup_steps = 0
+    optim.backbone_lr = 0.01  # times optim.lr
+    optim.conv_encoder_lr = 1.0
+    optim.decoder_lr = 10.0
+    return optim
+
+
+def _evaluation() -> ConfigDict:
+    evaluation = ConfigDict()
+    evaluation.mode = "zegclip_sliding_window"
+    evaluation.stride = 426.0  # below 1: share of the crop
+    evaluation.short_side = 512  # resize before; 0: as it is
+    evaluation.window_batch = 8  # windows per forward pass
+    evaluation.every_epochs = 1  # after epoch 0, n, 2n, … and at the end
+    evaluation.every_steps = 0  # if set, counts instead of epochs
+    evaluation.pictures = 8  # validation images drawn at every evaluation
+    return evaluation

@@ -1,0 +1,91 @@
+"""Checkpoints of a run: training state, progress of the run, written together.
+
+`<directory>/<step>/` holds the state after `step` updates and, as JSON, where the data stream stands and
+the best score so far. Orbax writes in the background into a temporary folder and renames it at the end,
+so a run that is killed leaves only whole checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from semivl_jax.train.state import TrainState
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run remembers beside the model.
+
+    next_step: the step whose batch comes next; with the seed it is the whole state of the data stream.
+    evaluated: the step of the last finished evaluation, −1 before the first.
+    best_score, best_step: highest validation mIoU in percent and when it was reached; −1 before the first.
+    """
+
+    next_step: int = 0
+    evaluated: int = -1
+    best_score: float = -1.0
+    best_step: int = -1
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints of one run."""
+
+    def __init__(self, directory: Path, *, keep: int) -> None:
+        self._directory = directory
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(), options=options, item_names=("state", "progress")
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest whole checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Starts writing; returns as soon as the arrays are copied. A step is written once."""
+        step = progress.next_step
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+        )
+        self._manager.save(step, args=items)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Progress]:
+        """The newest checkpoint, placed like `like` (arrays or abstract arrays with shardings).
+
+        Raises:
+          ValueError: there is none, or it cannot be read or does not fit the model.
+        """
+        step = self.latest_step()
+        if step is None:
+            raise ValueError(
+                f"{self._directory} holds no checkpoint; train first, or name another workdir"
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
+        )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint {self._directory / str(step)} cannot be restored "
+                f"({str(error).splitlines()[0]}); delete that folder to go on from an older one"
+            ) from error
+        return restored["state"], Progress(**restored["progress"])
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the background threads."""
+        self._manager.close()

@@ -1,0 +1,250 @@
+"""The only clock of a run: evaluate, save, draw the next batch, step, log, again.
+
+The loop knows no loss and no model. It gets a compiled step, a stream of batches and an evaluation, and
+keeps the order that makes a run resumable: at every step boundary first the evaluation that is due, then
+the checkpoint that is due, and only then is the next batch drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from types import FrameType
+
+import jax
+from tqdm import tqdm
+
+from semivl_jax.train.checkpoint import Checkpoints, Progress
+from semivl_jax.train.metrics import MetricWriter
+from semivl_jax.train.state import TrainState
+from semivl_jax.types import Batch
+
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+class Stopped(Exception):
+    """The run was asked to stop (SIGTERM or Ctrl-C) and has saved its state."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class NonFiniteLossError(ValueError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clock:
+    """When things are due, in steps. An evaluation or checkpoint is always due at the end."""
+
+    total_steps: int
+    evaluation_steps: frozenset[int]
+    checkpoint_every: int
+    log_every: int
+    max_skipped: int
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the loop calls.
+
+    batches(step): the stream from that step on, as a context manager over an iterator.
+    evaluate(state, step): scalars by name; `score` names the one that decides which state is best.
+    export(state): called for every new best state.
+    """
+
+    batches: Callable[[int], AbstractContextManager[Iterator[Batch]]]
+    evaluate: Callable[[TrainState, int], Mapping[str, float]]
+    score: str
+    export: Callable[[TrainState], None]
+
+
+class StopSignal:
+    """Remembers the first SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def check(self) -> None:
+        """Raises `Stopped` once a signal came."""
+        if self.received is not None:
+            raise Stopped(self.received)
+
+
+def run(
+    step_function: StepFunction,
+    state: TrainState,
+    progress: Progress,
+    *,
+    clock: Clock,
+    hooks: Hooks,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    stop: StopSignal,
+) -> TrainState:
+    """Trains from `progress` to the end and returns the last state.
+
+    Raises:
+      Stopped: after a signal, with the state saved.
+      NonFiniteLossError: after more than `max_skipped` non-finite steps in a row.
+    """
+    log = _Log(clock, writer, progress)
+    try:
+        with hooks.batches(progress.next_step) as batches, log:
+            while True:
+                _at_boundary(state, progress, clock, hooks, checkpoints, log, stop)
+                if progress.next_step >= clock.total_steps:
+                    return state
+                stop.check()
+                batch = next(batches)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = step_function(state, batch)
+                progress.next_step += 1
+                log.step(progress, metrics)
+    except Stopped:
+        checkpoints.save(state, progress)
+        raise
+    finally:
+        checkpoints.wait()
+
+
+def _at_boundary(
+    state: TrainState,
+    progress: Progress,
+    clock: Clock,
+    hooks: Hooks,
+    checkpoints: Checkpoints,
+    log: _Log,
+    stop: StopSignal,
+) -> None:
+    step = progress.next_step
+    last = step >= clock.total_steps
+    if (last or step in clock.evaluation_steps) and progress.evaluated != step:
+        log.flush()
+        with log.paused():
+            values = hooks.evaluate(state, step)
+        log.evaluation(step, values)
+        progress.evaluated = step
+        if values[hooks.score] > progress.best_score:
+            progress.best_score, progress.best_step = values[hooks.score], step
+            hooks.export(state)
+    if last or (step and step % clock.checkpoint_every == 0):
+        log.flush()
+        with log.paused():
+            checkpoints.save(state, progress)
+    stop.check()
+
+
+class _Log:
+    """Progress bar or plain lines, and the scalars of every `log_every`-th step.
+
+    Scalars are fetched one log interval late, so that the device never waits for the host.
+    """
+
+    def __init__(self, clock: Clock, writer: MetricWriter, progress: Progress) -> None:
+        self._clock, self._writer, self._progress = clock, writer, progress
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._since, self._first = time.monotonic(), progress.next_step
+        self._rate_step = progress.next_step
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> _Log:
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._clock.total_steps, initial=self._first, unit="step", dynamic_ncols=True
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Stopped):
+            self.flush()
+        if self._bar is not None:
+            self._bar.close()
+
+    def step(self, progress: Progress, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of the step just dispatched."""
+        if self._bar is not None:
+            self._bar.update()
+        step = progress.next_step
+        if step % self._clock.log_every == 0 or step in (self._first + 1, self._clock.total_steps):
+            self.flush()
+            self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Fetches and writes what is pending."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+        now = time.monotonic()
+        rate = (step - self._rate_step) / max(now - self._since, 1e-9)
+        self._since, self._rate_step = now, step
+        values["train/images_per_s"] = rate * self._clock.batch
+        self._writer.scalars(step, values)
+        self._show(step, values, rate)
+        skipped = int(values["train/skipped"])
+        if skipped > self._clock.max_skipped:
+            raise NonFiniteLossError(
+                f"loss or gradient was not finite in {skipped} steps in a row, the first of them step "
+                f"{step - skipped + 1}; the last good state is in checkpoints/. Lower optim.lr, or allow "
+                f"more with max_skipped_steps (now {self._clock.max_skipped})"
+            )
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the scalars of an evaluation."""
+        self._writer.scalars(step, values)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Time spent inside does not count for the rate."""
+        return _Paused(self)
+
+    def shift(self, seconds: float) -> None:
+        """Moves the start of the current rate interval."""
+        self._since += seconds
+
+    def _show(self, step: int, values: Mapping[str, float], rate: float) -> None:
+        best = self._progress.best_score
+        score = f"{best:.1f}" if best >= 0 else "-"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {values['train/loss']:.3f}, best mIoU {score}")
+            return
+        left = (self._clock.total_steps - step) / rate if rate else 0.0
+        print(
+            f"step {step}/{self._clock.total_steps}  loss {values['train/loss']:.4f}  "
+            f"{values['train/images_per_s']:.1f} images/s  {left / 60:.1f} min left  "
+            f"best mIoU {score}",
+            flush=True,
+        )
+
+
+class _Paused:
+    def __init__(self, log: _Log) -> None:
+        self._log = log
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._log.shift(time.monotonic() - self._start)

@@ -1,0 +1,66 @@
+"""Where scalars and pictures of a run go: `metrics.jsonl` and TensorBoard events.
+
+Enter: Python floats by name and uint8 RGB pictures; leave: files in the workdir. One JSON object per line,
+each with its `step`; lines of steps that a resumed run will do again are dropped first, so every step
+stands once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Writes the same scalars to both places; a context manager."""
+
+    def __init__(self, workdir: Path, *, next_step: int) -> None:
+        self._path = workdir / "metrics.jsonl"
+        _drop_after(self._path, next_step)
+        self._file = self._path.open("a", encoding="utf8")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=next_step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line; non-finite values become null, which JSON can hold."""
+        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **line}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds an RGB picture (height × width × 3, uint8) to the events."""
+        self._events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keeps the lines up to `step`; a last line cut short by a kill goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf8")
+    os.replace(temporary, path)

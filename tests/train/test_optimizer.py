@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from semivl_jax.train import optimizer, teacher
+from semivl_jax.weights.groups import Group
+
+GROUPS = (Group("slow", "a/.*", 0.1), Group("fast", "b/.*", 10.0, decay=0.0))
+
+
+def params():
+    return {"a": {"w": jnp.array([1.0, -2.0])}, "b": {"w": jnp.array([3.0])}}
+
+
+def grads():
+    return {"a": {"w": jnp.array([0.5, 0.25])}, "b": {"w": jnp.array([-2.0])}}
+
+
+def test_schedule_is_applied_after_each_step_with_that_steps_index():
+    schedule = optimizer.polynomial_schedule(lr=2.0, total_steps=10, power=0.9)
+    factors = [float(schedule(i)) / 2.0 for i in range(11)]
+    expected = [1.0] + [(1 - i / 10) ** 0.9 for i in range(10)]
+    np.testing.assert_allclose(factors, expected, rtol=1e-6)
+
+
+def test_schedule_never_goes_below_zero_after_the_end():
+    schedule = optimizer.polynomial_schedule(lr=1.0, total_steps=4, power=0.9)
+    assert float(schedule(9)) == 0.0
+
+
+def test_warm_up_is_a_line_from_the_ratio_to_the_schedule():
+    schedule = optimizer.polynomial_schedule(
+        lr=1.0, total_steps=10**9, power=0.9, warmup_steps=4, warmup_ratio=0.2
+    )
+    np.testing.assert_allclose(
+        [float(schedule(i)) for i in range(6)], [0.2, 0.4, 0.6, 0.8, 1.0, 1.0], rtol=1e-5
+    )
+
+
+def test_first_adamw_step_in_closed_form():
+    tx = optimizer.build(params(), GROUPS, lambda _: 0.01, name="adamw", weight_decay=0.5)
+    updates, _ = tx.update(grads(), tx.init(params()), params())
+    # The bias-corrected first step is g/(|g| + eps); decay is times the group's learning rate.
+    for name, lr, decay in (("a", 0.001, 0.5), ("b", 0.1, 0.0)):
+        g, p = np.asarray(grads()[name]["w"]), np.asarray(params()[name]["w"])
+        np.testing.assert_allclose(
+            updates[name]["w"], -lr * (g / (np.abs(g) + 1e-8) + decay * p), rtol=1e-5
+        )
+
+
+def test_two_sgd_steps_in_closed_form():
+    tx = optimizer.build(
+        params(), GROUPS, lambda _: 0.1, name="sgd", weight_decay=0.2, momentum=0.9
+    )
+    state, weights = tx.init(params()), params()
+    momentum = {"a": 0.0, "b": 0.0}
+    expected = {name: np.asarray(leaf["w"]) for name, leaf in params().items()}
+    for _ in range(2):
+        updates, state = tx.update(grads(), state, weights)
+        weights = optax.apply_updates(weights, updates)
+        for name, lr, decay in (("a", 0.01, 0.2), ("b", 1.0, 0.0)):
+            g = np.asarray(grads()[name]["w"]) + decay * expected[name]
+            momentum[name] = 0.9 * momentum[name] + g
+            expected[name] = expected[name] - lr * momentum[name]
+    for name, value in expected.items():
+        np.testing.assert_allclose(weights[name]["w"], value, rtol=1e-5)
+
+
+def test_teacher_starts_at_the_student_and_ends_at_the_ceiling():
+    decays = [
+        float(teacher.ema_decay(jnp.asarray(i), ceiling=0.996)) for i in (0, 1, 2, 249, 10**6)
+    ]
+    np.testing.assert_allclose(decays, [0.0, 0.5, 2 / 3, 0.996, 0.996], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_average_of_leaves_keeps_its_dtype(dtype):
+    old = {"w": jnp.array([1.0, 3.0], dtype)}
+    new = {"w": jnp.array([2.0, 5.0])}
+    mixed = jax.jit(teacher.ema_update)(old, new, jnp.asarray(0.75))
+    assert mixed["w"].dtype == dtype
+    np.testing.assert_allclose(mixed["w"].astype(jnp.float32), [1.25, 3.5])
