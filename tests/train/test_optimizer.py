@@ -45,8 +45,9 @@ def test_first_adamw_step_in_closed_form():
     # The bias-corrected first step is g/(|g| + eps); decay is times the group's learning rate.
     for name, lr, decay in (("a", 0.001, 0.3), ("b", 0.1, 0.0)):
         g, p = np.asarray(grads()[name]["w"]), np.asarray(params()[name]["w"])
+        # 1 − β₂ = 0.001 is known in float32 to 6e-5 of itself, its root to half of that.
         np.testing.assert_allclose(
-            updates[name]["w"], -lr * (g / (np.abs(g) + 1e-8) + decay * p), rtol=1e-5
+            updates[name]["w"], -lr * (g / (np.abs(g) + 1e-8) + decay * p), rtol=3e-5
         )
 
 
