@@ -1,0 +1,135 @@
+"""What a data set is about: its classes, their colours and the words that describe them.
+
+A `DatasetInfo` is plain data (names, a uint8 [n, 3] palette, concepts per class). Builders store it as
+JSON beside the records, so that a prepared directory says by itself what its label values mean.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+IGNORE_INDEX = 255
+
+MAX_CLASSES = IGNORE_INDEX  # labels are one byte, and 255 means "does not count"
+
+
+def distinct_palette(num_classes: int) -> np.ndarray:
+    """Colours, uint8 [num_classes, 3], that neighbouring class numbers do not share.
+
+    Hues advance by the golden ratio, so any few consecutive classes lie far apart on the colour
+    circle; lightness and saturation alternate to tell the later ones from the earlier ones.
+    """
+    golden = (5**0.5 - 1) / 2
+    colours = []
+    for index in range(num_classes):
+        lightness = (0.55, 0.38, 0.72)[index % 3]
+        saturation = (0.85, 0.6)[index // 3 % 2]
+        colours.append(colorsys.hls_to_rgb((0.02 + index * golden) % 1, lightness, saturation))
+    return np.round(np.asarray(colours, np.float64).reshape(-1, 3) * 255).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DatasetInfo:
+    """Classes of a data set.
+
+    Attributes:
+      name: what the data set is called in messages and file names.
+      classes: one name per label value 0 … n-1.
+      definitions: for every class the concepts that describe it, at least one; by default its name.
+      palette: uint8 [n, 3], the colour of every class; by default `distinct_palette`.
+      ignore: the label value that does not count in losses and metrics.
+
+    Raises:
+      ValueError: no class or more than 255, a repeated or empty name, a palette or definitions
+        whose length is not the number of classes.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    definitions: tuple[tuple[str, ...], ...] = ()
+    palette: np.ndarray | None = None
+    ignore: int = IGNORE_INDEX
+
+    def __post_init__(self) -> None:
+        classes = tuple(self.classes)
+        if not 0 < len(classes) <= MAX_CLASSES:
+            raise ValueError(
+                f"data set {self.name!r} has {len(classes)} classes; give 1 to {MAX_CLASSES} names"
+            )
+        for position, name in enumerate(classes):
+            if not name.strip():
+                raise ValueError(f"data set {self.name!r}: class {position} has no name; give one")
+            if name in classes[:position]:
+                raise ValueError(
+                    f"data set {self.name!r} names the class {name!r} twice (values "
+                    f"{classes.index(name)} and {position}); rename one of them"
+                )
+        definitions = tuple(tuple(d) for d in self.definitions) or tuple((c,) for c in classes)
+        palette = distinct_palette(len(classes)) if self.palette is None else self.palette
+        palette = np.asarray(palette, np.uint8)
+        if len(definitions) != len(classes) or not all(definitions):
+            raise ValueError(
+                f"data set {self.name!r}: {len(definitions)} definitions for {len(classes)} "
+                "classes; give every class at least one concept"
+            )
+        if palette.shape != (len(classes), 3):
+            raise ValueError(
+                f"data set {self.name!r}: the palette has shape {palette.shape}; give one RGB "
+                f"colour per class, ({len(classes)}, 3)"
+            )
+        object.__setattr__(self, "classes", classes)
+        object.__setattr__(self, "definitions", definitions)
+        object.__setattr__(self, "palette", palette)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, n."""
+        return len(self.classes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same facts as JSON types."""
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "definitions": [list(d) for d in self.definitions],
+            "palette": self.palette.tolist(),
+            "ignore": self.ignore,
+        }
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> DatasetInfo:
+        """Inverse of `to_json`; a missing field is a KeyError."""
+        return cls(
+            name=facts["name"],
+            classes=tuple(facts["classes"]),
+            definitions=tuple(tuple(d) for d in facts["definitions"]),
+            palette=np.asarray(facts["palette"], np.uint8),
+            ignore=facts["ignore"],
+        )
+
+
+def parse_classes(lines: Sequence[str], *, where: str) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Class names and concepts from text lines `name` or `name: concept, concept`.
+
+    Empty lines are skipped. Without concepts a class is described by its name.
+
+    Raises:
+      ValueError: a line that starts with a colon; `where` names the file.
+    """
+    names, definitions = [], []
+    for number, line in enumerate(lines, start=1):
+        name, _, rest = line.partition(":")
+        name = " ".join(name.split())
+        concepts = tuple(" ".join(c.split()) for c in rest.split(",") if c.strip())
+        if not name and not concepts:
+            continue
+        if not name:
+            raise ValueError(f"{where} line {number} has concepts but no class name before ':'")
+        names.append(name)
+        definitions.append(concepts or (name,))
+    return names, definitions
