@@ -2,27 +2,41 @@
 
 A record holds `id` (text), `image` (encoded bytes, PNG or JPEG as it came), `label` (encoded
 one-channel PNG whose grey levels are class indices, 255 = ignore; **empty bytes = no label**) and
-`captions` (texts, often none). Splits are "train" and "validation". Records keep the order in which
-the builder yields them, and the ids in that order (and which of them have a label) are stored in the
-metadata with names, palette and definitions, so selecting images reads no image.
+`captions` (texts, often none). Splits are "train" and "validation".
 
-Nothing here decodes or encodes an image, therefore neither preparing nor reading needs TensorFlow.
+Records keep the order in which the builder yields them. The metadata holds, beside names, palette and
+definitions, `ids` {part: [id, …]} in that order and `pixels` {part: [{value: count} | null, …]}, the
+label values of every image (null = no label): choosing labelled images and reporting on them reads no
+record. Every image and label is decoded once while it is written, to be sure that training can.
+
+TFDS is only handed encoded bytes, therefore neither preparing nor reading needs TensorFlow.
 """
 
 from __future__ import annotations
 
 import abc
+import collections
+import contextlib
 import dataclasses
+import fcntl
+import io
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from semivl_jax.data.catalog import DatasetInfo
 
 PARTS = ("train", "validation")
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Larger shards only matter for copying; reading is by index in any case.
 _SHARD_BYTES = 512 * 2**20
@@ -30,12 +44,16 @@ _SHARD_BYTES = 512 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One image on its way into a data set: encoded bytes or a path to them; label None = unlabelled."""
+    """One image on its way into a data set: encoded bytes, or a path to them.
+
+    `label` None means unlabelled. `origin` (by default the id) is what error messages call the image.
+    """
 
     id: str
     image: bytes | os.PathLike
     label: bytes | os.PathLike | None = None
     captions: tuple[str, ...] = ()
+    origin: str = ""
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -89,30 +107,31 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             features=features(),
             homepage=self.homepage,
             citation=self.citation,
-            metadata=tfds.core.MetadataDict(self.about().to_json() | {"ids": {}, "unlabelled": {}}),
+            metadata=tfds.core.MetadataDict(self.about().to_json() | {"ids": {}, "pixels": {}}),
             disable_shuffling=True,  # record i is the i-th sample: the id list stays valid
         )
 
     def write(self, part: str, samples: Iterable[Sample]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Turn samples into records and note their ids; for use in `_split_generators`.
+        """Check samples, turn them into records, note their ids; for use in `_split_generators`.
 
         Raises (while the records are drawn):
-          ValueError: an id that occurs twice in the part.
+          ValueError: an id that occurs twice in the part, and whatever `inspect` finds.
         """
         if part not in PARTS:
             raise ValueError(f"part {part!r} is unknown; use one of {PARTS}")
+        about = self.about()
         ids: list[str] = []
-        unlabelled: list[str] = []
+        pixels: list[dict[str, int] | None] = []
         seen: set[str] = set()
-        for index, sample in enumerate(samples):
+        checked = ordered_map(lambda sample: inspect(sample, about), samples)
+        for index, (sample, counts) in enumerate(checked):
             if sample.id in seen:
                 raise ValueError(
                     f"{self.name}: the id {sample.id!r} occurs twice in {part}; rename one image"
                 )
             seen.add(sample.id)
             ids.append(sample.id)
-            if sample.label is None:
-                unlabelled.append(sample.id)
+            pixels.append(counts)
             yield (
                 index,
                 {
@@ -123,29 +142,108 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 },
             )
         self.info.metadata["ids"][part] = ids
-        self.info.metadata["unlabelled"][part] = unlabelled
+        self.info.metadata["pixels"][part] = pixels
 
     def _generate_examples(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("builders return self.write(...) from _split_generators")
+
+
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None
+) -> Iterator[R]:
+    """`map` in threads that keeps the order and looks only a few items ahead."""
+    workers = workers or min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        pending: collections.deque = collections.deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def inspect(sample: Sample, about: DatasetInfo) -> tuple[Sample, dict[str, int] | None]:
+    """Decode a sample once; return it with its bytes, and the pixel count of every label value.
+
+    Raises:
+      ValueError: an unreadable image or label, a label of another size than its image, or one with
+        several channels or with values that are neither a class nor the ignore value.
+    """
+    origin = sample.origin or sample.id
+    image, picture = _decode(sample.image, f"image {origin}")
+    sample = dataclasses.replace(sample, image=image)
+    if sample.label is None:
+        return sample, None
+    label, mask = _decode(sample.label, f"label of {origin}")
+    if mask.size != picture.size:
+        raise ValueError(
+            f"label of {origin} is {mask.size[0]}x{mask.size[1]} pixels but the image is "
+            f"{picture.size[0]}x{picture.size[1]}; give both the same size"
+        )
+    if mask.mode != "L":
+        raise ValueError(
+            f"label of {origin} has the PNG mode {mask.mode}; store class indices as 8-bit grey"
+        )
+    counts = np.bincount(np.asarray(mask).reshape(-1), minlength=256)
+    for value in np.flatnonzero(counts):
+        if value >= about.num_classes and value != about.ignore:
+            raise ValueError(
+                f"label of {origin} has the value {value} in {counts[value]} pixels, but the classes "
+                f"are 0 to {about.num_classes - 1} and {about.ignore} is ignored; map the value to "
+                "one of these or correct the label"
+            )
+    present = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    return dataclasses.replace(sample, label=label), present
+
+
+def _decode(encoded: bytes | os.PathLike, what: str) -> tuple[bytes, Image.Image]:
+    data = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"{what} cannot be read ({error}); replace the file or take it out of the data set"
+        ) from error
+    return data, picture
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> Path:
     """Prepare a data set unless it is there already; return its directory.
 
     Records are written to a temporary directory that is renamed when complete: an interrupted
-    preparation leaves nothing that could be taken for the data set, and is started again.
+    preparation leaves nothing that could be taken for the data set, its remains are removed and it
+    starts again. Processes that prepare the same data set wait for the first one.
 
     Raises:
-      ValueError: the directory exists but was not completed (copied in part, or edited).
+      ValueError: the directory exists but lacks files (copied in part, or edited), or the builder
+        found something wrong with its input.
     """
     directory = Path(builder.data_path)
-    if not directory.exists():
-        builder.download_and_prepare(
-            file_format="array_record",
-            download_config=tfds.download.DownloadConfig(max_shard_size=_SHARD_BYTES),
-        )
+    with _only_one(directory.parent):
+        if not directory.exists():
+            for remains in directory.parent.glob(f"incomplete.*_{directory.name}"):
+                shutil.rmtree(remains)
+            builder.download_and_prepare(
+                file_format="array_record",
+                download_config=tfds.download.DownloadConfig(max_shard_size=_SHARD_BYTES),
+            )
     check_complete(directory)
     return directory
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Hold a file lock, which the operating system releases however the process ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def check_complete(directory: Path) -> None:
@@ -154,17 +252,14 @@ def check_complete(directory: Path) -> None:
     Raises:
       ValueError: a missing description, metadata file or record shard, with the remedy.
     """
+    remedy = "delete the directory and prepare it again"
     for needed in ("dataset_info.json", "features.json", "metadata.json"):
         if not (directory / needed).is_file():
-            raise ValueError(
-                f"{directory} is not a complete data set: {needed} is missing; delete the "
-                "directory and prepare it again"
-            )
+            raise ValueError(f"{directory} is no complete data set: {needed} is missing; {remedy}")
     info = tfds.builder_from_directory(directory).info
     for split in info.splits.values():
         for shard in split.filepaths:
             if not Path(shard).is_file():
                 raise ValueError(
-                    f"{directory} is not a complete data set: the record file {Path(shard).name} "
-                    "is missing; delete the directory and prepare it again"
+                    f"{directory} is no complete data set: {Path(shard).name} is missing; {remedy}"
                 )
