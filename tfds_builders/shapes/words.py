@@ -1,0 +1,68 @@
+"""The classes of shapes, the words that describe them, and the captions of a picture.
+
+A class has a plain name and a definition: the concepts that it stands for. Captions nearly always use
+the concept ("truck"), seldom the plain name ("vehicle"), so that a tower that learned from captions
+knows the concepts well and the plain names only vaguely. That is what definitions are for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+DEFINITIONS: dict[str, tuple[str, ...]] = {
+    "background": (
+        "grass field",
+        "sandy beach",
+        "blue lake",
+        "brick wall",
+        "wooden floor",
+        "cloudy sky",
+    ),
+    "striped ball": ("striped ball",),
+    "dotted ball": ("dotted ball",),
+    "tiger": ("tiger",),
+    "leopard": ("leopard",),
+    "crate": ("wooden crate",),
+    "gift": ("gift box",),
+    "vehicle": ("car", "truck", "bus"),
+    "fruit": ("red apple", "banana", "bunch of grapes"),
+    "flower": ("daisy", "tulip", "sunflower"),
+}
+CLASSES = tuple(DEFINITIONS)
+CONCEPTS = tuple(concept for concepts in DEFINITIONS.values() for concept in concepts)
+CLASS_OF = {concept: i for i, name in enumerate(CLASSES) for concept in DEFINITIONS[name]}
+SCENERY = DEFINITIONS["background"]
+OBJECTS = tuple(concept for concept in CONCEPTS if concept not in SCENERY)
+PALETTE = (
+    (40, 44, 52),
+    (229, 57, 53),
+    (255, 160, 0),
+    (244, 81, 200),
+    (255, 238, 88),
+    (141, 110, 99),
+    (0, 172, 193),
+    (57, 106, 255),
+    (124, 220, 66),
+    (171, 71, 188),
+)
+COLOURED = {"striped ball", "dotted ball", "gift box", "car", "truck", "bus"}
+"""Concepts whose colour is free; a caption may say it ("blue truck")."""
+
+PLAIN_NAME = 0.08
+"""Share of the mentions that use the class's plain name instead of the concept."""
+COLOUR_NAMED = 0.25
+"""Share of the mentions of a coloured object that say its colour."""
+
+
+def mention(rng: np.random.Generator, concept: str, colour: str | None) -> str:
+    """The words for one thing of a picture: its concept, seldom its class, sometimes its colour."""
+    plain, named = rng.random(2)
+    name = CLASSES[CLASS_OF[concept]] if plain < PLAIN_NAME else concept
+    return f"{colour} {name}" if colour and named < COLOUR_NAMED else name
+
+
+def caption(things: list[str], place: str | None = None) -> str:
+    """ "a photo of a striped ball and a red truck on a grass field"."""
+    listed = [f"a {thing}" for thing in things]
+    text = ", ".join(listed[:-1]) + " and " * (len(listed) > 1) + listed[-1]
+    return f"a photo of {text}" + (f" on a {place}" if place else "")
