@@ -1,0 +1,69 @@
+"""Position tables on other patch grids than the one they were made for.
+
+In and out: tables (1, 1 + y·x, c), the class token's row first, then the grid's rows. Resizing is
+bicubic in torch's convention and leaves the class token alone. As in the published system a table
+is resized only where the *number* of patches differs: a grid of another shape with equally many
+patches takes it as it is (METHOD 1.3).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from semivl_jax.models.resize import bicubic, resize_matrix
+
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
+
+
+def resize_table(
+    table: Float[np.ndarray, "1 t c"], grid_from: Grid, grid_to: Grid
+) -> Float32[np.ndarray, "1 1+{grid_to[0]}*{grid_to[1]} c"]:
+    """The table for another grid, on the host: once, when weights are loaded.
+
+    ValueError where the table has not one row per patch of `grid_from` and one more.
+    """
+    _check(table.shape, grid_from)
+    if grid_from[0] * grid_from[1] == grid_to[0] * grid_to[1]:
+        return np.asarray(table, np.float32)
+    rows, cols = (
+        resize_matrix(n_in, n_out, method="bicubic", align_corners=False)
+        for n_in, n_out in zip(grid_from, grid_to, strict=True)
+    )
+    patches = np.asarray(table[0, 1:], np.float32).reshape(*grid_from, -1)
+    resized = np.einsum("ph,qw,hwc->pqc", rows, cols, patches, optimize=True)
+    flat = resized.reshape(1, -1, table.shape[-1])
+    return np.concatenate([table[:, :1], flat], axis=1).astype(np.float32)
+
+
+def table_at(
+    table: Float[Array, "1 t c"], grid_from: Grid, grid_to: Grid
+) -> Float[Array, "1 1+{grid_to[0]}*{grid_to[1]} c"]:
+    """The same inside the network, differentiable: for inputs that are not of the training size."""
+    _check(table.shape, grid_from)
+    if grid_from[0] * grid_from[1] == grid_to[0] * grid_to[1]:
+        return table
+    channels = table.shape[-1]
+    patches = bicubic(table[:, 1:].reshape(1, *grid_from, channels), grid_to)
+    return jnp.concatenate([table[:, :1], patches.reshape(1, -1, channels)], axis=1)
+
+
+def square_grid(table_rows: int, *, source: str) -> Grid:
+    """The square grid of a table with that many rows; ValueError where it cannot be square."""
+    side = round((table_rows - 1) ** 0.5)
+    if table_rows != 1 + side * side:
+        raise ValueError(
+            f"{source}: a position table of {table_rows} rows is not 1 + a square number, so its "
+            "grid is unknown; load it at its own size"
+        )
+    return side, side
+
+
+def _check(shape: tuple[int, ...], grid: Grid) -> None:
+    if shape[1] != 1 + grid[0] * grid[1]:
+        raise ValueError(
+            f"a position table of {shape[1]} rows does not belong to a grid of {grid[0]}×{grid[1]} "
+            f"patches and one class token ({1 + grid[0] * grid[1]} rows)"
+        )

@@ -1,0 +1,61 @@
+"""CLIP's text tower (METHOD section 2).
+
+In: token ids k×T int32, padded with zeros behind the end-of-text token, which has the largest id of
+its row. Out: embeddings k×D float32, not normalised: callers average concepts before they normalise.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float32, Int
+
+from semivl_jax.models.transformer import Encoder
+
+
+class TextTransformer(nn.Module):
+    """Causal transformer that is read at the end-of-text token; CLIP's own size by default."""
+
+    vocab_size: int = 49408
+    width: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    out_dim: int = 512
+    context_length: int = 77
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, "k {self.context_length}"]
+    ) -> Float32[Array, "k {self.out_dim}"]:
+        """Embed token rows."""
+        tokens = nn.Embed(
+            self.vocab_size,
+            self.width,
+            embedding_init=nn.initializers.normal(0.02),
+            dtype=self.dtype,
+            name="token_embedding",
+        )(ids)
+        table_shape = (1, self.context_length, self.width)
+        table = self.param("pos_embedding", nn.initializers.normal(0.01), table_shape)
+        x, _ = Encoder(
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_dim=4 * self.width,
+            causal=True,
+            quick_gelu=True,
+            eps=1e-5,
+            dtype=self.dtype,
+            name="Transformer",
+        )(tokens + table.astype(self.dtype))
+        end = jnp.argmax(ids, axis=-1)
+        x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        project = nn.Dense(
+            self.out_dim,
+            use_bias=False,
+            kernel_init=nn.initializers.normal(self.width**-0.5),
+            dtype=self.dtype,
+            name="projection",
+        )
+        return project(x).astype(jnp.float32)

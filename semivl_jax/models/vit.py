@@ -1,0 +1,104 @@
+"""CLIP's image tower with dense output (METHOD section 1).
+
+In: images B×H×W×3, normalised (float, about −3 to 3), of any size: sides that the patch size does
+not divide are padded with zeros on the right and below. Out: `Features` on the patch grid
+⌈H/p⌉×⌈W/p⌉: value paths of the tapped blocks (raw, `dtype`) and the dense embedding (float32, unit
+length over channels); `pooled` is the image's embedding (float32, unit length).
+
+Dense embedding and taps come from the value path, where a token sees only itself: attention mixes
+positions, which is what one embedding per pixel does not want (MaskCLIP). What a caller leaves
+unused (`pooled`, the last block's attention) is dropped by the compiler.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from semivl_jax.models.layers import l2_normalize
+from semivl_jax.models.position import table_at
+from semivl_jax.models.transformer import Encoder, layer_norm
+from semivl_jax.types import Features
+
+
+class VisionTransformer(nn.Module):
+    """ViT with class token, pre-norm and projection; the published size is ViT-B/16.
+
+    grid   rows and columns of the stored position table (the training crop // patch_size)
+    taps   maps to return, ascending: i < depth is block i's value path, depth the dense embedding.
+           A tap on the last block is normed by the final norm, as published; the others are raw.
+    """
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    out_dim: int
+    grid: tuple[int, int]
+    taps: tuple[int, ...]
+    quick_gelu: bool = False
+    eps: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"]) -> Features:
+        """Encode images. ValueError for taps that the tower does not have or not in order."""
+        self._check()
+        x = self._patches(image)
+        batch, rows, cols, _ = x.shape
+        x = self._tokens(x)
+        # The dense embedding is always made from the last block; unused, it costs nothing.
+        tokens, values = Encoder(
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            value_paths=tuple(sorted({*self.taps, self.depth - 1} - {self.depth})),
+            quick_gelu=self.quick_gelu,
+            eps=self.eps,
+            dtype=self.dtype,
+            remat=self.remat,
+            name="Transformer",
+        )(x)
+        project = nn.Dense(self.out_dim, use_bias=False, dtype=self.dtype, name="projection")
+        values[self.depth] = l2_normalize(project(values[self.depth - 1]))
+        maps = tuple(values[tap].reshape(batch, rows, cols, -1) for tap in self.taps)
+        return Features(maps=maps, pooled=l2_normalize(project(tokens[:, 0])))
+
+    def _check(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} does not divide width={self.width}: choose a divisor"
+            )
+        valid = range(self.depth + 1)
+        if not self.taps or any(tap not in valid for tap in self.taps):
+            raise ValueError(f"taps={self.taps}: name one or more of 0 … depth={self.depth}")
+        if list(self.taps) != sorted(set(self.taps)):
+            raise ValueError(f"taps={self.taps} must ascend without repetition")
+
+    def _patches(self, image: Array) -> Array:
+        patch = self.patch_size
+        below, right = (-size % patch for size in image.shape[1:3])
+        image = jnp.pad(image, ((0, 0), (0, below), (0, right), (0, 0)))
+        return nn.Conv(
+            self.width,
+            (patch, patch),
+            strides=(patch, patch),
+            padding="VALID",
+            use_bias=False,
+            dtype=self.dtype,
+            name="embedding",
+        )(image.astype(self.dtype))
+
+    def _tokens(self, patches: Array) -> Array:
+        batch, rows, cols, width = patches.shape
+        cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, width))
+        table_shape = (1, 1 + self.grid[0] * self.grid[1], width)
+        table = self.param("pos_embedding", nn.initializers.normal(width**-0.5), table_shape)
+        first = jnp.broadcast_to(cls.astype(self.dtype), (batch, 1, width))
+        x = jnp.concatenate([first, patches.reshape(batch, rows * cols, width)], axis=1)
+        x = x + table_at(jnp.asarray(table), self.grid, (rows, cols)).astype(self.dtype)
+        return layer_norm("pre_norm", eps=self.eps, dtype=self.dtype)(x)

@@ -1,0 +1,94 @@
+"""CLIP's text tower and the import of CLIP checkpoints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semivl_jax.models.text import TextTransformer
+from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.weights.clip import import_text, import_vision
+from tests.golden_files import Golden, assert_close
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("file", ["text_tower", "text_tower_fullvocab"])
+def test_text_embeddings_are_the_published_ones(file):
+    golden = Golden(file)
+    kwargs = golden.meta["kwargs"]
+    tower = TextTransformer(
+        vocab_size=kwargs["vocab_size"],
+        width=kwargs["transformer_width"],
+        depth=kwargs["transformer_layers"],
+        num_heads=kwargs["transformer_heads"],
+        out_dim=kwargs["embed_dim"],
+        context_length=kwargs["context_length"],
+    )
+    params = import_text(golden.weights(), tower)
+    ours = jax.jit(tower.apply)({"params": params}, golden["in/ids"])
+    assert_close(ours, golden["out/text_features"], 1e-5, "raw")
+    unit = ours / jnp.linalg.norm(ours, axis=-1, keepdims=True)
+    assert_close(unit, golden["out/text_features_norm"], 1e-5, "unit length")
+
+
+def test_tokens_behind_the_end_do_not_matter():
+    tower = TextTransformer(20, 16, 2, 2, 6, context_length=8)
+    ids = jnp.asarray([[17, 3, 19, 0, 0, 0, 0, 0], [17, 3, 19, 4, 5, 6, 7, 8]])
+    variables = jax.jit(tower.init)(jax.random.key(0), ids)
+    out = jax.jit(tower.apply)(variables, ids)
+    np.testing.assert_allclose(out[0], out[1], atol=1e-6)
+
+
+def vision_state(width=8, depth=2, side=3, patch=4, out_dim=6) -> dict[str, np.ndarray]:
+    """Random CLIP image weights under OpenAI's names, float16 as the checkpoints have them."""
+    shapes = {
+        "class_embedding": (width,),
+        "positional_embedding": (1 + side * side, width),
+        "conv1.weight": (width, 3, patch, patch),
+        "proj": (width, out_dim),
+        **{f"{n}.{p}": (width,) for n in ("ln_pre", "ln_post") for p in ("weight", "bias")},
+    }
+    for i in range(depth):
+        block = f"transformer.resblocks.{i}"
+        shapes |= {
+            **{f"{block}.{n}.{p}": (width,) for n in ("ln_1", "ln_2") for p in ("weight", "bias")},
+            f"{block}.attn.in_proj_weight": (3 * width, width),
+            f"{block}.attn.in_proj_bias": (3 * width,),
+            f"{block}.attn.out_proj.weight": (width, width),
+            f"{block}.attn.out_proj.bias": (width,),
+            f"{block}.mlp.c_fc.weight": (4 * width, width),
+            f"{block}.mlp.c_fc.bias": (4 * width,),
+            f"{block}.mlp.c_proj.weight": (width, 4 * width),
+            f"{block}.mlp.c_proj.bias": (width,),
+        }
+    rng = np.random.default_rng(0)
+    return {f"visual.{n}": rng.normal(size=s).astype(np.float16) for n, s in shapes.items()}
+
+
+def vision_tower(**changes) -> VisionTransformer:
+    options = {"patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 32}
+    options |= {"out_dim": 6, "grid": (5, 4), "taps": (2,), **changes}
+    return VisionTransformer(**options)
+
+
+def test_clip_image_weights_fill_the_tower_at_its_grid():
+    state = vision_state() | {"logit_scale": np.float32(4.6), "token_embedding.weight": np.ones(3)}
+    params = import_vision(state, vision_tower())
+    assert params["pos_embedding"].shape == (1, 21, 8)
+    assert params["pos_embedding"].dtype == np.float32
+    features = jax.jit(vision_tower().apply)({"params": params}, jnp.ones((1, 20, 16, 3)))
+    assert np.all(np.isfinite(features.maps[0]))
+
+
+def test_weights_that_do_not_fit_are_listed_in_one_error():
+    state = vision_state()
+    del state["visual.ln_pre.bias"]
+    with pytest.raises(ValueError) as error:
+        import_vision(state, vision_tower(out_dim=7, depth=1, taps=(1,)), source="clip.pt")
+    text = str(error.value)
+    assert text.startswith("clip.pt does not fit the model.")
+    assert "missing: pre_norm/bias" in text
+    assert "unexpected: Transformer/encoderblock_1/LayerNorm_0/scale" in text
+    assert "projection/kernel (8, 6) instead of (8, 7)" in text
+    with pytest.raises(ValueError, match=r"unknown name: layer1\.0\.weight"):
+        import_vision({"visual.layer1.0.weight": np.ones(3)}, vision_tower())

@@ -1,0 +1,54 @@
+"""Layouts that golden files of the towers do not reach, and trees on disk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from semivl_jax.weights.layout import Rule, conv_transpose, convert
+from semivl_jax.weights.store import load_tree, save_tree
+from semivl_jax.weights.tree import flatten, unflatten
+
+
+def test_a_transposed_convolution_scatters_its_kernel():
+    weight = np.random.default_rng(0).normal(size=(3, 5, 2, 2)).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=(1, 4, 3, 3)).astype(np.float32)
+    expected = np.einsum("bhwi,iopq->bhpwqo", x, weight).reshape(1, 8, 6, 5)
+    layer = nn.ConvTranspose(5, (2, 2), strides=(2, 2), padding="VALID", use_bias=False)
+    ours = layer.apply({"params": {"kernel": conv_transpose(weight)}}, x)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_rules_can_drop_what_is_not_needed():
+    rules = (Rule(r"a(\d)", r"x/\1"), Rule(".*count", None))
+    assert convert({"a3": np.ones(1), "b.count": np.ones(())}, rules, source="file") == {
+        "x": {"3": np.ones(1)}
+    }
+
+
+def test_trees_flatten_and_return():
+    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert flatten(tree) == {"a/b": 1, "a/c/d": 2, "e": 3}
+    assert unflatten(flatten(tree)) == tree
+    with pytest.raises(ValueError, match="already the name of an array"):
+        unflatten({"a": 1, "a/b": 2})
+
+
+def test_a_saved_tree_comes_back(tmp_path):
+    tree = {"a": {"kernel": jax.random.normal(jax.random.key(0), (2, 3))}, "n": jnp.arange(4)}
+    save_tree(tmp_path / "new" / "w.safetensors", tree, {"names": "cat, dog"})
+    back, metadata = load_tree(tmp_path / "new" / "w.safetensors")
+    assert metadata == {"names": "cat, dog"}
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["w.safetensors"]
+
+
+def test_a_broken_or_missing_file_is_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_tree(path, {"a": np.ones(100)}, {})
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"w\.safetensors is not a readable safetensors file"):
+        load_tree(path)
+    with pytest.raises(ValueError, match=r"other\.safetensors: no such file"):
+        load_tree(tmp_path / "other.safetensors")
