@@ -1,0 +1,104 @@
+"""The whole model: image encoder, optional convolutional encoder, decoder, resizing.
+
+In: images B×H×W×3, float, normalised with the ImageNet statistics, and the text of the classes. Out:
+float32 logits. Encoding and decoding can be called apart (`method=Segmenter.encode`), so that one encoding
+serves several decodings: clean and perturbed features, many sets of class names.
+
+`channel_masks` and `perturb` make the perturbed copy of features that the student sees (METHOD 4.4);
+`concat_features` and `take_features` join and cut batches of features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Float32
+
+from semivl_jax.models.normalization import renormalize
+from semivl_jax.models.resize import bilinear
+from semivl_jax.types import ClassText, Features, Key
+
+
+class Segmenter(nn.Module):
+    """Encoder and decoder of any kind that speak `Features`.
+
+    `crop` is the side of the training crop: logits are first resized to that square whatever the shape
+    of the image (METHOD 3.10). `renormalize` feeds the backbone with CLIP's image statistics; the
+    convolutional encoder always gets the image as it comes.
+    """
+
+    backbone: nn.Module
+    decoder: nn.Module
+    crop: int
+    conv_encoder: nn.Module | None = None
+    renormalize: bool = False
+
+    def encode(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
+        """Image to features; `train` matters to batch norms of the convolutional encoder only."""
+        features = self.backbone(renormalize(image) if self.renormalize else image)
+        if self.conv_encoder is not None:
+            features = features.replace(conv=self.conv_encoder(image, train=train))
+        return features
+
+    def decode(
+        self, features: Features, text: ClassText | None, *, train: bool = False
+    ) -> Float32[Array, "b {self.crop} {self.crop} n"]:
+        """Features to logits of the crop's size."""
+        logits = self.decoder(features, text, train=train)
+        return bilinear(logits, (self.crop, self.crop), align_corners=False)
+
+    def __call__(
+        self, image: Float[Array, "b h w 3"], text: ClassText | None, *, train: bool = False
+    ) -> Float32[Array, "b h w n"]:
+        """Image to logits of its size; one that is not crop×crop is resized twice, as published."""
+        logits = self.decode(self.encode(image, train=train), text, train=train)
+        return bilinear(logits, image.shape[1:3], align_corners=False)
+
+
+def channel_masks(
+    key: Key, features: Features, *, rate: float
+) -> tuple[Bool[Array, "b 1 1 _"], ...]:
+    """Which channels survive the perturbation: independent per image and map, each with 1 - rate.
+
+    In the order of `maps` (shallow to deep), then the convolutional map if there is one. Raises
+    ValueError unless 0 <= rate < 1.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate={rate} of dropped channels: choose at least 0 and below 1")
+    maps = _perturbed_maps(features)
+    keys = jax.random.split(key, len(maps))
+    return tuple(
+        jax.random.bernoulli(k, 1 - rate, (x.shape[0], 1, 1, x.shape[-1]))
+        for k, x in zip(keys, maps, strict=True)
+    )
+
+
+def perturb(
+    features: Features, masks: tuple[Bool[Array, "b 1 1 _"], ...], *, rate: float
+) -> Features:
+    """Features without the masked channels, the others divided by 1 - rate; `pooled` stays."""
+    maps = [
+        jnp.where(mask, x / (1 - rate), jnp.zeros((), x.dtype))
+        for mask, x in zip(masks, _perturbed_maps(features), strict=True)
+    ]
+    count = len(features.maps)
+    return features.replace(
+        maps=tuple(maps[:count]), conv=None if features.conv is None else maps[count]
+    )
+
+
+def concat_features(parts: Sequence[Features]) -> Features:
+    """One batch of features of several; all must have the same maps."""
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+
+def take_features(features: Features, images: slice) -> Features:
+    """The features of some images of the batch."""
+    return jax.tree.map(lambda array: array[images], features)
+
+
+def _perturbed_maps(features: Features) -> list[Array]:
+    return [*features.maps, *([] if features.conv is None else [features.conv])]

@@ -1,0 +1,206 @@
+"""Language-guided decoder: from similarity maps between pixels and words to logits (METHOD 3).
+
+In: `Features` of an encoder (the dense embedding last in `maps`, skips before it) and `ClassText` with
+embeddings of the same dimension d. Out: float32 logits B×4y×4x×n for a patch grid of y×x; with other
+than two `up_channels` the factor is 2 per entry.
+
+The classes are as many images to the convolutions: batch and class are merged, the class fastest
+(b·k + class). What does not depend on the class (projections of skips and text, and their share of the
+first convolution behind them) is computed once per image. The number of classes is nowhere in the
+parameters: the decoder segments into whatever is described to it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
+
+from semivl_jax.models.layers import (
+    ASPP,
+    Conv,
+    ConvNorm,
+    Dense,
+    SelfAttention,
+    Upsample,
+    l2_normalize,
+)
+from semivl_jax.models.resize import avg_pool, bilinear
+from semivl_jax.types import ClassText, Features
+
+
+def similarity(
+    dense: Float[Array, "b y x d"], embeddings: Float[Array, "k d"]
+) -> Float32[Array, "b k y x"]:
+    """Cosine between every pixel's and every text's embedding, in [-1, 1], always float32."""
+    if dense.shape[-1] != embeddings.shape[-1]:
+        raise ValueError(
+            f"the dense map has {dense.shape[-1]} channels, the text embeddings "
+            f"{embeddings.shape[-1]}: take both from one vision-language model"
+        )
+    return jnp.einsum("byxd,kd->bkyx", l2_normalize(dense), l2_normalize(embeddings))
+
+
+def max_over_concepts(logits: Float[Array, "b y x k"], text: ClassText) -> Float[Array, "b y x n"]:
+    """Class scores: the best of each class's concepts.
+
+    As many rows as classes means one row per class, in class order; `class_of` is then not looked at.
+    """
+    if logits.shape[-1] == text.num_classes:
+        return logits
+    rows = jnp.moveaxis(logits, -1, 0)
+    best = jax.ops.segment_max(rows, text.class_of, num_segments=text.num_classes)
+    return jnp.moveaxis(best, 0, -1)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm transformer block, LayerNorm eps 1e-5, exact GELU."""
+
+    num_heads: int
+    mlp_dim: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Mix the n tokens of each sequence."""
+
+        def norm(name: str, x: Array) -> Array:
+            layer = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name=name)
+            return layer(x)
+
+        x = x + SelfAttention(self.num_heads, dtype=self.dtype, name="attention")(norm("norm1", x))
+        hidden = Dense(self.mlp_dim, dtype=self.dtype, name="mlp_in")(norm("norm2", x))
+        hidden = nn.gelu(hidden, approximate=False)
+        return x + Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(hidden)
+
+
+class SemanticLayer(nn.Module):
+    """Lets the classes see each other: attention over the classes at every pooled position.
+
+    Positions are pooled with `pool_size` (None: not at all), each class token carries its projected
+    text, and the result, brought back to the grid, is added to the input (METHOD 3.5; the block
+    contains a residual of its own, METHOD 9 trap 3).
+    """
+
+    num_heads: int
+    mlp_dim: int
+    pool_size: tuple[int, int] | None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "bk y x c"], text: Float[Array, "k t"]
+    ) -> Float[Array, "bk y x c"]:
+        """Apply the layer. A grid smaller than the pooling window: ValueError."""
+        grid, channels, classes = x.shape[1:3], x.shape[-1], text.shape[0]
+        pooled = x if self.pool_size is None else avg_pool(x, self.pool_size)
+        rows, cols = pooled.shape[1:3]
+        maps = pooled.reshape(-1, classes, rows, cols, channels)
+        tokens = maps.transpose(0, 2, 3, 1, 4).reshape(-1, classes, channels)
+        words = jnp.broadcast_to(text[None], (tokens.shape[0], *text.shape))
+        block = TransformerBlock(self.num_heads, self.mlp_dim, dtype=self.dtype, name="block")
+        tokens = block(jnp.concatenate([tokens, words], axis=-1))[..., :channels]
+        maps = tokens.reshape(-1, rows, cols, classes, channels).transpose(0, 3, 1, 2, 4)
+        return x + bilinear(maps.reshape(pooled.shape), grid, align_corners=True)
+
+
+class UpBlock(nn.Module):
+    """Doubles the grid, then two convolutions over the result and the skip of each image."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "bk y x c"], skip: Float[Array, "b _ _ s"]
+    ) -> Float[Array, "bk 2*y 2*x {self.features}"]:
+        """`skip` (of any size) counts among the c channels: the upsampled map has c - s."""
+        own = x.shape[-1] - skip.shape[-1]
+        if own < 1:
+            raise ValueError(
+                f"skip_channels={skip.shape[-1]} leave nothing of the {x.shape[-1]} channels that "
+                "are upsampled: choose fewer"
+            )
+        x = Upsample(own, dtype=self.dtype, name="up")(x)
+        skip = bilinear(skip, x.shape[1:3], align_corners=True)
+        conv1, conv2 = (
+            ConvNorm(self.features, norm="group", dtype=self.dtype, name=name)
+            for name in ("conv1", "conv2")
+        )
+        return conv2(conv1(x, skip))
+
+
+class VLGDecoder(nn.Module):
+    """The language-guided decoder; defaults are the published sizes.
+
+    Skips are taken deepest first: the maps before the dense embedding or, with `use_conv_features`,
+    those and then the map of the convolutional encoder. `skip_channels` and `up_channels` have one
+    entry per doubling of the grid.
+    """
+
+    channels: int = 128
+    text_channels: int = 128
+    up_channels: tuple[int, ...] = (64, 32)
+    skip_channels: tuple[int, ...] = (32, 16)
+    num_layers: int = 2
+    num_heads: int = 4
+    mlp_dim: int = 512
+    pool_size: tuple[int, int] | None = (4, 4)
+    kernel_size: int = 7
+    dilations: tuple[int, ...] = (1, 6, 12, 18)
+    use_conv_features: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, features: Features, text: ClassText, *, train: bool = False
+    ) -> Float32[Array, "b y x n"]:
+        """Decode. `train` changes nothing: there are no batch norms and no dropout.
+
+        Raises ValueError for another number of skips than `skip_channels` and `up_channels` have, for
+        embeddings of two dimensions, and for a grid smaller than `pool_size`.
+        """
+        del train
+        skips = self._skips(features)
+        sim = similarity(features.maps[-1], text.embeddings)
+        b, k, rows, cols = sim.shape
+        x = self._conv("conv1", self.channels, self.kernel_size)(sim.reshape(-1, rows, cols, 1))
+        x = x + ASPP(
+            self.channels, norm="group", dilations=self.dilations, dtype=self.dtype, name="aspp"
+        )(x)
+        words = Dense(self.text_channels, dtype=self.dtype, name="text_projection")(
+            l2_normalize(text.embeddings)
+        )
+        words = nn.relu(words)
+        for i in range(self.num_layers):
+            x = SemanticLayer(
+                self.num_heads, self.mlp_dim, self.pool_size, dtype=self.dtype, name=f"semantic_{i}"
+            )(x, words)
+        for i, skip in enumerate(skips):
+            skip = nn.relu(self._conv(f"skip_projection_{i}", self.skip_channels[i], 3)(skip))
+            x = UpBlock(self.up_channels[i], dtype=self.dtype, name=f"up{i + 1}")(x, skip)
+        logits = self._conv("head", 1, 3)(x).astype(jnp.float32)
+        logits = logits.reshape(b, k, *logits.shape[1:3]).transpose(0, 2, 3, 1)
+        return max_over_concepts(logits, text)
+
+    def _conv(self, name: str, width: int, size: int) -> Conv:
+        return Conv(width, kernel_size=size, use_bias=True, dtype=self.dtype, name=name)
+
+    def _skips(self, features: Features) -> list[Array]:
+        skips = list(reversed(features.maps[:-1]))
+        if self.use_conv_features:
+            if features.conv is None:
+                raise ValueError(
+                    "use_conv_features=True, but the features have no map of a convolutional "
+                    "encoder: give the segmenter a conv_encoder"
+                )
+            skips.append(features.conv)
+        if not len(skips) == len(self.skip_channels) == len(self.up_channels):
+            raise ValueError(
+                f"{len(skips)} skip maps for skip_channels={self.skip_channels} and "
+                f"up_channels={self.up_channels}: give each as many entries as the encoder has taps "
+                "before the dense embedding (plus one for conv features)"
+            )
+        return skips
