@@ -21,7 +21,6 @@ setup(
         "ftfy>=6.3,<7",
         "grain>=0.2.16,<0.3",
         "importlib_resources>=6",  # tensorflow-datasets needs it and does not ask for it
-        "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so
         "instant-clip-tokenizer>=0.1.1,<0.2",
         "jax>=0.10,<0.13",
         "jaxtyping>=0.3,<0.4",

@@ -115,7 +115,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         """Check samples, turn them into records, note their ids; for use in `_split_generators`.
 
         Raises (while the records are drawn):
-          ValueError: an id that occurs twice in the part, and whatever `inspect` finds.
+          ValueError: an id that occurs twice in the part, a part without any image, and whatever
+            `inspect` finds.
         """
         if part not in PARTS:
             raise ValueError(f"part {part!r} is unknown; use one of {PARTS}")
@@ -141,6 +142,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                     "captions": list(sample.captions),
                 },
             )
+        if not ids:
+            raise ValueError(f"{self.name}: the part {part!r} has no image; add some")
         self.info.metadata["ids"][part] = ids
         self.info.metadata["pixels"][part] = pixels
 

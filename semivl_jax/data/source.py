@@ -1,0 +1,130 @@
+"""Random access to a prepared data set.
+
+In: a directory that a builder of `tfds_builders` prepared (ArrayRecord). Out: `Record`s by index, with
+images and labels as the encoded bytes on disk, and without reading any of them the ids, the classes and
+which images have a label. Needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semivl_jax.data.catalog import DatasetInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One image: encoded bytes of it and of its label (None = unlabelled), and its captions."""
+
+    id: str
+    image: bytes
+    label: bytes | None
+    captions: tuple[str, ...]
+
+
+class Source:
+    """The records of one part of a data set.
+
+    Cheap to pickle: only paths and ids travel to worker processes, which open the files when they read
+    the first record.
+    """
+
+    def __init__(self, directory: Path, part: str, facts: dict[str, Any]) -> None:
+        self.directory = directory
+        self.part = part
+        self.info = DatasetInfo.from_json(facts)
+        self.ids: tuple[str, ...] = tuple(facts["ids"][part])
+        # Per image: {label value: pixels}, or None where there is no label.
+        self.pixels: tuple[dict[int, int] | None, ...] = tuple(
+            None if counts is None else {int(value): n for value, n in counts.items()}
+            for counts in facts["pixels"][part]
+        )
+        self._records: Any = None
+        self._opening = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Record:
+        """Read one record; safe to call from several threads.
+
+        Raises:
+          IndexError: no such index.
+          ValueError: the records are not the ones that the metadata promise.
+        """
+        if not 0 <= index < len(self.ids):
+            raise IndexError(f"record {index} of {len(self.ids)} in {self.directory}")
+        raw = self._open()[index]
+        name = _text(raw["id"])
+        if name != self.ids[index]:
+            raise ValueError(
+                f"{self.directory}: record {index} of {self.part} is {name!r} instead of "
+                f"{self.ids[index]!r}; delete the directory and prepare the data again"
+            )
+        return Record(
+            id=name,
+            image=raw["image"],
+            label=raw["label"] or None,
+            captions=tuple(_text(caption) for caption in raw["captions"]),
+        )
+
+    def labels_exist(self) -> np.ndarray:
+        """Which images have a label, bool [len(self)]."""
+        return np.asarray([counts is not None for counts in self.pixels], bool)
+
+    def _open(self) -> Any:
+        if self._records is None:
+            with self._opening:
+                if self._records is None:
+                    self._records = _open_records(self.directory, self.part, len(self.ids))
+        return self._records
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        # Open files and locks stay in this process; what the label pixels are is not needed to read.
+        state["_records"] = state["_opening"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._opening = threading.Lock()
+
+
+def open_source(directory: Path, part: str) -> Source:
+    """Open one part ("train" or "validation") of a prepared data set.
+
+    Raises:
+      ValueError: the directory is no prepared data set, or has no such part.
+    """
+    directory = Path(directory)
+    path = directory / "metadata.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} is no prepared data set; prepare the data first")
+    facts = json.loads(path.read_text())
+    if part not in facts["ids"]:
+        raise ValueError(f"{directory} has no part {part!r}; it has {sorted(facts['ids'])}")
+    return Source(directory, part, facts)
+
+
+def _open_records(directory: Path, part: str, expected: int) -> Any:
+    import tensorflow_datasets as tfds  # here: processes that only look at ids do not need it
+
+    raw = tfds.decode.SkipDecoding()
+    builder = tfds.builder_from_directory(directory)
+    records = builder.as_data_source(split=part, decoders={"image": raw, "label": raw})
+    if len(records) != expected:
+        raise ValueError(
+            f"{directory} holds {len(records)} records of {part} but {expected} ids; delete the "
+            "directory and prepare the data again"
+        )
+    return records
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,176 @@
+"""Which training images are labelled and which are unlabelled, by id (METHOD 6).
+
+One prepared copy of a data set serves every split: a split is two lists of record indices. The labelled
+list decides; all other training images are unlabelled, whether or not a label exists for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from semivl_jax.data.source import Source
+
+_EVERY_LABEL = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Record indices of the labelled and the unlabelled images; no index is in both."""
+
+    labelled: tuple[int, ...]
+    unlabelled: tuple[int, ...]
+
+
+def resolve_split(
+    source: Source, labelled: str, *, unlabelled: str = "", seed: int = 0, supervised: bool = False
+) -> Split:
+    """Turn a description of a split into record indices.
+
+    Args:
+      source: the training part.
+      labelled: a share "1_k" of the images that have a label, a number of images ("46"), "all" images
+        that have a label, or a file with one id per line.
+      unlabelled: a file with one id per line; empty: every training image that is not labelled.
+      seed: of the draw for a share or a number.
+      supervised: nothing unlabelled is needed.
+
+    Raises:
+      ValueError: a description that means nothing, a file that is missing or names an unknown image,
+        a labelled image without a label, an image in both lists, an empty list.
+    """
+    exists = source.labels_exist()
+    by_id = {name: index for index, name in enumerate(source.ids)}
+    candidates = [name for name, has_label in zip(source.ids, exists, strict=True) if has_label]
+    if _is_list(labelled):
+        chosen = _read_list(labelled, by_id, key="config.data.split")
+    else:
+        chosen = [by_id[name] for name in _draw(candidates, labelled, seed=seed)]
+    for index in chosen:
+        if not exists[index]:
+            raise ValueError(
+                f"config.data.split={labelled!r} names {source.ids[index]!r}, which has no mask; add "
+                "the mask or take the line out of the list"
+            )
+    taken = set(chosen)
+    if unlabelled:
+        rest = _read_list(unlabelled, by_id, key="config.data.unlabelled")
+        both = [source.ids[index] for index in rest if index in taken]
+        if both:
+            raise ValueError(
+                f"config.data.unlabelled={unlabelled!r} and config.data.split={labelled!r} both name "
+                f"{both[0]!r} ({len(both)} images in all); take them out of one of the lists"
+            )
+    else:
+        rest = [index for index in range(len(source)) if index not in taken]
+    if not rest and not supervised:
+        raise ValueError(
+            f"config.data.split={labelled!r} leaves no unlabelled image; label fewer, add images "
+            "without masks, or set config.method.semi_supervised=False"
+        )
+    return Split(tuple(chosen), tuple(rest))
+
+
+def draw_ids(ids: Sequence[str], count: int, *, seed: int) -> list[str]:
+    """The first `count` of the sorted ids after Python's `random.Random(seed).shuffle`.
+
+    With seed 0 these are the published labelled lists of ADE20K.
+    """
+    order = sorted(ids)
+    random.Random(seed).shuffle(order)
+    return order[:count]
+
+
+def _draw(candidates: Sequence[str], labelled: str, *, seed: int) -> list[str]:
+    total = len(candidates)
+    if labelled == _EVERY_LABEL:
+        return list(candidates)
+    share = re.fullmatch(r"1_(\d+)", labelled)
+    if share:
+        divisor = int(share[1])
+        count = round(total / divisor) if divisor else 0
+    elif labelled.isdecimal():
+        count = int(labelled)
+    else:
+        raise ValueError(
+            f"config.data.split={labelled!r} is neither a share such as '1_8', a number of images such "
+            "as '46', 'all', nor an existing file of ids"
+        )
+    if not 0 < count <= total:
+        raise ValueError(
+            f"config.data.split={labelled!r} means {count} labelled images, but {total} images have a "
+            f"label; choose from 1 to {total}"
+        )
+    return draw_ids(candidates, count, seed=seed)
+
+
+def _is_list(text: str) -> bool:
+    return text != _EVERY_LABEL and Path(text).expanduser().is_file()
+
+
+def _read_list(path: str, by_id: dict[str, int], *, key: str) -> list[int]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{key}={path!r} is no file; give a file with one image id per line")
+    indices: list[int] = []
+    seen: set[int] = set()
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        index = _find(line.strip(), by_id)
+        if index is None:
+            raise ValueError(
+                f"{key}={path!r} line {number} names {line.strip()!r}, which is no training image "
+                f"(ids look like {next(iter(by_id))!r}); correct the line or take it out"
+            )
+        if index in seen:
+            raise ValueError(f"{key}={path!r} names {line.strip()!r} twice; take one line out")
+        seen.add(index)
+        indices.append(index)
+    if not indices:
+        raise ValueError(f"{key}={path!r} names no image; write one id per line")
+    return indices
+
+
+def _find(entry: str, by_id: dict[str, int]) -> int | None:
+    """An id as it stands, or a file name or path whose stem is one; None if there is none."""
+    path = PurePosixPath(entry)
+    for name in (entry, str(path.with_suffix("")), path.stem):
+        if name in by_id:
+            return by_id[name]
+    return None
+
+
+def describe_split(source: Source, split: Split) -> str:
+    """What a person should know before training, as lines of text.
+
+    Images, classes that the labelled images show with their share of the labelled pixels, and classes
+    that no labelled image shows.
+    """
+    info = source.info
+    counts = np.zeros(256, np.int64)
+    images = np.zeros(256, np.int64)
+    for index in split.labelled:
+        for value, pixels in (source.pixels[index] or {}).items():
+            counts[value] += pixels
+            images[value] += 1
+    valid = counts[: info.num_classes]
+    total, void = int(valid.sum()), int(counts[info.ignore])
+    width = max(len(name) for name in info.classes)
+    lines = [
+        f"{info.name}: {len(source)} training images, {len(split.labelled)} labelled, "
+        f"{len(split.unlabelled)} unlabelled",
+        f"labelled pixels that count: {100 * total / max(1, total + void):.1f} %",
+    ]
+    for value, name in enumerate(info.classes):
+        share = 100 * counts[value] / max(1, total)
+        lines.append(f"  {value:3d} {name:{width}s} {share:6.2f} % in {images[value]} images")
+    never = [name for value, name in enumerate(info.classes) if not counts[value]]
+    if never:
+        lines.append(f"never labelled (learnt from words alone, or not at all): {', '.join(never)}")
+    return "\n".join(lines)

@@ -1,0 +1,185 @@
+"""Find what a user's folder holds: images, the masks that belong to them, classes, validation images.
+
+    classes.txt            one class per line, `name` or `name: concept, concept`; line i is mask value i
+    images/…               photos; with images/val (or images/validation) those are for validation and
+                           images/train, or else everything beside it, is for training
+    masks/…                PNG with class indices (grey or palette), at the image's relative path;
+                           an image without a mask is unlabelled
+    val.txt                instead of images/val: ids of the validation images, one per line
+
+An image's id is its path below its part (images/train, images/val or images) without the suffix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from semivl_jax.data.catalog import IGNORE_INDEX, DatasetInfo, parse_classes
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+_VALIDATION_FOLDERS = ("val", "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """An image on disk, its id, and its mask if there is one."""
+
+    id: str
+    image: Path
+    mask: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A scanned folder; `orphans` are masks that belong to no image."""
+
+    root: Path
+    about: DatasetInfo
+    train: tuple[Found, ...]
+    validation: tuple[Found, ...]
+    orphans: tuple[Path, ...]
+
+    def fingerprint(self, label_map: Mapping[int, int]) -> str:
+        """Twelve hex digits that change when a file, a class or the label map does."""
+        digest = hashlib.sha256()
+        digest.update(repr((self.about.to_json(), sorted(label_map.items()))).encode())
+        for part in (self.train, self.validation):
+            for found in part:
+                for path in (found.image, found.mask):
+                    if path is not None:
+                        facts = path.stat()
+                        line = (found.id, path.name, facts.st_size, facts.st_mtime_ns)
+                        digest.update(repr(line).encode())
+            digest.update(b"next part")
+        return digest.hexdigest()[:12]
+
+
+def parse_label_map(text: str) -> dict[int, int]:
+    """Mask values to change, from text such as "11:255,12:3"; empty text changes none.
+
+    Raises:
+      ValueError: something that is not VALUE:VALUE with both in 0 … 255, or a value mapped twice.
+    """
+    label_map: dict[int, int] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(\d{1,3})\s*:\s*(\d{1,3})", entry)
+        old, new = (int(match[1]), int(match[2])) if match else (256, 256)
+        if max(old, new) > 255:
+            raise ValueError(
+                f"config.data.label_map has the entry {entry!r}; write OLD:NEW with mask values "
+                "from 0 to 255, for example 11:255"
+            )
+        if old in label_map:
+            raise ValueError(f"config.data.label_map maps the value {old} twice; keep one entry")
+        label_map[old] = new
+    return label_map
+
+
+def scan(root: str | Path) -> Folder:
+    """Look at a folder laid out as this module's docstring says.
+
+    Raises:
+      ValueError: no such folder, no images/, classes.txt or validation images, two images with one
+        id, masks none of which belongs to an image, a validation image without a mask.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise ValueError(
+            f"config.data.folder is {str(root)!r}, which is no folder; correct the path"
+        )
+    images = root / "images"
+    if not images.is_dir():
+        raise ValueError(f"{root} has no folder images/; put your photos there")
+    about = _read_classes(root)
+    train, validation = _split_parts(root, images)
+    used = {found.mask for found in (*train, *validation)}
+    masks = root / "masks"
+    orphans = tuple(p for p in _files(masks, (".png",)) if p not in used) if masks.is_dir() else ()
+    if not any(found.mask for found in train):
+        example = f", for example {orphans[0].relative_to(root)}" if orphans else ""
+        raise ValueError(
+            f"{root} has no mask for any training image ({len(orphans)} other masks{example}); "
+            "save masks/NAME.png for images/NAME.jpg, with the same sub-folders"
+        )
+    for found in validation:
+        if found.mask is None:
+            raise ValueError(
+                f"validation image {found.image.relative_to(root)} has no mask, so it cannot be "
+                "evaluated; add the mask or move the image to the training images"
+            )
+    return Folder(root=root, about=about, train=train, validation=validation, orphans=orphans)
+
+
+def _read_classes(root: Path) -> DatasetInfo:
+    path = root / "classes.txt"
+    if not path.is_file():
+        raise ValueError(
+            f"{root} has no classes.txt; write one class name per line, the first for mask value 0"
+        )
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    names, definitions = parse_classes(lines, where=str(path))
+    if not names:
+        raise ValueError(f"{path} names no class; write one class name per line")
+    return DatasetInfo(
+        name=root.resolve().name,
+        classes=tuple(names),
+        definitions=tuple(definitions),
+        ignore=IGNORE_INDEX,
+    )
+
+
+def _split_parts(root: Path, images: Path) -> tuple[tuple[Found, ...], tuple[Found, ...]]:
+    held_out = [images / name for name in _VALIDATION_FOLDERS if (images / name).is_dir()]
+    listed = root / "val.txt"
+    if len(held_out) + listed.is_file() != 1:
+        has = ", ".join(str(p.relative_to(root)) for p in held_out) or "neither"
+        raise ValueError(
+            f"{root} must say which images are for validation in one way, either images/val or "
+            f"val.txt with one id per line (there is {has}{' and val.txt' * listed.is_file()})"
+        )
+    train_root = images / "train" if (images / "train").is_dir() else images
+    if held_out:
+        train = (p for p in _files(train_root, IMAGE_SUFFIXES) if held_out[0] not in p.parents)
+        validation = _files(held_out[0], IMAGE_SUFFIXES)
+        return _match(root, train_root, train), _match(root, held_out[0], validation)
+    everything = _match(root, train_root, _files(train_root, IMAGE_SUFFIXES))
+    wanted = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+    unknown = set(wanted) - {found.id for found in everything}
+    if unknown:
+        raise ValueError(
+            f"{listed} lists {min(unknown)!r}, which is no image below {train_root}; write the file "
+            "name without its suffix"
+        )
+    return (
+        tuple(found for found in everything if found.id not in set(wanted)),
+        tuple(found for found in everything if found.id in set(wanted)),
+    )
+
+
+def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _match(root: Path, part: Path, paths: Iterable[Path]) -> tuple[Found, ...]:
+    found: dict[str, Found] = {}
+    for path in paths:
+        name = path.relative_to(part).with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(
+                f"{path.relative_to(root)} and {found[name].image.relative_to(root)} would have the "
+                f"same mask and id {name!r}; rename one of them"
+            )
+        beside = root / "masks" / path.relative_to(root / "images").with_suffix(".png")
+        flat = root / "masks" / f"{name}.png"  # masks/ without the part's own folder
+        mask = next((p for p in (beside, flat) if p.is_file()), None)
+        found[name] = Found(name, path, mask)
+    return tuple(found.values())
