@@ -84,7 +84,8 @@ def test_remat_and_eager_give_the_same_numbers():
     expected = jax.jit(tower.apply)(variables, image)
     for other in (tower.apply, jax.jit(small(remat=True).apply)):
         ours = other(variables, image)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, expected)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
     assert expected.maps[0].shape == (2, 2, 3, 16)
     np.testing.assert_allclose(jnp.linalg.norm(expected.maps[1], axis=-1), 1, rtol=1e-5)
 
