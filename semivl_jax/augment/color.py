@@ -1,0 +1,164 @@
+"""Colour operations on a batch, with the arithmetic of 8-bit image libraries.
+
+In and out: images float32 [b, h, w, 3], RGB, whole numbers in [0, 255]; one factor per image, float32 [b].
+Every operation rounds its result as Pillow does with 8-bit images (blends truncate, grey and hue
+round), so that a chain of them gives what the published input pipeline gave. All are pure
+functions of an image and its own factors: nothing is shared between the images of a batch.
+
+Source: METHOD section 6 (strong views) and trap 18.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Float32, Int32
+
+from semivl_jax.types import Key
+
+# Names of the operations by the index that `Jitter.order` uses.
+OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+_HUE = OPERATIONS.index("hue")
+
+Images = Float32[Array, "b h w 3"]
+Factors = Float[Array, " b"]
+
+
+@struct.dataclass
+class Jitter:
+    """What colour jitter does to each image; factors (1, 1, 1) and hue 0 still pass through 8-bit HSV."""
+
+    brightness: Float32[Array, " b"]
+    contrast: Float32[Array, " b"]
+    saturation: Float32[Array, " b"]
+    hue: Float32[Array, " b"]  # in turns of the colour circle, [-0.5, 0.5]
+    order: Int32[Array, "b 4"]  # indices into OPERATIONS, first to last
+
+
+def draw_jitter(
+    key: Key, count: int, *, brightness: float, contrast: float, saturation: float, hue: float
+) -> Jitter:
+    """Factors U(1 - v, 1 + v), hue U(-hue, hue) and a random order, independently for each image."""
+    keys = jax.vmap(lambda one: jax.random.split(one, 5))(jax.random.split(key, count))
+
+    def uniform(column: int, low: float, high: float) -> Float32[Array, " b"]:
+        draw = jax.vmap(lambda one: jax.random.uniform(one, minval=low, maxval=high))
+        return draw(keys[:, column])
+
+    order = jax.vmap(lambda one: jax.random.permutation(one, len(OPERATIONS)))(keys[:, 4])
+    return Jitter(
+        brightness=uniform(0, max(0.0, 1.0 - brightness), 1.0 + brightness),
+        contrast=uniform(1, max(0.0, 1.0 - contrast), 1.0 + contrast),
+        saturation=uniform(2, max(0.0, 1.0 - saturation), 1.0 + saturation),
+        hue=uniform(3, -hue, hue),
+        order=order.astype(jnp.int32),
+    )
+
+
+def color_jitter(images: Images, jitter: Jitter) -> Images:
+    """The four operations in each image's own order.
+
+    Three of them are blends with a reference and cost little; hue is dear. So hue is computed once,
+    and the blends stand before or after it with those that fall on the other side switched off.
+    """
+    hue_at = jnp.argmax(jitter.order == _HUE, axis=1)
+    blend_factors = jnp.stack([jitter.brightness, jitter.contrast, jitter.saturation], axis=1)
+    steps = jnp.arange(len(OPERATIONS) - 1)
+    # The operations other than hue, in order: those behind hue move up by one place.
+    places = steps[None, :] + (steps[None, :] >= hue_at[:, None])
+    which = jnp.take_along_axis(jitter.order, places, axis=1)
+    factors = jnp.take_along_axis(blend_factors, which, axis=1)
+
+    for step in range(len(OPERATIONS) - 1):
+        before = jnp.where(step < hue_at, factors[:, step], 1.0)
+        images = _blend(images, _reference(images, which[:, step]), before)
+    images = adjust_hue(images, jitter.hue)
+    for step in range(len(OPERATIONS) - 1):
+        after = jnp.where(step >= hue_at, factors[:, step], 1.0)
+        images = _blend(images, _reference(images, which[:, step]), after)
+    return images
+
+
+def adjust_brightness(images: Images, factor: Factors) -> Images:
+    """Blend with black: 0 gives black, 1 the image, more a brighter one."""
+    return _blend(images, jnp.zeros_like(images), factor)
+
+
+def adjust_contrast(images: Images, factor: Factors) -> Images:
+    """Blend with the image's mean grey level, rounded to a whole number."""
+    return _blend(images, _mean_level(grayscale(images)), factor)
+
+
+def adjust_saturation(images: Images, factor: Factors) -> Images:
+    """Blend with the grey image."""
+    return _blend(images, grayscale(images), factor)
+
+
+def grayscale(images: Images) -> Images:
+    """Luma of ITU-R 601 in all three channels."""
+    # Weights in 1/65536 as Pillow has them; all sums stay below 2**24 and are exact in float32.
+    red, green, blue = images[..., 0], images[..., 1], images[..., 2]
+    luma = jnp.floor((red * 19595.0 + green * 38470.0 + blue * 7471.0 + 32768.0) / 65536.0)
+    return jnp.broadcast_to(luma[..., None], images.shape)
+
+
+def adjust_hue(images: Images, turns: Factors) -> Images:
+    """Rotate the hue; through 8-bit HSV, so that a rotation by 0 also moves colours by a few levels.
+
+    The hue circle has 255 steps where colours are converted and 256 where it is rotated, as published.
+    """
+    shift = jnp.trunc(turns * 255.0)
+    hue, saturation, value = _to_hsv(images)
+    hue = jnp.mod(hue + shift[:, None, None], 256.0)
+    return _from_hsv(hue, saturation, value)
+
+
+def _reference(images: Images, which: Int32[Array, " b"]) -> Images:
+    """What each image is blended with: black (0), its mean grey level (1), its grey image (2)."""
+    gray = grayscale(images)
+    which = which[:, None, None, None]
+    return jnp.where(which == 0, 0.0, jnp.where(which == 1, _mean_level(gray), gray))
+
+
+def _mean_level(gray: Images) -> Float32[Array, "b 1 1 1"]:
+    mean = jnp.mean(gray[..., 0], axis=(1, 2))
+    return jnp.floor(mean + 0.5)[:, None, None, None]
+
+
+def _blend(images: Images, reference: Float32[Array, "b ..."], factor: Factors) -> Images:
+    factor = factor[:, None, None, None]
+    # Factor 1 returns the image itself; a fused multiply-add must not turn 7.0 into 6.9999 -> 6.
+    blended = jnp.floor(jnp.clip(reference + factor * (images - reference), 0.0, 255.0))
+    return jnp.where(factor == 1.0, images, blended)
+
+
+def _to_hsv(images: Images) -> tuple[Array, Array, Array]:
+    """Hue, saturation and value [b, h, w] as whole numbers in [0, 255]."""
+    red, green, blue = images[..., 0], images[..., 1], images[..., 2]
+    high, low = jnp.max(images, axis=-1), jnp.min(images, axis=-1)
+    spread = high - low
+    colourless = spread == 0
+    divisor = jnp.where(colourless, 1.0, spread)
+    # Distances of each channel from the highest, one by one: their rounding decides the hue's.
+    reds, greens, blues = ((high - channel) / divisor for channel in (red, green, blue))
+    sixths = jnp.where(
+        red == high,
+        blues - greens,
+        jnp.where(green == high, 2.0 + reds - blues, 4.0 + greens - reds),
+    )
+    hue = jnp.mod(sixths / 6.0 + 1.0, 1.0) * 255.0
+    saturation = spread / jnp.maximum(high, 1.0) * 255.0
+    hue = jnp.where(colourless, 0.0, jnp.floor(hue))
+    return hue, jnp.floor(saturation), high
+
+
+def _from_hsv(hue: Array, saturation: Array, value: Array) -> Images:
+    sixths, strength = hue * (6.0 / 255.0), saturation / 255.0
+    channels = []
+    # A channel is full over one third of the circle, absent over another and a ramp between.
+    for offset in (5.0, 3.0, 1.0):
+        place = jnp.mod(sixths + offset, 6.0)
+        absent = jnp.clip(jnp.minimum(place, 4.0 - place), 0.0, 1.0)
+        channels.append(jnp.floor(value * (1.0 - strength * absent) + 0.5))
+    return jnp.stack(channels, axis=-1)

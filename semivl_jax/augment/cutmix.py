@@ -1,0 +1,70 @@
+"""CutMix boxes: one random rectangle per image, or none.
+
+In: a key, the number of images and the side of the square crop. Out: rectangles int32 [b, 4] as
+(left, top, width, height), all 0 for none, or masks bool [b, s, s], true inside.
+
+Source: METHOD section 6 and trap 19; CutMix (Yun et al., ICCV 2019).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
+
+from semivl_jax.types import Key
+
+PROBABILITY = 0.5
+AREA = (0.02, 0.4)  # share of the crop
+RATIO = (0.3, 1 / 0.3)  # height : width
+
+# The published loop draws until a box fits. A fixed number spares the device a loop that waits for the
+# slowest image: even of the largest area one draw in 17 fits, so that none of 256 does only once in
+# eight million such boxes.
+_DRAWS = 256
+
+
+def cutmix_boxes(key: Key, count: int, *, size: int) -> Bool[Array, "b s s"]:
+    """Masks of independent boxes, true where the partner is seen; half of them are empty."""
+    return box_masks(draw_rectangles(key, count, size=size), size=size)
+
+
+def draw_rectangles(key: Key, count: int, *, size: int) -> Int32[Array, "b 4"]:
+    """(left, top, width, height) of each box in pixels; zeros where an image gets none.
+
+    The area is drawn once. Ratio and corner, an integer position anywhere in the crop, are drawn again
+    until the box lies inside: large areas therefore lean towards squares.
+
+    Errors: ValueError for a size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"CutMix in a crop of {size} pixels: the side must be at least 1")
+    return jax.vmap(lambda one: _draw_rectangle(one, size))(jax.random.split(key, count))
+
+
+def box_masks(rectangles: Int32[Array, "b 4"], *, size: int) -> Bool[Array, "b s s"]:
+    """True inside the rectangles."""
+    left, top, width, height = (rectangles[:, i, None] for i in range(4))
+    place = jnp.arange(size)[None, :]
+    columns = (place >= left) & (place < left + width)
+    rows = (place >= top) & (place < top + height)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _draw_rectangle(key: Key, size: int) -> Int32[Array, "4"]:
+    use_key, area_key, ratio_key, corner_key = jax.random.split(key, 4)
+    area = jax.random.uniform(area_key, minval=AREA[0], maxval=AREA[1]) * (size * size)
+    ratio = jax.random.uniform(ratio_key, (_DRAWS,), minval=RATIO[0], maxval=RATIO[1])
+    # The last candidate is a square, which any allowed area leaves room for (√0.4 < 1), so that there
+    # always is one that fits.
+    ratio = jnp.append(ratio, 1.0)
+    width = jnp.floor(jnp.sqrt(area / ratio)).astype(jnp.int32)
+    height = jnp.floor(jnp.sqrt(area * ratio)).astype(jnp.int32)
+    left, top = jax.random.randint(corner_key, (2, _DRAWS), 0, size)
+    left = jnp.append(left, left[0] % (size - width[-1]))
+    top = jnp.append(top, top[0] % (size - height[-1]))
+
+    fits = (left + width <= size) & (top + height <= size)
+    chosen = jnp.argmax(fits)  # the first that fits
+    rectangle = jnp.stack([left[chosen], top[chosen], width[chosen], height[chosen]])
+    return jnp.where(jax.random.bernoulli(use_key, PROBABILITY), rectangle, 0)
