@@ -34,6 +34,15 @@ def small(**changes) -> VisionTransformer:
     return VisionTransformer(**{**options, "grid": (2, 3), "taps": (0, 2), **changes})
 
 
+def drawn(module, example):
+    """Random parameters without compiling the initialisers, which takes longer than all the rest."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), example)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes
+    )
+
+
 @pytest.mark.golden
 @pytest.mark.parametrize("file", FILES)
 def test_maps_and_pooled_embedding_are_the_published_ones(file):
@@ -80,7 +89,7 @@ def test_the_position_table_is_resized_at_load():
 def test_remat_and_eager_give_the_same_numbers():
     image = jax.random.normal(jax.random.key(1), (2, 7, 9, 3))
     tower = small()
-    variables = jax.jit(tower.init)(jax.random.key(0), image)
+    variables = drawn(tower, image)
     expected = jax.jit(tower.apply)(variables, image)
     for other in (tower.apply, jax.jit(small(remat=True).apply)):
         ours = other(variables, image)
@@ -92,7 +101,7 @@ def test_remat_and_eager_give_the_same_numbers():
 
 def test_bfloat16_is_close_and_its_embedding_float32():
     image = jax.random.normal(jax.random.key(1), (1, 8, 12, 3))
-    variables = jax.jit(small().init)(jax.random.key(0), image)
+    variables = drawn(small(), image)
     exact = jax.jit(small().apply)(variables, image)
     half = jax.jit(small(dtype=jnp.bfloat16).apply)(variables, image)
     assert half.maps[0].dtype == jnp.bfloat16
@@ -103,7 +112,7 @@ def test_bfloat16_is_close_and_its_embedding_float32():
 def test_query_and_key_of_the_last_block_get_no_gradient_from_the_maps():
     image = jax.random.normal(jax.random.key(1), (1, 12, 12, 3))  # another grid than the table's
     tower = small()
-    params = jax.jit(tower.init)(jax.random.key(0), image)["params"]
+    params = drawn(tower, image)["params"]
 
     def loss(params):
         maps = tower.apply({"params": params}, image).maps
