@@ -1,17 +1,18 @@
 """From class names to the text embeddings that guidance and decoder compare pixels with.
 
-In: class names, their definitions and a function that runs a text tower. Out: `ClassText`, float32
+In: a data set's class names and definitions, and a function that runs a text tower. Out: `ClassText`, float32
 rows of unit length with the class that each describes. The tower itself is passed in, so that this
 module needs no model and no weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.language.classes import prompts
 from semivl_jax.types import ClassText
 
@@ -20,27 +21,19 @@ Embed = Callable[[list[str]], np.ndarray]
 """Sentences -> float[k,d], not normalised."""
 
 
-def class_text(
-    classes: Sequence[str],
-    definitions: Sequence[Sequence[str]],
-    *,
-    mode: str,
-    embed: Embed,
-) -> ClassText:
-    """Embed the classes (METHOD section 2).
+def class_text(info: DatasetInfo, *, mode: str, embed: Embed) -> ClassText:
+    """Embed the classes of a data set (METHOD section 2).
 
     name             one row per class: its plain name
     concept          one row per concept of its definition; scores are maxed over the rows of a class
     concept_average  one row per class: the mean of its concepts' rows before they are normalised
 
-    ValueError for another mode, for definitions that do not fit the classes, or where `embed` returns
-    zero, non-finite or misshapen rows.
+    ValueError for another mode, or where `embed` returns zero, non-finite or misshapen rows.
     """
     if mode not in MODES:
         raise ValueError(f"text mode is {mode!r}; use one of {', '.join(MODES)}")
-    if mode != "name":
-        _check(classes, definitions)
-    groups = [[name] for name in classes] if mode == "name" else [list(d) for d in definitions]
+    classes = info.classes
+    groups = [[name] for name in classes] if mode == "name" else [list(d) for d in info.definitions]
     class_of = np.repeat(np.arange(len(groups), dtype=np.int32), [len(g) for g in groups])
     rows = _embedded(prompts([concept for group in groups for concept in group]), embed)
     if mode == "concept_average":
@@ -54,18 +47,6 @@ def class_text(
         )
     unit = (rows / length).astype(np.float32)
     return ClassText(jax.device_put(unit), jax.device_put(class_of), num_classes=len(groups))
-
-
-def _check(classes: Sequence[str], definitions: Sequence[Sequence[str]]) -> None:
-    """One definition for every class, none of them empty."""
-    if len(definitions) != len(classes):
-        raise ValueError(
-            f"{len(definitions)} definitions for {len(classes)} classes; "
-            "give one list of concepts for every class"
-        )
-    for name, concepts in zip(classes, definitions, strict=True):
-        if not concepts:
-            raise ValueError(f"class {name!r} has no concept; give at least its own name")
 
 
 def _embedded(sentences: list[str], embed: Embed) -> np.ndarray:

@@ -20,7 +20,7 @@ _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
 class Brush:
     """Draws polygons and ellipses through one affine map onto a square canvas of `side` pixels."""
 
-    def __init__(self, matrix: np.ndarray, side: int):
+    def __init__(self, matrix: np.ndarray, side: int) -> None:
         """`matrix` float64[2,2] maps object units to pixels; the object's origin is the centre."""
         self.matrix = matrix
         self.side = side
@@ -40,7 +40,7 @@ class Brush:
         if turn:
             c, s = np.cos(turn), np.sin(turn)
             points = points @ np.array([[c, s], [-s, c]])
-        self.polygon(points + (x, y), colour)
+        self.polygon(points + np.array([x, y]), colour)
 
     def disc(self, x: float, y: float, r: float, colour: Colour) -> None:
         """Fill a circle."""

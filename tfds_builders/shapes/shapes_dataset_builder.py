@@ -37,7 +37,7 @@ class Builder(SegmentationBuilder, skip_registration=True):
         seed: int = 0,
         train: int = generator.PARTS["train"],
         validation: int = generator.PARTS["validation"],
-    ):
+    ) -> None:
         """`seed` draws other pictures, `train` and `validation` are numbers of scenes.
 
         All three are part of the directory's name. ValueError for a part without scenes.

@@ -1,0 +1,202 @@
+"""CLIP towers from a file: sizes, parameters, and where the small tower of the demo lies.
+
+In: a safetensors file, either one that `semivl_jax.pretrain` wrote (it says its own sizes) or OpenAI's
+CLIP under its own names (sizes by the tower's name). Out: `Clip`, float32 NumPy parameters and the
+constructor arguments of `VisionTransformer` (grid and taps are the caller's) and `TextTransformer`.
+
+Files of `pretrain` are float16 and hold only the token embeddings that training saw. The others are
+what they were at the beginning of training: drawn again here from the seed in the file, the same on
+every machine. So every word can be embedded, although words that training never saw mean nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from semivl_jax.models.position import Grid, resize_table, square_grid
+from semivl_jax.models.text import TextTransformer
+from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.types import PyTree
+from semivl_jax.weights import clip, store
+from semivl_jax.weights.tree import check
+
+FORMAT = "semivl_jax clip 1"
+DEMO = Path(__file__).with_name("demo_clip.safetensors")
+"""The small tower of the demo, pretrained on pictures and captions of `shapes`."""
+
+IMAGE_SIZES = {
+    "clip_vit_b16": {
+        "patch_size": 16,
+        "width": 768,
+        "depth": 12,
+        "num_heads": 12,
+        "mlp_dim": 3072,
+        "out_dim": 512,
+    },
+}
+TEXT_SIZES = {
+    "clip_vit_b16": {
+        "vocab_size": 49408,
+        "width": 512,
+        "depth": 12,
+        "num_heads": 8,
+        "out_dim": 512,
+        "context_length": 77,
+    },
+}
+_TOKEN_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Two towers: constructor arguments and parameters; the image tower's table is square."""
+
+    image: dict[str, Any]
+    image_params: PyTree
+    text: dict[str, Any]
+    text_params: PyTree
+    logit_scale: float
+
+
+def load(weights: str | os.PathLike[str], tower: str) -> Clip:
+    """The towers in a file; `weights` = "demo" is the one that comes with the project.
+
+    `tower` names the sizes of a file that does not say them. ValueError for an empty or missing path,
+    an unknown tower, a file that does not fit.
+    """
+    if not str(weights):
+        raise ValueError(
+            "model.weights is empty; name a safetensors file with CLIP weights, or `demo`"
+        )
+    path = DEMO if str(weights) == "demo" else Path(weights)
+    tree, metadata = store.load_tree(path)
+    if metadata.get("format") == FORMAT:
+        return _load_own(path, tree, metadata)
+    if tower not in IMAGE_SIZES:
+        raise ValueError(
+            f"model.tower = {tower!r} is no known tower; use one of {', '.join(IMAGE_SIZES)}"
+        )
+    return _load_openai(path, tree, tower)
+
+
+def resized(image_params: PyTree, grid: Grid) -> PyTree:
+    """The image tower's parameters with its position table for another grid."""
+    table = image_params["pos_embedding"]
+    stored = square_grid(table.shape[1], source="the image tower")
+    return {**image_params, "pos_embedding": resize_table(table, stored, grid)}
+
+
+def save(
+    path: str | os.PathLike[str],
+    *,
+    towers: Clip,
+    token_ids: np.ndarray,
+    token_seed: int,
+    notes: dict[str, str],
+) -> None:
+    """Write towers as float16; of the token embeddings only rows `token_ids` int[k], ascending.
+
+    `token_seed` must be the seed that the other rows of the table were drawn from (`token_table`).
+    """
+    text = dict(towers.text_params)
+    table = np.asarray(text.pop("token_embedding")["embedding"])
+    text["token_embedding"] = {"rows": _half(table[token_ids])}
+    tree = {
+        "image": _map(_half, towers.image_params),
+        "text": _map(_half, text),
+        "token_ids": np.asarray(token_ids, np.int32),
+        "logit_scale": np.float32(towers.logit_scale),
+    }
+    metadata = {
+        "format": FORMAT,
+        "image": json.dumps(towers.image),
+        "text": json.dumps(towers.text),
+        "token_seed": str(token_seed),
+    }
+    store.save_tree(path, tree, metadata | notes)
+
+
+def token_table(seed: int, vocab_size: int, width: int) -> Float32[np.ndarray, "v w"]:
+    """Token embeddings before training, standard deviation 0.02, the same on every machine.
+
+    From raw random bits, whose sequence NumPy guarantees, unlike that of its distributions.
+    """
+    bits = np.random.Philox(seed).random_raw(vocab_size * width // 2 + 1).view(np.uint32)
+    unit = bits[: vocab_size * width].astype(np.float32) / np.float32(2**32) - np.float32(0.5)
+    return (unit * np.float32(_TOKEN_STD * 12**0.5)).reshape(vocab_size, width)
+
+
+def _load_own(path: Path, tree: PyTree, metadata: dict[str, str]) -> Clip:
+    try:
+        image, text = json.loads(metadata["image"]), json.loads(metadata["text"])
+        table = token_table(int(metadata["token_seed"]), text["vocab_size"], text["width"])
+        table[tree["token_ids"]] = tree["text"]["token_embedding"]["rows"]
+        scale = float(np.reshape(tree["logit_scale"], ()))
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{path} lacks or garbles a part of its towers ({error}); "
+            "write it again with python -m semivl_jax.pretrain"
+        ) from error
+    towers = Clip(
+        image=image,
+        image_params=_map(_single, tree["image"]),
+        text=text,
+        text_params=_map(_single, tree["text"]) | {"token_embedding": {"embedding": table}},
+        logit_scale=scale,
+    )
+    _check(towers, path)
+    return towers
+
+
+def _load_openai(path: Path, state: PyTree, tower: str) -> Clip:
+    rows = len(state.get("visual.positional_embedding", ()))
+    if "logit_scale" not in state or not rows:
+        raise ValueError(
+            f"{path} has no logit_scale or visual.positional_embedding, so it is no CLIP of OpenAI; "
+            "give a CLIP state dict as safetensors, or a file of python -m semivl_jax.pretrain"
+        )
+    image, text = IMAGE_SIZES[tower], TEXT_SIZES[tower]
+    grid = square_grid(rows, source=str(path))
+    vision = VisionTransformer(**image, grid=grid, taps=(image["depth"],))
+    return Clip(
+        image=image,
+        image_params=clip.import_vision(state, vision, source=str(path)),
+        text=text,
+        text_params=clip.import_text(state, TextTransformer(**text), source=str(path)),
+        logit_scale=float(np.exp(np.asarray(state["logit_scale"], np.float64))),
+    )
+
+
+def _check(towers: Clip, path: Path) -> None:
+    """Whether the parameters are those of towers of these sizes."""
+    rows = towers.image_params["pos_embedding"].shape[1]
+    grid = square_grid(rows, source=str(path))
+    vision = VisionTransformer(**towers.image, grid=grid, taps=(towers.image["depth"],))
+    pixels = jnp.zeros((1, *(side * vision.patch_size for side in grid), 3))
+    ids = jnp.zeros((1, towers.text["context_length"]), jnp.int32)
+    key = jax.random.key(0)
+    like = jax.eval_shape(vision.init, key, pixels)["params"]
+    check(towers.image_params, like, source=f"{path} (image tower)")
+    like = jax.eval_shape(TextTransformer(**towers.text).init, key, ids)["params"]
+    check(towers.text_params, like, source=f"{path} (text tower)")
+
+
+def _map(function: Any, tree: PyTree) -> PyTree:
+    return {k: _map(function, v) if isinstance(v, dict) else function(v) for k, v in tree.items()}
+
+
+def _half(array: Any) -> np.ndarray:
+    return np.asarray(array, np.float16)
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, np.float32)

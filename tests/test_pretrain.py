@@ -1,0 +1,189 @@
+"""Contrastive pretraining of the demo's tower, and the file that comes with the project."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semivl_jax import pretrain
+from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.language import embeddings, tokenizer
+from semivl_jax.models.guidance import guidance_labels
+from semivl_jax.models.normalization import normalize
+from semivl_jax.models.text import TextTransformer
+from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.weights import store, towers
+from tfds_builders.shapes import generator, words
+
+CROP = 96
+TINY = ("--steps=3", "--images=40", "--batch=8", "--width=16", "--depth=2", "--num_heads=2")
+
+
+def test_contrast_leaves_other_true_texts_out():
+    logits = jnp.array([[1.0, 2.0, 0.5], [0.0, 3.0, 1.0], [2.0, -1.0, 0.0]])
+    true = jnp.array([[True, True, False], [False, True, False], [False, False, True]])
+    by_hand = []
+    for i in range(3):
+        over_texts = [j for j in range(3) if j == i or not true[i, j]]
+        over_images = [j for j in range(3) if j == i or not true[j, i]]
+        for row in (logits[i, np.array(over_texts)], logits[np.array(over_images), i]):
+            by_hand.append(np.log(np.exp(np.asarray(row)).sum()) - float(logits[i, i]))
+    np.testing.assert_allclose(pretrain.contrast(logits, true), np.mean(by_hand), rtol=1e-6)
+
+
+def test_patch_similarity_goes_from_mean_to_maximum():
+    key = jax.random.key(0)
+    dense, text = jax.random.normal(key, (2, 3, 4, 5)), jax.random.normal(key, (6, 5))
+    cosine = np.einsum("byxd,kd->bkyx", dense, text).reshape(2, 6, 12)
+    mean = pretrain.patch_similarity(dense, text, jnp.float32(0))
+    best = pretrain.patch_similarity(dense, text, jnp.float32(1e4))
+    np.testing.assert_allclose(mean, cosine.mean(axis=-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(best, cosine.max(axis=-1), rtol=1e-4)
+
+
+def test_batches_pair_pictures_with_their_captions():
+    settings = pretrain.Settings(steps=4, images=20, batch=8)
+    small = pretrain.draw(settings, size=pretrain.SMALL, first=0, count=16)
+    large = pretrain.draw(settings, size=pretrain.LARGE, first=16, count=4)
+    captions = {text for texts in small.captions + large.captions for text in texts}
+    batches = list(pretrain.batches(small, large, pretrain.Words(captions), settings))
+    assert [len(images) for images, _, _ in batches] == [8, 8, 8, 2]
+    for images, ids, true in batches:
+        assert images.dtype == np.uint8 and ids.dtype == np.int32
+        assert true.shape == (len(images), len(ids)) and np.diagonal(true).all()
+        assert (ids.argmax(axis=1) > 0).all()
+
+
+def test_token_table_is_the_same_everywhere():
+    table = towers.token_table(3, 11, 5)
+    assert table.shape == (11, 5) and table.dtype == np.float32
+    np.testing.assert_allclose(table[0, :3], (0.01089576, -0.03150301, -0.01592284), rtol=1e-6)
+    assert abs(towers.token_table(0, 4000, 16).std() - 0.02) < 2e-4
+
+
+def test_command_trains_and_writes_what_can_be_loaded(tmp_path):
+    out = tmp_path / "tiny.safetensors"
+    command = [sys.executable, "-m", "semivl_jax.pretrain", f"--out={out}", *TINY]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert report["log"][-1]["step"] == 3
+    assert all(np.isfinite(value) for value in report["log"][-1].values())
+    assert "--steps=3" in report["command"] and "--width=16" in report["command"]
+    clip = towers.load(out, "")
+    assert clip.image["width"] == 16 and clip.text["vocab_size"] == 49408
+    ids = tokenizer.tokenize(["a photo of a zebra crossing"])  # words that no caption has
+    embedded = TextTransformer(**clip.text).apply({"params": clip.text_params}, ids)
+    assert np.isfinite(embedded).all()
+
+
+def test_an_unexpected_argument_is_refused():
+    with pytest.raises(SystemExit, match="'steps=3'"):
+        pretrain.main(["pretrain", "steps=3"])
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return towers.load("demo", "")
+
+
+def test_shipped_file_is_small_and_says_how_it_was_made(demo):
+    assert towers.DEMO.stat().st_size < 5e6
+    _, metadata = store.load_tree(towers.DEMO)
+    assert metadata["command"].startswith("python -m semivl_jax.pretrain --steps=")
+    report = json.loads(towers.DEMO.with_suffix(".json").read_text())
+    assert report["command"] == metadata["command"]
+    assert 20 <= demo.logit_scale <= 100
+
+
+@pytest.fixture(scope="module")
+def zero_shot(demo):
+    """(labels, guidance label of each mode without a threshold, its confidence) of some scenes."""
+    scenes = [generator.sample("train", index) for index in range(32)]
+    images = np.stack([scene.image[:CROP, :CROP] for scene in scenes])
+    grid = (CROP // demo.image["patch_size"],) * 2
+    vision = VisionTransformer(**demo.image, grid=grid, taps=(demo.image["depth"],))
+    params = towers.resized(demo.image_params, grid)
+    dense = jax.jit(lambda p, x: vision.apply({"params": p}, normalize(x)).maps[-1])(params, images)
+    info = DatasetInfo(
+        name="shapes", classes=words.CLASSES, definitions=tuple(words.DEFINITIONS.values())
+    )
+    language = TextTransformer(**demo.text)
+
+    def embed(sentences):
+        ids = tokenizer.tokenize(sentences)
+        return np.asarray(language.apply({"params": demo.text_params}, ids))
+
+    labels = np.stack([scene.label[:CROP, :CROP] for scene in scenes])
+    guided = {}
+    for mode in ("name", "concept"):
+        text = embeddings.class_text(info, mode=mode, embed=embed)
+        guided[mode] = guidance_labels(dense, text, size=(CROP, CROP), threshold=0.0)
+    return labels, guided
+
+
+def mean_iou(labels, predicted):
+    counted, ious = labels != 255, []
+    for value in range(len(words.CLASSES)):
+        is_true, is_said = (labels == value) & counted, (predicted == value) & counted
+        ious.append((is_true & is_said).sum() / max((is_true | is_said).sum(), 1))
+    return 100 * np.mean(ious)
+
+
+def test_shipped_tower_labels_pixels_by_words(zero_shot):
+    """Zero-shot, on training scenes, which pretraining never saw: facts that fail if weights rot."""
+    labels, guided = zero_shot
+    predicted = np.asarray(guided["concept"].label)
+    sure = (np.asarray(guided["concept"].confidence) >= 0.9) & (labels != 255)
+    assert sure.sum() > 0.25 * (labels != 255).sum()
+    assert (predicted == labels)[sure].mean() > 0.7
+    assert mean_iou(labels, predicted) > 30
+
+
+def test_definitions_beat_plain_names(zero_shot):
+    labels, guided = zero_shot
+    score = {mode: mean_iou(labels, np.asarray(g.label)) for mode, g in guided.items()}
+    assert score["concept"] > score["name"] + 3
+
+
+@pytest.mark.parametrize(
+    "pair", [("striped ball", "dotted ball"), ("tiger", "leopard"), ("crate", "gift")]
+)
+def test_words_tell_look_alikes_apart(zero_shot, pair):
+    """Of the pixels of a pair that are labelled as one of the pair, most get the right one."""
+    labels, guided = zero_shot
+    predicted = np.asarray(guided["concept"].label)
+    values = [words.CLASSES.index(name) for name in pair]
+    counted = np.isin(labels, values) & np.isin(predicted, values)
+    for value in values:
+        mine = counted & (labels == value)
+        assert mine.any() and (predicted == labels)[mine].mean() > 0.6, words.CLASSES[value]
+
+
+def test_files_that_are_no_clip_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is empty"):
+        towers.load("", "clip_vit_b16")
+    with pytest.raises(ValueError, match="no such file"):
+        towers.load(tmp_path / "missing.safetensors", "clip_vit_b16")
+    other = tmp_path / "other.safetensors"
+    store.save_tree(other, {"a": np.zeros(3, np.float32)}, {})
+    with pytest.raises(ValueError, match=r"'vit_q' is no known tower.*clip_vit_b16"):
+        towers.load(other, "vit_q")
+    with pytest.raises(ValueError, match="no CLIP of OpenAI"):
+        towers.load(other, "clip_vit_b16")
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    tree, metadata = store.load_tree(towers.DEMO)
+    damaged = tmp_path / "damaged.safetensors"
+    store.save_tree(damaged, tree, metadata | {"token_seed": "?"})
+    with pytest.raises(ValueError, match="lacks or garbles"):
+        towers.load(damaged, "")
+    del tree["image"]["cls"]
+    store.save_tree(damaged, tree, metadata)
+    with pytest.raises(ValueError, match="cls"):
+        towers.load(damaged, "")
