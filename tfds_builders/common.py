@@ -38,9 +38,6 @@ PARTS = ("train", "validation")
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Larger shards only matter for copying; reading is by index in any case.
-_SHARD_BYTES = 512 * 2**20
-
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -232,10 +229,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> Path:
         if not directory.exists():
             for remains in directory.parent.glob(f"incomplete.*_{directory.name}"):
                 shutil.rmtree(remains)
-            builder.download_and_prepare(
-                file_format="array_record",
-                download_config=tfds.download.DownloadConfig(max_shard_size=_SHARD_BYTES),
-            )
+            builder.download_and_prepare(file_format="array_record")
     check_complete(directory)
     return directory
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import grain
 import numpy as np
+from absl import flags
 
 from semivl_jax.data.crops import BatchLoader, CropLoader, Geometry
 from semivl_jax.data.order import SampleOrder, Share
@@ -121,6 +122,9 @@ class TrainPipeline:
             )
             images = grain.MapDataset.source(_Counter(start_step * size)).map(self._loader)
             return BatchStream(iter(images.to_iter_dataset(options).batch(size)))
+        if not flags.FLAGS.is_parsed():
+            # Grain's workers read absl flags; in a notebook or a test nobody has parsed any.
+            flags.FLAGS.mark_as_parsed()
         # Every worker makes whole batches, dealt to them in turn: their number changes nothing.
         batches = grain.MapDataset.source(_Counter(start_step)).map(BatchLoader(self._loader))
         dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))

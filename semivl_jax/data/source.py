@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class Source:
         self._opening = threading.Lock()
 
 
-def open_source(directory: Path, part: str) -> Source:
+def open_source(directory: str | os.PathLike[str], part: str) -> Source:
     """Open one part ("train" or "validation") of a prepared data set.
 
     Raises:

@@ -1,0 +1,173 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semivl_jax.data import host
+from semivl_jax.data.source import open_source
+from tests.data.photos import make_folder, prepared, write_pair
+from tfds_builders import common
+from tfds_builders.folder_semi import FolderSemi
+from tfds_builders.folder_semi.scan import parse_label_map, scan
+
+RNG = np.random.default_rng(1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "photos", masks=2, without=1, validation=1)
+
+
+def test_records_hold_what_the_folder_holds(toy_folder, toy_source):
+    assert toy_source.info.classes == ("sky", "road", "car")
+    assert toy_source.info.definitions == (("sky",), ("road", "street"), ("car",))
+    assert toy_source.ids[:2] == ("train00", "train01") and len(toy_source) == 13
+    assert toy_source.labels_exist().tolist() == [True] * 6 + [False] * 7
+    photo = toy_folder / "images/train/train03.jpg"
+    mask = np.asarray(Image.open(toy_folder / "masks/train/train03.png"))
+    record = toy_source[3]
+    assert record.image == photo.read_bytes()
+    np.testing.assert_array_equal(host.decode_label(record.label), mask)
+    assert toy_source.pixels[3] == {v: int((mask == v).sum()) for v in np.unique(mask)}
+    assert toy_source[8].label is None
+
+
+def test_neither_preparing_nor_reading_needs_tensorflow(tmp_path):
+    make_folder(tmp_path / "photos", masks=1, without=1, validation=1)
+    script = (
+        "import sys; from tests.data.photos import prepared; from pathlib import Path;"
+        f"prepared(Path({str(tmp_path / 'photos')!r}))[0];"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_prepares_once_and_again_when_the_folder_changes(folder):
+    data = folder.parent / "prepared"
+    first = common.prepare(FolderSemi(folder, data_dir=data))
+    written = sorted((p, p.stat().st_mtime_ns) for p in first.iterdir())
+    assert common.prepare(FolderSemi(folder, data_dir=data)) == first
+    assert sorted((p, p.stat().st_mtime_ns) for p in first.iterdir()) == written
+    write_pair(folder, "train/new", rng=RNG)
+    assert common.prepare(FolderSemi(folder, data_dir=data)) != first
+
+
+def test_interrupted_preparation_is_not_taken_for_a_whole_one(folder, monkeypatch):
+    builder = FolderSemi(folder, data_dir=folder.parent / "prepared")
+    place = builder.data_path.parent
+    remains = place / "incomplete.AAAAAA_1.0.0"  # what a killed process leaves
+    remains.mkdir(parents=True)
+    (remains / "some.array_record").write_bytes(b"half")
+    directory = common.prepare(builder)
+    assert len(open_source(directory, "train")) == 3
+    assert not remains.exists()
+
+
+def test_damaged_copy_says_what_is_missing(folder):
+    source = prepared(folder)
+    record_file = next(source.directory.glob("*-train.array_record-*"))
+    record_file.unlink()
+    with pytest.raises(ValueError, match=rf"{record_file.name} is missing; delete the directory"):
+        prepared(folder)
+
+
+def test_flat_layout_other_formats_and_val_list(tmp_path):
+    root = tmp_path / "flat"
+    for name, suffix in (("a", ".jpg"), ("b", ".bmp"), ("c c", ".PNG"), ("sub/d", ".jpeg")):
+        write_pair(root, name, rng=RNG, suffix=suffix, mask=name != "b")
+    (root / "classes.txt").write_text("one\ntwo\n")
+    (root / "val.txt").write_text("sub/d\n\n")
+    source = prepared(root)
+    assert source.ids == ("a", "b", "c c")
+    assert source.labels_exist().tolist() == [True, False, True]
+    original = np.asarray(Image.open(root / "images/b.bmp"))
+    np.testing.assert_array_equal(host.decode_image(source[1].image), original)
+    assert open_source(source.directory, "validation").ids == ("sub/d",)
+
+
+def test_palette_masks_and_label_map(folder):
+    mask = Image.fromarray(np.full((24, 30), 11, np.uint8)).convert("P")
+    mask.putdata([11] * 700 + [2] * 20)
+    mask.save(folder / "masks/train/train00.png")
+    with pytest.raises(ValueError, match=r'train00.png has the value 11, .*label_map="11:255"'):
+        prepared(folder)
+    builder = FolderSemi(folder, label_map={11: 255}, data_dir=folder.parent / "prepared")
+    source = open_source(common.prepare(builder), "train")
+    assert source.pixels[0] == {2: 20, 255: 700}
+
+
+def _break_classes(root):
+    (root / "classes.txt").unlink()
+
+
+def _break_image(root):
+    path = root / "images/train/train01.jpg"
+    path.write_bytes(path.read_bytes()[:400])
+
+
+def _break_size(root):
+    Image.fromarray(np.zeros((9, 8), np.uint8)).save(root / "masks/train/train01.png")
+
+
+def _break_colours(root):
+    Image.fromarray(np.zeros((24, 30, 3), np.uint8)).save(root / "masks/train/train00.png")
+
+
+def _break_names(root):
+    for path in (root / "masks/train").iterdir():
+        path.rename(path.with_stem(path.stem + "_mask"))
+
+
+def _break_validation(root):
+    (root / "masks/val/val00.png").unlink()
+
+
+def _break_twice(root):
+    write_pair(root, "train/train00", rng=RNG, suffix=".png", mask=False)
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (_break_classes, "has no classes.txt; write one class name per line"),
+        (_break_image, "train01.jpg cannot be read .*; replace the file"),
+        (_break_size, "label of .*train01.jpg is 8x9 pixels but the image is 37x29; give both"),
+        (_break_colours, "train00.png has colours .*; save class indices"),
+        (_break_names, "no mask for any training image .*masks/train/train00_mask.png"),
+        (_break_validation, "validation image images/val/val00.jpg has no mask"),
+        (_break_twice, "would have the same mask and id 'train00'; rename one"),
+        (lambda root: (root / "classes.txt").write_text("a\nb\na\n"), "names the class 'a' twice"),
+        (lambda root: (root / "classes.txt").write_text("\n"), "names no class"),
+        (lambda root: (root / "val.txt").write_text("x\n"), "in one way, either .*and val.txt"),
+    ],
+)
+def test_bad_folders_are_named(folder, harm, sentence):
+    harm(folder)
+    with pytest.raises(ValueError, match=sentence):
+        prepared(folder)
+    assert not list(folder.parent.glob("prepared/**/incomplete.*"))
+    assert not list(folder.parent.glob("prepared/**/metadata.json"))
+
+
+def test_missing_folders(tmp_path):
+    with pytest.raises(ValueError, match=r"config.data.folder is '.*nowhere', which is no folder"):
+        scan(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="has no folder images/"):
+        scan(tmp_path)
+
+
+def test_label_map_text():
+    assert parse_label_map("") == {}
+    assert parse_label_map("11:255, 12 : 3") == {11: 255, 12: 3}
+    for text in ("11", "11:256", "a:b", "1:2:3"):
+        with pytest.raises(ValueError, match="write OLD:NEW"):
+            parse_label_map(text)
+    with pytest.raises(ValueError, match="maps the value 1 twice"):
+        parse_label_map("1:2,1:3")
+
+
+def test_label_map_must_lead_to_a_class(folder):
+    with pytest.raises(ValueError, match=r"maps 11 to 77, but the classes of .* are 0 to 2"):
+        FolderSemi(folder, label_map={11: 77}, data_dir=folder.parent)
