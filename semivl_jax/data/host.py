@@ -1,0 +1,242 @@
+"""Files to arrays, and the geometry of crops: decoding, scaling, padding, cropping.
+
+In: encoded bytes. Between: images uint8 RGB [h, w, 3] and labels uint8 [h, w] (class indices, 255 = void).
+Out: square crops, black and 255 where they reach beyond the image.
+
+Scaling rules and the order of random draws (METHOD section 6):
+
+    ratio      factor r ~ U(low, high); the image is fitted into int(long · r) × int(short · r);
+               OpenCV: bilinear without antialias for the image, nearest (rounds down) for the label
+    long side  new long side uniform in int(L · low) … int(L · high), both included;
+               Pillow: bilinear with antialias for the image, nearest (pixel centres) for the label
+    crop       left, then top, each uniform over all places inside the padded image
+
+Every draw comes from the `numpy.random.Generator` handed in. No function here uses JAX. Errors do not name
+the file: whoever read the bytes knows its name and adds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from semivl_jax.data.catalog import IGNORE_INDEX
+
+HostImage = UInt8[np.ndarray, "h w 3"]
+# Letters of its own: a label of another size is the user's mistake, and the message says so.
+HostLabel = UInt8[np.ndarray, "label_h label_w"]
+ScaledImage = UInt8[np.ndarray, "new_h new_w 3"]
+ScaledLabel = UInt8[np.ndarray, "new_h new_w"]
+
+# Modes of Pillow whose samples are no 8-bit values.
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A square crop; `size` = (rows, columns) of it that are image, the rest is right and below."""
+
+    image: UInt8[np.ndarray, "s s 3"]
+    label: UInt8[np.ndarray, "s s"] | None
+    size: tuple[int, int]
+
+
+def decode_image(data: bytes) -> HostImage:
+    """An image file of any kind as RGB, turned upright as its EXIF data says; transparency is dropped.
+
+    Raises:
+      ValueError: bytes that are no complete image, or samples of more than 16 bits.
+    """
+    image = _open(data)
+    if image.mode in _DEEP_MODES:
+        gray = np.asarray(image)
+        if image.mode in ("I", "F") and (gray.min() < 0 or gray.max() > 65535):
+            raise ValueError(
+                f"image of mode {image.mode} with values {gray.min()} … {gray.max()}; save it as 8-bit RGB"
+            )
+        if image.mode == "F":
+            raise ValueError("image of floating-point samples; save it as 8-bit RGB")
+        gray = (gray >> 8).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
+def decode_label(data: bytes) -> HostLabel:
+    """A label file: the palette indices or the grey values of its pixels.
+
+    Raises:
+      ValueError: bytes that are no complete image, a colour image, or values beyond 255.
+    """
+    image = _open(data)
+    if image.mode in ("P", "L", "1"):
+        return np.asarray(image).astype(np.uint8)
+    if image.mode in _DEEP_MODES and image.mode != "F":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError(
+                f"label map with the values {values.min()} … {values.max()}; class indices must be 0 … 254, "
+                "and 255 where nothing is labelled"
+            )
+        return values.astype(np.uint8)
+    raise ValueError(
+        f"label map of mode {image.mode}, that is colours instead of class indices; save one channel "
+        "(grey or palette) whose values are the indices"
+    )
+
+
+def check_labels(label: HostLabel, *, num_classes: int) -> None:
+    """Every value must be a class index or 255.
+
+    Raises:
+      ValueError: another value; METHOD trap 16: the published metric counts it to the last class.
+    """
+    wrong = (label >= num_classes) & (label != IGNORE_INDEX)
+    if wrong.any():
+        values = ", ".join(str(value) for value in np.unique(label[wrong])[:5])
+        raise ValueError(
+            f"label map with the value {values}, but the {num_classes} classes have the indices 0 … "
+            f"{num_classes - 1}; correct the map, add the class, or write {IGNORE_INDEX} there (not counted)"
+        )
+
+
+def fit_size(height: int, width: int, *, long: float, short: float) -> tuple[int, int]:
+    """(height, width) at the largest scale where neither side exceeds its limit, sides rounded."""
+    factor = min(long / max(height, width), short / min(height, width))
+    return _at_least_one(height * factor), _at_least_one(width * factor)
+
+
+def long_side_size(height: int, width: int, *, long: int) -> tuple[int, int]:
+    """(height, width) with the long side given, the other rounded."""
+    if height > width:
+        return long, _at_least_one(width * long / height)
+    return _at_least_one(height * long / width), long
+
+
+def resize_ratio(
+    rng: np.random.Generator,
+    image: HostImage,
+    label: HostLabel | None,
+    *,
+    long: int,
+    short: int,
+    scale: tuple[float, float],
+) -> tuple[ScaledImage, ScaledLabel | None]:
+    """Fit into long × short times a random factor.
+
+    Raises:
+      ValueError: the label has another size than the image.
+    """
+    _check_pair(image, label)
+    factor = rng.uniform(*scale)
+    limits = {"long": int(long * factor), "short": int(short * factor)}
+    return resize_opencv(image, label, size=fit_size(*image.shape[:2], **limits))
+
+
+def resize_long_side(
+    rng: np.random.Generator,
+    image: HostImage,
+    label: HostLabel | None,
+    *,
+    scale: tuple[float, float],
+) -> tuple[ScaledImage, ScaledLabel | None]:
+    """Bring the long side to itself times a random factor.
+
+    Raises:
+      ValueError: the label has another size than the image.
+    """
+    _check_pair(image, label)
+    side = max(image.shape[:2])
+    long = int(rng.integers(int(side * scale[0]), int(side * scale[1]), endpoint=True))
+    return resize_pillow(image, label, size=long_side_size(*image.shape[:2], long=max(long, 1)))
+
+
+def resize_short_side(image: HostImage, *, short: int) -> ScaledImage:
+    """Bring the short side to `short`, without a limit for the long one (METHOD trap 17)."""
+    height, width = image.shape[:2]
+    long = short * max(height, width) / min(height, width)
+    return resize_opencv(image, None, size=fit_size(height, width, long=long, short=short))[0]
+
+
+def resize_opencv(
+    image: HostImage, label: HostLabel | None, *, size: tuple[int, int]
+) -> tuple[ScaledImage, ScaledLabel | None]:
+    """To (height, width): bilinear without antialias; the label's nearest pixel, rounding down."""
+    scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    if label is None:
+        return scaled, None
+    return scaled, cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def resize_pillow(
+    image: HostImage, label: HostLabel | None, *, size: tuple[int, int]
+) -> tuple[ScaledImage, ScaledLabel | None]:
+    """To (height, width): bilinear with antialias; the label's nearest pixel centre."""
+    bilinear, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+    scaled = np.asarray(Image.fromarray(image).resize(size[::-1], bilinear))
+    if label is None:
+        return scaled, None
+    return scaled, np.asarray(Image.fromarray(label).resize(size[::-1], nearest))
+
+
+def pad_and_crop(
+    rng: np.random.Generator, image: HostImage, label: HostLabel | None, *, crop: int
+) -> Crop:
+    """A random crop of side `crop`; an image smaller than that is padded right and below.
+
+    Raises:
+      ValueError: the label has another size than the image.
+    """
+    height, width = image.shape[:2]
+    left = int(rng.integers(max(width - crop, 0), endpoint=True))
+    top = int(rng.integers(max(height - crop, 0), endpoint=True))
+    return crop_at(image, label, crop=crop, left=left, top=top)
+
+
+def crop_at(image: HostImage, label: HostLabel | None, *, crop: int, left: int, top: int) -> Crop:
+    """The crop whose upper left pixel is (top, left); black and 255 where there is no image.
+
+    Raises:
+      ValueError: the label has another size than the image.
+    """
+    _check_pair(image, label)
+    window = image[top : top + crop, left : left + crop]
+    rows, columns = window.shape[:2]
+    pixels = np.zeros((crop, crop, 3), np.uint8)
+    pixels[:rows, :columns] = window
+    if label is None:
+        return Crop(pixels, None, (rows, columns))
+    classes = np.full((crop, crop), IGNORE_INDEX, np.uint8)
+    classes[:rows, :columns] = label[top : top + crop, left : left + crop]
+    return Crop(pixels, classes, (rows, columns))
+
+
+def _open(data: bytes) -> Image.Image:
+    """Decoded and upright. Pillow reports broken files in many ways; all become ValueError."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except Exception as error:
+        raise ValueError(
+            f"{len(data)} bytes that cannot be read as an image ({error}); replace the file"
+        ) from error
+
+
+def _at_least_one(length: float) -> int:
+    """Rounded; a thin image never loses its last row."""
+    return max(int(length + 0.5), 1)
+
+
+def _check_pair(image: HostImage, label: HostLabel | None) -> None:
+    if label is not None and label.shape != image.shape[:2]:
+        (rows, columns), (height, width) = label.shape, image.shape[:2]
+        raise ValueError(
+            f"label map of {columns}×{rows} pixels for an image of {width}×{height}; give both one size"
+        )

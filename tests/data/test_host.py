@@ -1,0 +1,238 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semivl_jax.data import host
+from tests.golden_files import Golden
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden("transforms")
+
+
+def items(op: str) -> list[dict]:
+    return [item for item in Golden("transforms").meta["items"] if item["op"] == op]
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+class TestGolden:
+    pytestmark = pytest.mark.golden
+
+    @pytest.mark.parametrize("item", items("pil_resize"), ids=lambda item: item["name"])
+    def test_pillow(self, item, golden):
+        width, height = item["size_wh"]
+        image, label = host.resize_pillow(golden["in/img"], golden["in/mask"], size=(height, width))
+        np.testing.assert_array_equal(image, golden[f"out/{item['name']}/img"])
+        np.testing.assert_array_equal(label, golden[f"out/{item['name']}/mask"])
+
+    @pytest.mark.parametrize("item", items("mmseg_resize"), ids=lambda item: item["name"])
+    def test_opencv(self, item, golden):
+        image, label = golden["in/img"], golden["in/mask"]
+        size = host.fit_size(*label.shape, long=max(item["scale"]), short=min(item["scale"]))
+        assert size == tuple(item["out_wh"][::-1])
+        image, label = host.resize_opencv(image, label, size=size)
+        np.testing.assert_array_equal(image, golden[f"out/{item['name']}/img"])
+        np.testing.assert_array_equal(label, golden[f"out/{item['name']}/mask"])
+
+    @pytest.mark.parametrize("item", items("crop"), ids=lambda item: item["name"])
+    def test_crop(self, item, golden):
+        crop = host.crop_at(
+            golden["in/img"],
+            golden["in/mask"],
+            crop=item["size"],
+            left=item["x"],
+            top=item["y"],
+        )
+        np.testing.assert_array_equal(crop.image, golden[f"out/{item['name']}/img"])
+        # The published padding of unlabelled images is another value; here it is a size.
+        rows, columns = crop.size
+        label = np.full_like(crop.label, item["ignore_value"])
+        label[:rows, :columns] = crop.label[:rows, :columns]
+        np.testing.assert_array_equal(label, golden[f"out/{item['name']}/mask"])
+        assert (crop.label[rows:] == 255).all()
+        assert (crop.label[:, columns:] == 255).all()
+
+    def test_ratio_rule(self, golden):
+        table = golden.meta["resize_train"]
+        long, short = max(table["img_scale"]), min(table["img_scale"])
+        for row in table["rows"]:
+            named = dict(zip(table["columns"], row, strict=True))
+            limits = int(long * named["ratio"]), int(short * named["ratio"])
+            assert limits == (named["scale_0"], named["scale_1"])
+            size = host.fit_size(named["in_h"], named["in_w"], long=limits[0], short=limits[1])
+            assert size == (named["out_h"], named["out_w"]), named
+
+    def test_short_side_rule(self, golden):
+        table = golden.meta["resize_val"]
+        short = max(table["min_size"], min(table["img_scale"]))
+        for row in table["rows"]:
+            named = dict(zip(table["columns"], row, strict=True))
+            image = np.zeros((named["in_h"], named["in_w"], 3), np.uint8)
+            resized = host.resize_short_side(image, short=short)
+            assert resized.shape == (named["out_h"], named["out_w"], 3), named
+
+    def test_long_side_rule(self, golden):
+        table = golden.meta["pil_resize_rule"]
+        for row in table["rows"]:
+            named = dict(zip(table["columns"], row, strict=True))
+            size = host.long_side_size(named["in_h"], named["in_w"], long=named["drawn_long_side"])
+            assert size == (named["out_h"], named["out_w"]), named
+
+
+class TestRandomGeometry:
+    def test_ratio_stays_in_its_range_and_keeps_the_shape(self):
+        image, label = noise(30, 50, 3), noise(30, 50)
+        for seed in range(20):
+            new, label_too = host.resize_ratio(
+                rng(seed), image, label, long=400, short=60, scale=(0.5, 2.0)
+            )
+            assert new.shape[:2] == label_too.shape
+            assert 30 <= new.shape[0] <= 120
+            assert abs(new.shape[1] / new.shape[0] - 50 / 30) < 0.1
+
+    def test_long_side_draws_both_ends(self):
+        image = noise(3, 4, 3)
+        sides = {
+            host.resize_long_side(rng(seed), image, None, scale=(0.5, 2.0))[0].shape[1]
+            for seed in range(200)
+        }
+        assert sides == set(range(2, 9))
+
+    def test_every_place_of_the_crop_occurs(self):
+        image = np.zeros((6, 7, 3), np.uint8)
+        image[..., 0], image[..., 1] = np.arange(6)[:, None], np.arange(7)[None, :]
+        seen = {
+            tuple(host.pad_and_crop(rng(seed), image, None, crop=5).image[0, 0, :2])
+            for seed in range(200)
+        }
+        assert seen == {(top, left) for top in range(2) for left in range(3)}
+
+    def test_padding_of_a_small_image(self):
+        image, label = noise(3, 9, 3), noise(3, 9)
+        crop = host.pad_and_crop(rng(), image, label, crop=6)
+        assert crop.size == (3, 6)
+        assert not crop.image[3:].any()
+        assert (crop.label[3:] == 255).all()
+
+    def test_without_label(self):
+        crop = host.pad_and_crop(rng(), noise(4, 4, 3), None, crop=4)
+        assert crop.label is None
+        np.testing.assert_array_equal(crop.image, noise(4, 4, 3))
+
+    def test_the_same_generator_gives_the_same_crop(self):
+        def make(seed: int) -> np.ndarray:
+            generator = rng(seed)
+            image, _ = host.resize_long_side(generator, noise(40, 30, 3), None, scale=(0.5, 2.0))
+            return host.pad_and_crop(generator, image, None, crop=16).image
+
+        np.testing.assert_array_equal(make(1), make(1))
+        assert not np.array_equal(make(1), make(2))
+
+    def test_a_thin_image_keeps_a_row(self):
+        image, _ = host.resize_long_side(rng(), noise(1, 100, 3), None, scale=(0.1, 0.2))
+        assert image.shape[0] == 1
+
+    def test_label_of_another_size(self):
+        image, label = noise(4, 5, 3), noise(5, 4)
+        message = "4×5 pixels for an image of 5×4"
+        with pytest.raises(ValueError, match=message):
+            host.resize_ratio(rng(), image, label, long=8, short=8, scale=(0.5, 2.0))
+        with pytest.raises(ValueError, match=message):
+            host.resize_long_side(rng(), image, label, scale=(0.5, 2.0))
+        with pytest.raises(ValueError, match=message):
+            host.pad_and_crop(rng(), image, label, crop=4)
+
+
+class TestDecodeImage:
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+    def test_modes(self, mode):
+        source = Image.fromarray(noise(5, 7, 3)).convert(mode)
+        decoded = host.decode_image(encoded(source))
+        np.testing.assert_array_equal(decoded, np.asarray(source.convert("RGB")))
+
+    def test_cmyk(self):
+        source = Image.fromarray(noise(16, 16, 3)).convert("CMYK")
+        assert host.decode_image(encoded(source, "JPEG")).shape == (16, 16, 3)
+
+    def test_palette_with_transparency(self):
+        source = Image.fromarray(noise(5, 7, 3)).convert("P")
+        decoded = host.decode_image(encoded(source, transparency=bytes(range(256))))
+        np.testing.assert_array_equal(decoded, np.asarray(source.convert("RGB")))
+
+    def test_sixteen_bits(self):
+        gray = np.array([[0, 255, 256, 65535]], np.uint16)
+        decoded = host.decode_image(encoded(Image.fromarray(gray)))
+        np.testing.assert_array_equal(decoded[0, :, 0], [0, 0, 1, 255])
+
+    def test_orientation(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+        image = noise(5, 7, 3)
+        decoded = host.decode_image(encoded(Image.fromarray(image), exif=exif))
+        np.testing.assert_array_equal(decoded, np.rot90(image, -1))
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"not an image", encoded(Image.new("RGB", (64, 64)))[:60]]
+    )
+    def test_broken(self, data):
+        with pytest.raises(ValueError, match="cannot be read as an image"):
+            host.decode_image(data)
+
+    def test_floating_point(self):
+        data = encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF")
+        with pytest.raises(ValueError, match="8-bit RGB"):
+            host.decode_image(data)
+
+
+class TestDecodeLabel:
+    def test_palette_indices(self):
+        values = noise(5, 7) % 20
+        image = Image.fromarray(values, "L").convert("P")
+        image.putdata(values.ravel().tolist())
+        image.putpalette(noise(768).tolist())
+        np.testing.assert_array_equal(host.decode_label(encoded(image)), values)
+
+    def test_grey_values(self):
+        label = host.decode_label(encoded(Image.fromarray(noise(5, 7))))
+        assert label.dtype == np.uint8
+        np.testing.assert_array_equal(label, noise(5, 7))
+
+    def test_two_classes_in_one_bit(self):
+        bits = noise(5, 7) > 127
+        np.testing.assert_array_equal(host.decode_label(encoded(Image.fromarray(bits))), bits)
+
+    def test_sixteen_bits(self):
+        small = np.array([[0, 20, 255]], np.uint16)
+        np.testing.assert_array_equal(host.decode_label(encoded(Image.fromarray(small))), small)
+        with pytest.raises(ValueError, match="0 … 256"):
+            host.decode_label(encoded(Image.fromarray(np.array([[0, 256]], np.uint16))))
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+    def test_colours(self, mode):
+        with pytest.raises(ValueError, match=f"mode {mode}, that is colours.*save one channel"):
+            host.decode_label(encoded(Image.fromarray(noise(5, 7, 3)).convert(mode)))
+
+
+class TestCheckLabels:
+    def test_good(self):
+        host.check_labels(np.array([[0, 20, 255]], np.uint8), num_classes=21)
+
+    def test_bad(self):
+        with pytest.raises(ValueError, match=r"value 21, 254, but the 21 classes.*0 … 20; correct"):
+            host.check_labels(np.array([[0, 21, 254, 255]], np.uint8), num_classes=21)
