@@ -76,7 +76,9 @@ def test_command_trains_and_writes_what_can_be_loaded(tmp_path):
     assert "--steps=3" in report["command"] and "--width=16" in report["command"]
     clip = towers.load(out, "")
     assert clip.image["width"] == 16 and clip.text["vocab_size"] == 49408
-    ids = tokenizer.tokenize(["a photo of a zebra crossing"])  # words that no caption has
+    ids = jnp.asarray(
+        tokenizer.tokenize(["a photo of a zebra crossing"])
+    )  # words that no caption has
     embedded = TextTransformer(**clip.text).apply({"params": clip.text_params}, ids)
     assert np.isfinite(embedded).all()
 
@@ -115,7 +117,7 @@ def zero_shot(demo):
     language = TextTransformer(**demo.text)
 
     def embed(sentences):
-        ids = tokenizer.tokenize(sentences)
+        ids = jnp.asarray(tokenizer.tokenize(sentences))
         return np.asarray(language.apply({"params": demo.text_params}, ids))
 
     labels = np.stack([scene.label[:CROP, :CROP] for scene in scenes])
