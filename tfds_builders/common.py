@@ -1,7 +1,7 @@
 """What all builders share: the features of a record, self-describing metadata, safe preparation.
 
 A record holds `id` (text), `image` (encoded bytes, PNG or JPEG as it came), `label` (encoded
-one-channel PNG whose grey levels are class indices, 255 = ignore; **empty bytes = no label**) and
+PNG, grey or palette, whose values are class indices, 255 = ignore; **empty bytes = no label**) and
 `captions` (texts, often none). Splits are "train" and "validation".
 
 Records keep the order in which the builder yields them. The metadata holds, beside names, palette and
@@ -19,7 +19,6 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
-import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -29,8 +28,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
+from semivl_jax.data import host
 from semivl_jax.data.catalog import DatasetInfo
 
 PARTS = ("train", "validation")
@@ -171,25 +170,21 @@ def inspect(sample: Sample, about: DatasetInfo) -> tuple[Sample, dict[str, int] 
     """Decode a sample once; return it with its bytes, and the pixel count of every label value.
 
     Raises:
-      ValueError: an unreadable image or label, a label of another size than its image, or one with
-        several channels or with values that are neither a class nor the ignore value.
+      ValueError: an image or label that `data.host` cannot decode, a label of another size than its
+        image, or with values that are neither a class nor the ignore value.
     """
     origin = sample.origin or sample.id
-    image, picture = _decode(sample.image, f"image {origin}")
-    sample = dataclasses.replace(sample, image=image)
+    data, image = _decode(sample.image, host.decode_image, f"image {origin}")
+    sample = dataclasses.replace(sample, image=data)
     if sample.label is None:
         return sample, None
-    label, mask = _decode(sample.label, f"label of {origin}")
-    if mask.size != picture.size:
+    data, label = _decode(sample.label, host.decode_label, f"label of {origin}")
+    if label.shape != image.shape[:2]:
         raise ValueError(
-            f"label of {origin} is {mask.size[0]}x{mask.size[1]} pixels but the image is "
-            f"{picture.size[0]}x{picture.size[1]}; give both the same size"
+            f"label of {origin} is {label.shape[1]}x{label.shape[0]} pixels but the image is "
+            f"{image.shape[1]}x{image.shape[0]}; give both the same size"
         )
-    if mask.mode != "L":
-        raise ValueError(
-            f"label of {origin} has the PNG mode {mask.mode}; store class indices as 8-bit grey"
-        )
-    counts = np.bincount(np.asarray(mask).reshape(-1), minlength=256)
+    counts = np.bincount(label.reshape(-1), minlength=256)
     for value in np.flatnonzero(counts):
         if value >= about.num_classes and value != about.ignore:
             raise ValueError(
@@ -198,19 +193,17 @@ def inspect(sample: Sample, about: DatasetInfo) -> tuple[Sample, dict[str, int] 
                 "one of these or correct the label"
             )
     present = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    return dataclasses.replace(sample, label=label), present
+    return dataclasses.replace(sample, label=data), present
 
 
-def _decode(encoded: bytes | os.PathLike, what: str) -> tuple[bytes, Image.Image]:
+def _decode(
+    encoded: bytes | os.PathLike, decode: Callable[[bytes], np.ndarray], what: str
+) -> tuple[bytes, np.ndarray]:
     data = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
     try:
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(
-            f"{what} cannot be read ({error}); replace the file or take it out of the data set"
-        ) from error
-    return data, picture
+        return data, decode(data)
+    except ValueError as error:
+        raise ValueError(f"{what} cannot be used: {error}") from error
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> Path:

@@ -113,9 +113,10 @@ class CropLoader:
             return load(index, place)
         except Exception as error:
             name = self.source.ids[index]
+            reason = str(error) if isinstance(error, ValueError) else repr(error)
             raise ValueError(
-                f"training image {name!r} of {self.source.directory} cannot be used: {error}"
-            ) from None
+                f"training image {name!r} of {self.source.directory} cannot be used: {reason}"
+            ) from error
 
     def _load_labelled(self, index: int, place: int) -> dict[str, np.ndarray]:
         record = self.source[index]

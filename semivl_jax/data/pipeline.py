@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -205,6 +206,7 @@ def _start_worker(index: int, count: int) -> None:
     """
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)  # the processes are the parallelism
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

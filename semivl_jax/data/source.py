@@ -88,7 +88,7 @@ class Source:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        # Open files and locks stay in this process; what the label pixels are is not needed to read.
+        # Open files and locks stay in this process.
         state["_records"] = state["_opening"] = None
         return state
 

@@ -132,9 +132,9 @@ def _break_twice(root):
     ("harm", "sentence"),
     [
         (_break_classes, "has no classes.txt; write one class name per line"),
-        (_break_image, "train01.jpg cannot be read .*; replace the file"),
+        (_break_image, "image .*train01.jpg cannot be used: .*; replace the file"),
         (_break_size, "label of .*train01.jpg is 8x9 pixels but the image is 37x29; give both"),
-        (_break_colours, "train00.png has colours .*; save class indices"),
+        (_break_colours, "train00.png cannot be used: .*colours instead of class indices"),
         (_break_names, "no mask for any training image .*masks/train/train00_mask.png"),
         (_break_validation, "validation image images/val/val00.jpg has no mask"),
         (_break_twice, "would have the same mask and id 'train00'; rename one"),
@@ -171,3 +171,13 @@ def test_label_map_text():
 def test_label_map_must_lead_to_a_class(folder):
     with pytest.raises(ValueError, match=r"maps 11 to 77, but the classes of .* are 0 to 2"):
         FolderSemi(folder, label_map={11: 77}, data_dir=folder.parent)
+
+
+def test_photos_are_turned_upright_before_sizes_are_compared(tmp_path):
+    root = make_folder(tmp_path / "photos", masks=1, without=1, validation=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    pixels = RNG.integers(0, 256, (30, 24, 3), dtype=np.uint8)  # stored lying down
+    Image.fromarray(pixels).save(root / "images/train/train00.jpg", exif=exif)
+    source = prepared(root)  # its mask is 24 rows of 30
+    assert host.decode_image(source[0].image).shape == (24, 30, 3)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from semivl_jax.data import host
 from semivl_jax.data.catalog import DatasetInfo
 from tfds_builders import common
 from tfds_builders.folder_semi.scan import Found, scan
 
 _AS_THEY_ARE = (".png", ".jpg", ".jpeg")
-
-# One byte per pixel that means the number stored there; colours (RGB) mean nothing by themselves.
-_INDEX_MODES = ("L", "P", "1", "I", "I;16")
 
 
 class FolderSemi(common.SegmentationBuilder):
@@ -76,13 +74,17 @@ class FolderSemi(common.SegmentationBuilder):
         as_it_is = found.image.suffix.lower() in _AS_THEY_ARE
         return common.Sample(
             id=found.id,
-            image=found.image if as_it_is else as_png(found.image),
+            image=found.image if as_it_is else _encode(_read(found.image, host.decode_image)),
             label=None if found.mask is None else self._label(found.mask),
             origin=str(found.image),
         )
 
     def _label(self, path: Path) -> bytes:
-        label = read_mask(path, self.label_map)
+        """The mask with the label map applied, as grey PNG."""
+        table = np.arange(256, dtype=np.uint8)
+        for old, new in self.label_map.items():
+            table[old] = new
+        label = table[_read(path, host.decode_label)]
         about = self.folder.about
         for value in np.unique(label):
             if value >= about.num_classes and value != about.ignore:
@@ -91,51 +93,17 @@ class FolderSemi(common.SegmentationBuilder):
                     f"values 0 to {about.num_classes - 1}; name it there, or ignore it with "
                     f'--config.data.label_map="{value}:{about.ignore}"'
                 )
-        return _encode(Image.fromarray(label))
+        return _encode(label)
 
 
-def as_png(path: Path) -> bytes:
-    """Store an image of another format as PNG.
-
-    Raises:
-      ValueError: the file cannot be read.
-    """
-    return _encode(_open(path, "image").convert("RGB"))
-
-
-def read_mask(path: Path, label_map: Mapping[int, int]) -> np.ndarray:
-    """Class indices of a grey or palette PNG, uint8 [h, w], after the label map.
-
-    Raises:
-      ValueError: the file cannot be read, holds colours, or values above 255.
-    """
-    mask = _open(path, "mask")
-    if mask.mode not in _INDEX_MODES:
-        raise ValueError(
-            f"mask {path} has colours (PNG mode {mask.mode}); save class indices, as a grey or a "
-            "palette PNG"
-        )
-    values = np.asarray(mask)
-    if values.size and values.max() > 255:
-        raise ValueError(f"mask {path} has the value {values.max()}; class indices end at 255")
-    table = np.arange(256, dtype=np.uint8)
-    for old, new in label_map.items():
-        table[old] = new
-    return table[values.astype(np.uint8)]
-
-
-def _open(path: Path, what: str) -> Image.Image:
+def _read(path: Path, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     try:
-        picture = Image.open(path)
-        picture.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(
-            f"{what} {path} cannot be read ({error}); replace the file or take it out of the folder"
-        ) from error
-    return picture
+        return decode(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
 
 
-def _encode(picture: Image.Image) -> bytes:
+def _encode(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "png")
+    Image.fromarray(pixels).save(buffer, "png")
     return buffer.getvalue()
