@@ -1,0 +1,224 @@
+"""Evaluation of a network on images of any size: mIoU and label maps.
+
+In: uint8 RGB images [h, w, 3] and uint8 label maps (255 ignored) from the host. Out: an `Evaluation` with
+percentages and the int64 confusion matrix, or uint8 label maps. The modes are those of METHOD 7.
+
+A process evaluates its own examples on its own devices; the confusion matrices of all processes are then
+summed, so several processes may hold different numbers of examples, but all must call `evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float32, Float64, Int32, Int64, UInt8
+
+from semivl_jax.evaluation import confusion as counting
+from semivl_jax.evaluation import sliding
+from semivl_jax.evaluation.scores import Apply, WindowScores, gather
+from semivl_jax.types import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, PyTree
+
+MOST_PIXELS = np.iinfo(np.int32).max
+"""Pixels counted on the device before the counts move to int64 on the host."""
+
+
+@runtime_checkable
+class Example(Protocol):
+    """A validation image with its ground truth."""
+
+    id: str
+    image: np.ndarray
+    label: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result over a set: `iou` and its mean over all classes in percent, the counts behind them.
+
+    `confusion` has a row per label and a column per prediction. `compilations` counts what this
+    evaluator has compiled so far.
+    """
+
+    miou: float
+    iou: Float64[np.ndarray, " n"]
+    confusion: Int64[np.ndarray, "n n"]
+    images: int
+    compilations: int
+
+
+class Evaluator:
+    """Scores images with `apply(variables, images [w, h, w', 3]) -> logits [w, crop, crop, n]`.
+
+    `apply` gets normalised float32 windows and returns logits of the crop's square, before the resize to
+    the window's own size (METHOD 3.10). Student and EMA weights are two values of `variables`: evaluating
+    both compiles nothing twice.
+
+    Args:
+        apply: the network.
+        num_classes: n, at most 255.
+        crop: side of the window.
+        patch_size: windows smaller than the crop are padded with zeros to whole patches, right and below,
+            as the tower itself does. None where that would change the logits (a convolutional encoder, or
+            an image that is renormalised): such windows are passed as they are.
+        mode: see METHOD 7.
+        stride: pixels, or a fraction of the crop; for `zegclip_` and `padded_sliding_window` only.
+        window_batch: windows per call of the network, rounded up to a multiple of the devices.
+        resize: applied to every image first, to its short side of 512 for example; the label stays.
+        devices: of this process; all of them by default.
+
+    Raises:
+        ValueError: options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        apply: Apply,
+        *,
+        num_classes: int,
+        crop: int,
+        patch_size: int | None,
+        mode: str,
+        stride: float | None,
+        window_batch: int,
+        resize: Callable[[np.ndarray], np.ndarray] | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        if not 1 <= num_classes <= IGNORE_INDEX:
+            raise ValueError(f"{num_classes} classes: labels are uint8, choose 1 to {IGNORE_INDEX}")
+        if resize is not None and mode not in sliding.RESIZES_SCORES:
+            raise ValueError(
+                f"evaluation.mode={mode!r} scores pixels of the image, but evaluation.short_side resizes "
+                f"it: set short_side to None or choose {' or '.join(sliding.RESIZES_SCORES)}"
+            )
+        self._classes, self._resize = num_classes, resize
+        self._scores = WindowScores(
+            apply,
+            num_classes=num_classes,
+            crop=crop,
+            patch_size=patch_size,
+            mode=mode,
+            stride=stride,
+            window_batch=window_batch,
+            devices=jax.local_devices() if devices is None else devices,
+        )
+        replicated = self._scores.replicated
+        self._no_counts = jax.jit(self._zero_counts, out_shardings=replicated)
+        self._count = jax.jit(self._count_tile, donate_argnums=0, out_shardings=replicated)
+        self._argmax = jax.jit(self._label_tile, out_shardings=replicated)
+
+    @property
+    def compilations(self) -> int:
+        """Compilations so far, each shape of the network counted."""
+        return sum(self._scores.compilations.values())
+
+    def evaluate(self, variables: PyTree, examples: Iterable[Example]) -> Evaluation:
+        """mIoU over the examples of all processes.
+
+        Raises ValueError for a label with values that are no class or with a size that the mode cannot
+        score, naming the example.
+        """
+        requests = (self._request(example) for example in examples)
+        counts, pixels, images = self._no_counts(), 0, 0
+        totals = np.zeros((self._classes, self._classes), np.int64)
+        for label, tiles in self._scores(self._place(variables), requests):
+            images += 1
+            for position, tile in tiles.items():
+                part = self._label_part(label, position)
+                if pixels + part.size > MOST_PIXELS:  # an entry might overflow
+                    totals += jax.device_get(counts)
+                    counts, pixels = self._no_counts(), 0
+                counts = self._count(counts, tile, part)
+                pixels += part.size
+        totals, images = _sum_over_processes(totals + jax.device_get(counts), images)
+        per_class = counting.iou(totals)
+        return Evaluation(
+            miou=float(per_class.mean()),
+            iou=per_class,
+            confusion=totals,
+            images=images,
+            compilations=self.compilations,
+        )
+
+    def predict(
+        self, variables: PyTree, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> Iterator[UInt8[np.ndarray, "_ _"]]:
+        """Label maps of the images' sizes, in order (mode `center_crop`: of the crop)."""
+        requests = ((self._prepare(image), image.shape[:2], image.shape[:2]) for image in images)
+        for size, tiles in self._scores(self._place(variables), requests):
+            labels = {position: self._argmax(tile) for position, tile in tiles.items()}
+            yield gather(jax.device_get(labels), self._scores.output_size(size, size))
+
+    def _prepare(self, image: np.ndarray) -> np.ndarray:
+        """Resized where asked for, and normalised."""
+        if self._resize is not None:
+            image = self._resize(image)
+        scale = np.float32(255) * np.asarray(IMAGENET_STD, np.float32)
+        shift = np.asarray(IMAGENET_MEAN, np.float32) / np.asarray(IMAGENET_STD, np.float32)
+        return image.astype(np.float32) / scale - shift
+
+    def _request(self, example: Example) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
+        counting.check_label(example.label, num_classes=self._classes, source=example.id)
+        size = example.label.shape
+        try:
+            output = self._scores.output_size(example.image.shape[:2], size)
+        except ValueError as error:
+            raise ValueError(f"{example.id}: {error}") from error
+        # Only center_crop scores less than the label, and then its centre.
+        (top, left), (rows, cols) = (
+            [(n - m) // 2 for n, m in zip(size, output, strict=True)],
+            output,
+        )
+        label = example.label[top : top + rows, left : left + cols]
+        return self._prepare(example.image), size, label
+
+    def _label_part(self, label: np.ndarray, position: tuple[int, int]) -> jax.Array:
+        """The label under a tile, 255 where the tile reaches beyond it."""
+        side = self._scores.side
+        part = np.full((side, side), IGNORE_INDEX, np.uint8)
+        here = label[tuple(slice(i * side, (i + 1) * side) for i in position)]
+        part[: here.shape[0], : here.shape[1]] = here
+        return jax.device_put(part, self._scores.tile_sharding)
+
+    def _place(self, variables: PyTree) -> PyTree:
+        """Variables on all devices of this process, from wherever training keeps them."""
+        if jax.process_count() > 1:
+            variables = jax.tree.map(_of_this_process, variables)
+        return jax.device_put(variables, self._scores.replicated)
+
+    def _zero_counts(self) -> Array:
+        return jnp.zeros((self._classes, self._classes), jnp.int32)
+
+    def _count_tile(
+        self, counts: Int32[Array, "n n"], tile: Float32[Array, "t t n"], label: UInt8[Array, "t t"]
+    ) -> Int32[Array, "n n"]:
+        self._scores.compilations["confusion"] += 1
+        return counts + counting.count(tile.argmax(-1), label, num_classes=self._classes)
+
+    def _label_tile(self, tile: Float32[Array, "t t n"]) -> UInt8[Array, "t t"]:
+        self._scores.compilations["labels"] += 1
+        return tile.argmax(-1).astype(jnp.uint8)
+
+
+def _of_this_process(leaf: jax.Array) -> jax.Array | np.ndarray:
+    if leaf.is_fully_addressable:
+        return leaf
+    if leaf.is_fully_replicated:
+        return leaf.addressable_data(0)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _sum_over_processes(confusion: np.ndarray, images: int) -> tuple[np.ndarray, int]:
+    if jax.process_count() == 1:
+        return confusion, images
+    # As pairs of 32-bit words: without x64, arrays of 64 bits would be cut on the way.
+    values = np.append(confusion.ravel(), images)
+    words = np.stack([values & 0xFFFFFFFF, values >> 32]).astype(np.uint32)
+    low, high = multihost_utils.process_allgather(words).astype(np.int64).sum(axis=0)
+    values = low + (high << 32)
+    return values[:-1].reshape(confusion.shape), int(values[-1])
