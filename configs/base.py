@@ -74,21 +74,21 @@ def _vlg_decoder() -> ConfigDict:
     decoder.channels = 128
     decoder.text_channels = 128
     decoder.up_channels = (64, 32)
-    decoder.skip_channels = (32, 16)
-    decoder.num_layers = 2
+    decoder.skip_channels = (32, 16)  # deepest skip first
+    decoder.num_layers = 2  # semantic layers
     decoder.num_heads = 4
     decoder.mlp_dim = 512
-    decoder.pool = (4, 4)
-    decoder.conv1_kernel = 7
-    decoder.rates = (6, 12, 18)
+    decoder.pool_size = (4, 4)  # patches that share one semantic token
+    decoder.kernel_size = 7  # of the convolution over the similarity map
+    decoder.dilations = (1, 6, 12, 18)
     return decoder
 
 
 def _deeplab_decoder() -> ConfigDict:
     decoder = ConfigDict()
-    decoder.rates = (6, 12, 18)
-    decoder.low_level_channels = 48
     decoder.channels = 256
+    decoder.low_channels = 48
+    decoder.dilations = (1, 6, 12, 18)
     return decoder
 
 

@@ -48,12 +48,12 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
     # Imported late so that --help and a misspelt flag answer at once.
-    from semivl_jax import experiment
+    from semivl_jax import run
     from semivl_jax.train.loop import Stopped
 
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
     modes = {
-        "train": experiment.train, "evaluate": experiment.evaluate, "check": experiment.check
+        "train": run.train, "evaluate": run.evaluate, "check": run.check
     }  # fmt: skip
     try:
         modes[_MODE.value](_CONFIG.value, workdir)

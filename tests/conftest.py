@@ -13,7 +13,9 @@ os.environ["XLA_FLAGS"] = (
 import jax
 from jaxtyping import install_import_hook
 
+import tests.typechecker  # noqa: F401 - the hook below finds it by name
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
-install_import_hook("semivl_jax", "beartype.beartype")
+install_import_hook("semivl_jax", "tests.typechecker.check")

@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 
 from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.weights.groups import Group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,11 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What is fixed when the step is compiled."""
+    """What is fixed when the step is compiled; groups and schedule only tell the metrics the rates."""
 
     segmenter: Segmenter
     optimizer: optax.GradientTransformation
     recipe: Recipe
     guidance_tower: nn.Module | None = None
+    groups: tuple[Group, ...] = ()
+    schedule: optax.Schedule | None = None

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from semivl_jax.augment import views as views_lib
 from semivl_jax.models import guidance as guidance_lib
@@ -44,40 +44,68 @@ def train_step(
     parts: Parts, constants: Constants, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
     """Draws the views of the batch and updates the state with them."""
+    views, masks = draw(parts, state, batch)
+    return update(parts, constants, state, views, masks)
+
+
+def draw(parts: Parts, state: TrainState, batch: Batch) -> tuple[Views, Masks | None]:
+    """The randomness of this step: augmented views, and which channels the perturbation drops."""
     key = jax.random.fold_in(jax.random.key(parts.recipe.seed), state.step)
     views_key, masks_key = jax.random.split(key)
     views = views_lib.make_views(views_key, batch)
-    masks = None
-    if parts.recipe.semi_supervised:
-        features = jax.eval_shape(
-            lambda tree, image: _encode(parts, tree, image), state.student(), views.unlabelled.w
-        )
-        masks = segmenter_lib.channel_masks(
-            masks_key, features, rate=parts.recipe.perturbation_rate
-        )
-    return update(parts, constants, state, views, masks)
+    if not parts.recipe.semi_supervised:
+        return views, None
+    features = jax.eval_shape(
+        lambda tree, image: _encode(parts, tree, image), state.student(), views.unlabelled.w
+    )
+    rate = parts.recipe.perturbation_rate
+    return views, segmenter_lib.channel_masks(masks_key, features, rate=rate)
 
 
 def update(
     parts: Parts, constants: Constants, state: TrainState, views: Views, masks: Masks | None
 ) -> tuple[TrainState, Metrics]:
-    """One update from given views and feature-perturbation masks (of the weak view).
+    """One update from given views and feature-perturbation masks (of the weak view)."""
+    return apply_outcome(parts, state, differentiate(parts, constants, state, views, masks))
+
+
+@struct.dataclass
+class Outcome:
+    """What one step found out: the loss, its gradients (by trained leaf) and what led there."""
+
+    loss: Float[Array, ""]
+    gradients: PyTree
+    batch_stats: PyTree
+    metrics: Metrics
+    targets: Targets
+    logits: StudentLogits
+
+
+def differentiate(
+    parts: Parts, constants: Constants, state: TrainState, views: Views, masks: Masks | None
+) -> Outcome:
+    """Targets, student predictions, loss and its gradient with respect to the trained leaves."""
+    targets = make_targets(parts, constants, state, views)
+
+    def objective(trained: PyTree) -> tuple[Array, tuple[Metrics, PyTree, StudentLogits]]:
+        logits, stats = student_forward(parts, constants, state, trained, views, masks)
+        total, metrics = total_loss(parts.recipe, logits, targets, views, state.step)
+        return total, (metrics, stats, logits)
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (loss, (metrics, stats, logits)), grads = gradient(state.trained)
+    return Outcome(loss, grads, stats, metrics, targets, logits)
+
+
+def apply_outcome(parts: Parts, state: TrainState, outcome: Outcome) -> tuple[TrainState, Metrics]:
+    """Optimiser, then the average (METHOD 5).
 
     A step whose loss or gradient is not finite changes nothing but the two counters.
     """
-    targets = make_targets(parts, constants, state, views)
-
-    def objective(trained: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
-        logits, stats = student_forward(parts, constants, state, trained, views, masks)
-        total, metrics = total_loss(parts.recipe, logits, targets, views, state.step)
-        return total, (metrics, stats)
-
-    gradient = jax.value_and_grad(objective, has_aux=True)
-    (loss, (metrics, stats)), grads = gradient(state.trained)
-    norm = optax.global_norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
+    norm = optax.tree.norm(outcome.gradients)
+    finite = jnp.isfinite(outcome.loss) & jnp.isfinite(norm)
+    updates, opt_state = parts.optimizer.update(outcome.gradients, state.opt_state, state.trained)
+    trained, stats = optax.apply_updates(state.trained, updates), outcome.batch_stats
     decay = teacher.ema_decay(state.step, ceiling=parts.recipe.ema_decay)
     kept = state.ema is not None
     candidate = state.replace(
@@ -89,7 +117,9 @@ def update(
     )
     new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), candidate, state)
     new = new.replace(step=state.step + 1, skipped=jnp.where(finite, 0, state.skipped + 1))
-    return new, {**metrics, "gradient_norm": norm, "skipped": new.skipped.astype(jnp.float32)}
+    skipped = new.skipped.astype(jnp.float32)
+    rates = _learning_rates(parts, state.step)
+    return new, {**outcome.metrics, **rates, "gradient_norm": norm, "skipped": skipped}
 
 
 def make_targets(parts: Parts, constants: Constants, state: TrainState, views: Views) -> Targets:
@@ -104,14 +134,16 @@ def make_targets(parts: Parts, constants: Constants, state: TrainState, views: V
     own_partner = views.partner is not None
     label_w = partner = None
     if parts.recipe.teacher == "ema":
-        label_w = _pseudo_label(parts, constants, state.teacher(), views.unlabelled.w)
+        label_w = pseudo_label(parts, constants, state.teacher(), views.unlabelled.w)
     if own_partner:
-        partner = _pseudo_label(parts, constants, state.teacher(), views.partner.w)
+        partner = pseudo_label(parts, constants, state.teacher(), views.partner.w)
     guidance_w = guidance_partner = None
     if parts.recipe.guidance:
-        guidance_w = _guidance_label(parts, constants, views.unlabelled)
+        guidance_w = guidance_label(parts, constants, views.unlabelled.w, views.unlabelled.ignore)
         if own_partner:
-            guidance_partner = _guidance_label(parts, constants, views.partner)
+            guidance_partner = guidance_label(
+                parts, constants, views.partner.w, views.partner.ignore
+            )
         else:
             guidance_partner = guidance_w[::-1]
     return jax.lax.stop_gradient(Targets(label_w, partner, guidance_w, guidance_partner))
@@ -150,6 +182,13 @@ def total_loss(
     sure = (label.confidence >= recipe.confidence_threshold) & ~ignore
     confident = sure.sum() / jnp.maximum((~ignore).sum(), 1)
     return total, {"loss": total, "loss_x": loss_x, **parts, "confident": confident}
+
+
+def _learning_rates(parts: Parts, step: Int32[Array, ""]) -> Metrics:
+    if parts.schedule is None:
+        return {}
+    rate = parts.schedule(step)
+    return {f"lr_{group.name}": rate * group.lr for group in parts.groups if not group.frozen}
 
 
 def _weighted(parts: Mapping[str, Array], prefix: str) -> Float[Array, ""]:
@@ -192,24 +231,31 @@ def _encode(parts: Parts, tree: PyTree, image: Array) -> Features:
     return parts.segmenter.apply(tree, image, method="encode")
 
 
-def _pseudo_label(parts: Parts, constants: Constants, tree: PyTree, image: Array) -> PseudoLabels:
+def pseudo_label(
+    parts: Parts, constants: Constants, tree: PyTree, image: Float[Array, "b h w 3"]
+) -> PseudoLabels:
+    """Labels and confidence that these variables give an image, batch statistics not used."""
     features = _encode(parts, tree, image)
     logits = parts.segmenter.apply(tree, features, constants.text, method="decode")
     return pseudo.pseudo_labels(logits)
 
 
-def _guidance_label(
-    parts: Parts, constants: Constants, views: views_lib.UnlabelledViews
+def guidance_label(
+    parts: Parts,
+    constants: Constants,
+    image: Float[Array, "b h w 3"],
+    ignore: Bool[Array, "b h w"],
 ) -> Int32[Array, "b h w"]:
-    image = views.w
+    """Labels of the frozen CLIP; 255 where it is not sure enough or the pixel is padding."""
+    size = image.shape[1:3]
     if parts.segmenter.renormalize:
         image = normalization.renormalize(image)
     dense = parts.guidance_tower.apply({"params": constants.guidance_params}, image).maps[-1]
     labels = guidance_lib.guidance_labels(
         dense,
         constants.guidance_text,
-        size=image.shape[1:3],
+        size=size,
         threshold=parts.recipe.guidance_threshold,
-        ignore=views.ignore,
+        ignore=ignore,
     )
     return labels.label

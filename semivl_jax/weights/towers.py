@@ -42,6 +42,14 @@ IMAGE_SIZES = {
         "mlp_dim": 3072,
         "out_dim": 512,
     },
+    "tiny": {
+        "patch_size": 8,
+        "width": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_dim": 32,
+        "out_dim": 16,
+    },
 }
 TEXT_SIZES = {
     "clip_vit_b16": {
@@ -52,7 +60,16 @@ TEXT_SIZES = {
         "out_dim": 512,
         "context_length": 77,
     },
+    "tiny": {
+        "vocab_size": 49408,
+        "width": 8,
+        "depth": 1,
+        "num_heads": 2,
+        "out_dim": 16,
+        "context_length": 77,
+    },
 }
+"""`tiny` is for trying out a configuration or the code; there are no trained weights of it."""
 _TOKEN_STD = 0.02
 
 
@@ -70,22 +87,21 @@ class Clip:
 def load(weights: str | os.PathLike[str], tower: str) -> Clip:
     """The towers in a file; `weights` = "demo" is the one that comes with the project.
 
-    `tower` names the sizes of a file that does not say them. ValueError for an empty or missing path,
-    an unknown tower, a file that does not fit.
+    `tower` names the sizes of a file that does not say them, and of `weights` = "random": towers that
+    were never trained. ValueError for an empty or missing path, an unknown tower, a file that does not
+    fit.
     """
     if not str(weights):
         raise ValueError(
             "model.weights is empty; name a safetensors file with CLIP weights, or `demo`"
         )
+    if str(weights) == "random":
+        return _untrained(_known(tower))
     path = DEMO if str(weights) == "demo" else Path(weights)
     tree, metadata = store.load_tree(path)
     if metadata.get("format") == FORMAT:
         return _load_own(path, tree, metadata)
-    if tower not in IMAGE_SIZES:
-        raise ValueError(
-            f"model.tower = {tower!r} is no known tower; use one of {', '.join(IMAGE_SIZES)}"
-        )
-    return _load_openai(path, tree, tower)
+    return _load_openai(path, tree, _known(tower))
 
 
 def resized(image_params: PyTree, grid: Grid) -> PyTree:
@@ -133,6 +149,32 @@ def token_table(seed: int, vocab_size: int, width: int) -> Float32[np.ndarray, "
     bits = np.random.Philox(seed).random_raw(vocab_size * width // 2 + 1).view(np.uint32)
     unit = bits[: vocab_size * width].astype(np.float32) / np.float32(2**32) - np.float32(0.5)
     return (unit * np.float32(_TOKEN_STD * 12**0.5)).reshape(vocab_size, width)
+
+
+def _known(tower: str) -> str:
+    if tower not in IMAGE_SIZES:
+        raise ValueError(
+            f"model.tower = {tower!r} is no known tower; use one of {', '.join(IMAGE_SIZES)}"
+        )
+    return tower
+
+
+def _untrained(tower: str) -> Clip:
+    """Towers as they are initialised, with CLIP's own 14×14 position table."""
+    image, text = IMAGE_SIZES[tower], TEXT_SIZES[tower]
+    grid = (14, 14)
+    vision = VisionTransformer(**image, grid=grid, taps=(image["depth"],))
+    pixels = jnp.zeros((1, *(side * vision.patch_size for side in grid), 3))
+    ids = jnp.zeros((1, text["context_length"]), jnp.int32)
+    image_params = jax.jit(vision.init)(jax.random.key(0), pixels)["params"]
+    text_params = jax.jit(TextTransformer(**text).init)(jax.random.key(1), ids)["params"]
+    return Clip(
+        image=image,
+        image_params=jax.tree.map(np.asarray, image_params),
+        text=text,
+        text_params=jax.tree.map(np.asarray, text_params),
+        logit_scale=100.0,
+    )
 
 
 def _load_own(path: Path, tree: PyTree, metadata: dict[str, str]) -> Clip:

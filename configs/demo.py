@@ -1,0 +1,44 @@
+"""SemiVL on the drawn pictures of `shapes`: minutes on two CPU cores, nothing to download.
+
+    python -m semivl_jax.main --config=configs/demo.py
+
+The image tower is the small CLIP that comes with the project (semivl_jax/weights/demo_clip.safetensors).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """40 labelled pictures of 3000."""
+    config = base.get_config()
+    config.steps = 400
+    config.batch = 4
+    config.data.dataset = "shapes"
+    config.data.split = "40"
+    config.data.crop = 96
+    config.data.ratio_long, config.data.ratio_short = 512, 112
+    config.data.scale_min, config.data.scale_max = 0.75, 1.5
+    config.data.workers = 1
+    config.model.weights = "demo"
+    config.model.taps = (0, 2, 4)
+    small_decoder(config)
+    config.optim.lr = 3e-4
+    config.optim.backbone_lr = 0.1
+    config.evaluation.stride = 64.0
+    config.evaluation.short_side = 0
+    config.evaluation.every_steps = 200
+    config.checkpoint.every = 100
+    return config
+
+
+def small_decoder(config: ConfigDict) -> None:
+    """Decoder sizes that two CPU cores train in minutes."""
+    config.vlg_decoder.channels = 32
+    config.vlg_decoder.text_channels = 32
+    config.vlg_decoder.up_channels = (32, 16)
+    config.vlg_decoder.skip_channels = (16, 16)
+    config.vlg_decoder.mlp_dim = 128
+    config.vlg_decoder.pool_size = (2, 2)
+    config.vlg_decoder.dilations = (1, 2, 4, 6)

@@ -1,0 +1,43 @@
+"""Your own images: --config=configs/folder.py:/path/to/folder
+
+The folder holds images/, masks/ and classes.txt (docs/own_data.md). Without more it trains the small tower
+that comes with the project, so that everything can be tried on a CPU; for results that count, name real
+CLIP weights and raise the sizes:
+
+    --config=configs/folder.py:/path/to/folder,tower=clip_vit_b16 --config.model.weights=FILE.safetensors
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, demo
+
+_TOWERS = ("demo", "clip_vit_b16")
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """`argument` is the folder, optionally followed by `,tower=demo` or `,tower=clip_vit_b16`."""
+    folder, _, option = argument.partition(",tower=")
+    tower = option or "demo"
+    if tower not in _TOWERS:
+        raise ValueError(f"tower={tower!r} in --config is unknown; choose one of {', '.join(_TOWERS)}")
+    config = base.get_config()
+    config.data.dataset = "folder"
+    config.data.folder = folder
+    config.data.split = "1_8"
+    if tower == "clip_vit_b16":
+        return config
+    config.steps = 1000
+    config.batch = 2
+    config.data.crop = 192
+    config.data.ratio_long, config.data.ratio_short = 1024, 256
+    config.data.workers = 1
+    config.model.weights = "demo"
+    config.model.taps = (0, 2, 4)
+    demo.small_decoder(config)
+    config.optim.lr = 3e-4
+    config.optim.backbone_lr = 0.1
+    config.evaluation.stride = 128.0
+    config.evaluation.short_side = 256
+    config.evaluation.every_steps = 500
+    config.checkpoint.every = 100
+    return config

@@ -1,0 +1,89 @@
+"""The whole step with shapes only: what a run would take, before anyone pays for it.
+
+Nothing is computed and no weights are needed beyond what the configuration names; the step is traced
+with abstract arrays, so a wrong shape anywhere fails here as it would in training.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from semivl_jax.experiment import Experiment, parameter_bytes
+from semivl_jax.train import step as step_lib
+from semivl_jax.train import student as student_lib
+from semivl_jax.types import Batch, LabelledBatch, PyTree, UnlabelledBatch
+from semivl_jax.weights import groups as groups_lib
+
+_GIB = 2**30
+
+
+def abstract_batch(experiment: Experiment) -> Batch:
+    """Shapes and dtypes of one global batch as the pipeline would send it."""
+    b, s = experiment.config.batch, experiment.crop
+    method = experiment.config.method
+    image = jax.ShapeDtypeStruct((b, s, s, 3), jnp.uint8)
+    label = jax.ShapeDtypeStruct((b, s, s), jnp.uint8)
+    unlabelled = UnlabelledBatch(image=image, size=jax.ShapeDtypeStruct((b, 2), jnp.int32))
+    own_partner = method.semi_supervised and method.partner == "same_image"
+    return Batch(
+        labelled=LabelledBatch(image=image, label=label),
+        unlabelled=unlabelled if method.semi_supervised else None,
+        partner=unlabelled if own_partner else None,
+    )
+
+
+def report(experiment: Experiment) -> str:
+    """Traces the step and writes down parameters, sizes, cost and length of the run."""
+    config, state = experiment.config, experiment.abstract_state()
+    batch = abstract_batch(experiment)
+    step = functools.partial(step_lib.train_step, experiment.parts)
+    lowered = jax.jit(step, donate_argnums=1).lower(experiment.constants, state, batch)
+    flops = lowered.cost_analysis()["flops"]
+    params = groups_lib.merge(state.trained, state.frozen)
+    table = groups_lib.parameter_table(
+        params, experiment.parts.groups, lr=config.optim.lr, decay=config.optim.weight_decay
+    )
+    sizes = {
+        "parameters": parameter_bytes(params),
+        "optimiser": parameter_bytes(state.opt_state),
+        "average (EMA)": parameter_bytes((state.ema, state.ema_batch_stats)),
+        "gradients": parameter_bytes(state.trained),
+        "frozen CLIP and text": parameter_bytes(experiment.constants),
+        "batch": parameter_bytes(batch),
+        "kept for the backward pass": _residual_bytes(experiment, state, batch),
+    }
+    length = experiment.clock.total_steps
+    lines = [
+        table,
+        "",
+        *(f"{name:<28}{size / _GIB:8.3f} GiB" for name, size in sizes.items()),
+        f"{'sum (over all devices)':<28}{sum(sizes.values()) / _GIB:8.3f} GiB",
+        "",
+        f"{flops / 1e9:,.1f} GFLOP per step (counted by XLA before optimisation), "
+        f"{length:,} steps of {config.batch} + {config.batch} images, "
+        f"{len(experiment.clock.evaluation_steps | {length})} evaluations",
+        f"{experiment.mesh.size} device(s): {experiment.mesh.devices.flat[0].device_kind}",
+    ]
+    return "\n".join(lines)
+
+
+def _residual_bytes(experiment: Experiment, state: PyTree, batch: Batch) -> int:
+    """Arrays that the forward pass of the student leaves for the backward pass.
+
+    An upper bound: XLA may recompute or fuse some of them away.
+    """
+    parts = experiment.parts
+
+    def residuals(constants: PyTree, state: PyTree, batch: Batch) -> PyTree:
+        views, masks = step_lib.draw(parts, state, batch)
+
+        def forward(trained: PyTree) -> Array:
+            return student_lib.student_forward(parts, constants, state, trained, views, masks)[0]
+
+        return jax.vjp(forward, state.trained)[1]
+
+    return parameter_bytes(jax.eval_shape(residuals, experiment.constants, state, batch))

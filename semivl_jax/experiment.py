@@ -1,0 +1,337 @@
+"""From a configuration to parts that run: the one place where data, models and training meet.
+
+    config ─▶ Data (sources, split, classes) ─▶ Experiment (segmenter, guidance, text, optimiser, clock)
+
+Nothing here computes a loss or moves a pixel; `run` puts the parts to work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from semivl_jax.data import host, splits
+from semivl_jax.data import source as source_lib
+from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.data.crops import Geometry
+from semivl_jax.data.pipeline import TrainPipeline
+from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.language import embeddings, tokenizer
+from semivl_jax.models.deeplab import DeepLabHead
+from semivl_jax.models.resnet import ResNetV1c
+from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.text import TextTransformer
+from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vlg_decoder import VLGDecoder
+from semivl_jax.train import optimizer, sharding
+from semivl_jax.train import state as state_lib
+from semivl_jax.train.loop import Clock
+from semivl_jax.train.recipe import Parts, Recipe
+from semivl_jax.types import ClassText, PyTree
+from semivl_jax.weights import groups as groups_lib
+from semivl_jax.weights import towers as towers_lib
+from tfds_builders import common
+from tfds_builders.folder_semi import FolderSemi
+from tfds_builders.shapes.shapes_dataset_builder import Builder as ShapesBuilder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The images of a run: sources by part and which training images are labelled."""
+
+    info: DatasetInfo
+    train: source_lib.Source
+    validation: source_lib.Source
+    split: splits.Split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything a run needs, built from one configuration."""
+
+    config: ConfigDict
+    info: DatasetInfo
+    mesh: Mesh
+    parts: Parts
+    constants: state_lib.Constants
+    clock: Clock
+    clip_params: PyTree | None
+
+    @property
+    def crop(self) -> int:
+        """Side of the training crop in pixels."""
+        return self.config.data.crop
+
+    def init_state(self) -> state_lib.TrainState:
+        """State before the first step, on the mesh; the tower starts from CLIP where asked for."""
+        create = functools.partial(_create_state, self)
+        shardings = sharding.replicated(self.mesh)
+        return jax.jit(create, out_shardings=shardings)(self.clip_params)
+
+    def abstract_state(self) -> state_lib.TrainState:
+        """Shapes, dtypes and places of the state, without computing it."""
+        shapes = jax.eval_shape(functools.partial(_create_state, self), self.clip_params)
+        place = sharding.replicated(self.mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
+        )
+
+    def pipeline(self, data: Data) -> TrainPipeline:
+        """The stream of training batches."""
+        settings, method = self.config.data, self.config.method
+        geometry = Geometry(
+            crop=settings.crop,
+            resize=settings.resize,
+            ratio_long=settings.ratio_long,
+            ratio_short=settings.ratio_short,
+            scale_min=settings.scale_min,
+            scale_max=settings.scale_max,
+        )
+        return TrainPipeline(
+            data.train,
+            data.split.labelled,
+            data.split.unlabelled if method.semi_supervised else (),
+            batch=self.config.batch,
+            geometry=geometry,
+            seed=self.config.seed,
+            partner=method.partner,
+            workers=settings.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def evaluator(self) -> Evaluator:
+        """Sliding-window evaluation of given variables."""
+        settings = self.config.evaluation
+        segmenter, text = self.parts.segmenter, self.constants.text
+
+        def apply(variables: PyTree, images: jax.Array) -> jax.Array:
+            features = segmenter.apply(variables, images, method="encode")
+            return segmenter.apply(variables, features, text, method="decode")
+
+        # Padding a window to whole patches on the host must not change its logits (METHOD 1.1).
+        padded = segmenter.conv_encoder is None and not segmenter.renormalize
+        resize = functools.partial(host.resize_short_side, short=settings.short_side)
+        return Evaluator(
+            apply,
+            num_classes=self.info.num_classes,
+            crop=self.crop,
+            patch_size=segmenter.backbone.patch_size if padded else None,
+            mode=settings.mode,
+            stride=settings.stride,
+            window_batch=settings.window_batch,
+            resize=resize if settings.short_side else None,
+        )
+
+
+def open_data(config: ConfigDict) -> Data:
+    """Prepares the data set if it is not there yet and selects the labelled images."""
+    settings = config.data
+    directory = common.prepare(_builder(settings))
+    train = source_lib.open_source(directory, "train")
+    split = splits.resolve_split(
+        train,
+        settings.split,
+        unlabelled=settings.unlabelled,
+        seed=settings.split_seed,
+        supervised=not config.method.semi_supervised,
+    )
+    validation = source_lib.open_source(directory, "validation")
+    return Data(info=train.info, train=train, validation=validation, split=split)
+
+
+def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
+    directory = Path(settings.directory).expanduser()
+    if settings.dataset == "folder":
+        label_map = parse_label_map(settings.label_map)
+        return FolderSemi(settings.folder, label_map=label_map, data_dir=directory)
+    return ShapesBuilder(data_dir=directory)
+
+
+def parse_label_map(text: str) -> dict[int, int]:
+    """ "11:255,12:3" → {11: 255, 12: 3}.
+
+    Raises:
+      ValueError: anything else.
+    """
+    pairs = [part.split(":") for part in text.split(",") if part.strip()]
+    try:
+        return {int(old): int(new) for old, new in pairs}
+    except ValueError:
+        raise ValueError(
+            f"data.label_map = {text!r} is not of the form 'old:new,old:new' with whole numbers, such "
+            "as '11:255'"
+        ) from None
+
+
+def build(config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int) -> Experiment:
+    """Puts the parts together for a data set with these classes and so many images to pass over."""
+    mesh = sharding.make_mesh()
+    sharding.check_batch(config.batch, mesh)
+    clip = towers_lib.load(config.model.weights, config.model.tower)
+    total_steps, epoch = training_length(config, images_per_epoch)
+    segmenter = _segmenter(config, info, clip.image)
+    guided = config.method.semi_supervised and config.method.guidance
+    grid = (config.data.crop // clip.image["patch_size"],) * 2
+    tower = VisionTransformer(
+        **clip.image, grid=grid, taps=(clip.image["depth"],), dtype=_dtype(config)
+    )
+    clip_params = towers_lib.resized(clip.image_params, grid)
+    groups = groups_lib.published_groups(
+        finetune=config.model.finetune,
+        backbone_lr=config.optim.backbone_lr,
+        conv_encoder_lr=config.optim.conv_encoder_lr,
+        decoder_lr=config.optim.decoder_lr,
+    )
+    text = functools.partial(_class_text, info=info, clip=clip)
+    constants = state_lib.Constants(
+        text=text(mode=config.text.decoder),
+        guidance_params=clip_params if guided else None,
+        guidance_text=text(mode=config.text.guidance) if guided else None,
+    )
+    schedule = optimizer.polynomial_schedule(
+        lr=config.optim.lr,
+        total_steps=total_steps,
+        power=config.optim.power,
+        warmup_steps=config.optim.warmup_steps,
+    )
+    recipe = Recipe(total_steps=total_steps, seed=config.seed, **config.method)
+    parts = Parts(
+        segmenter=segmenter,
+        optimizer=_optimizer(config, segmenter, constants.text, groups, schedule),
+        recipe=recipe,
+        guidance_tower=tower if guided else None,
+        groups=groups,
+        schedule=schedule,
+    )
+    return Experiment(
+        config=config,
+        info=info,
+        mesh=mesh,
+        parts=parts,
+        constants=jax.device_put(constants, sharding.replicated(mesh)),
+        clock=_clock(config, total_steps, epoch),
+        clip_params=clip_params if config.model.init == "clip" else None,
+    )
+
+
+def training_length(config: ConfigDict, images_per_epoch: int) -> tuple[int, int]:
+    """(steps of the whole training, steps of an epoch); an epoch is a pass over the unlabelled
+    images (over the labelled ones where only they are used).
+    """
+    epoch = max(1, images_per_epoch // config.batch)
+    return config.steps or max(1, round(config.epochs * epoch)), epoch
+
+
+def _clock(config: ConfigDict, total_steps: int, epoch: int) -> Clock:
+    """Evaluation after epochs 0, n, 2n, … (METHOD trap 22), or every so many steps."""
+    settings = config.evaluation
+    if settings.every_steps:
+        due = range(settings.every_steps, total_steps + 1, settings.every_steps)
+    else:
+        due = range(epoch, total_steps + 1, epoch * settings.every_epochs)
+    return Clock(
+        total_steps=total_steps,
+        evaluation_steps=frozenset(due),
+        checkpoint_every=config.checkpoint.every,
+        log_every=config.log_every,
+        max_skipped=config.max_skipped_steps,
+        batch=config.batch * (2 if config.method.semi_supervised else 1),
+    )
+
+
+def _dtype(config: ConfigDict) -> jnp.dtype:
+    return jnp.dtype(config.dtype)
+
+
+def _segmenter(config: ConfigDict, info: DatasetInfo, sizes: dict[str, int]) -> Segmenter:
+    crop, dtype = config.data.crop, _dtype(config)
+    taps = tuple(config.model.taps)
+    if taps != tuple(sorted(set(taps))) or taps[-1] > sizes["depth"]:
+        raise ValueError(
+            f"model.taps = {taps} must rise and end at {sizes['depth']} or before, because the tower "
+            f"has {sizes['depth']} blocks ({sizes['depth']} means the dense embedding)"
+        )
+    conv_encoder = None
+    if config.model.conv_encoder == "resnet101_v1c":
+        conv_encoder = ResNetV1c(dtype=dtype)
+    decoder: nn.Module
+    if config.model.decoder == "vlg":
+        decoder = VLGDecoder(
+            **config.vlg_decoder, use_conv_features=conv_encoder is not None, dtype=dtype
+        )
+    else:
+        decoder = DeepLabHead(info.num_classes, **config.deeplab_decoder, dtype=dtype)
+    grid = (crop // sizes["patch_size"],) * 2
+    return Segmenter(
+        backbone=VisionTransformer(**sizes, grid=grid, taps=taps, dtype=dtype),
+        decoder=decoder,
+        conv_encoder=conv_encoder,
+        crop=crop,
+        renormalize=config.model.renormalize,
+    )
+
+
+def _class_text(*, mode: str, info: DatasetInfo, clip: towers_lib.Clip) -> ClassText:
+    tower = TextTransformer(**clip.text)
+
+    def embed(sentences: list[str]) -> np.ndarray:
+        ids = tokenizer.tokenize(sentences, context_length=clip.text["context_length"])
+        return np.asarray(jax.jit(tower.apply)({"params": clip.text_params}, ids))
+
+    return embeddings.class_text(info, mode=mode, embed=embed)
+
+
+def _init_variables(segmenter: Segmenter, text: ClassText, seed: int) -> PyTree:
+    image = jnp.zeros((1, segmenter.crop, segmenter.crop, 3))
+    variables = segmenter.init(jax.random.key(seed), image, text)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def _optimizer(
+    config: ConfigDict,
+    segmenter: Segmenter,
+    text: ClassText,
+    groups: tuple[groups_lib.Group, ...],
+    schedule: optax.Schedule,
+) -> optax.GradientTransformation:
+    shapes = jax.eval_shape(lambda: _init_variables(segmenter, text, config.seed))
+    trained, _ = groups_lib.partition(shapes["params"], groups)
+    return optimizer.build(
+        trained,
+        groups,
+        schedule,
+        name=config.optim.name,
+        weight_decay=config.optim.weight_decay,
+    )
+
+
+def _create_state(experiment: Experiment, clip_params: PyTree | None) -> state_lib.TrainState:
+    parts = experiment.parts
+    variables = _init_variables(parts.segmenter, experiment.constants.text, experiment.config.seed)
+    params = dict(variables["params"])
+    if clip_params is not None:
+        params["backbone"] = clip_params
+    trained, frozen = groups_lib.partition(params, parts.groups)
+    return state_lib.create(
+        trained,
+        frozen,
+        variables["batch_stats"],
+        parts.optimizer,
+        ema=parts.recipe.semi_supervised and parts.recipe.teacher == "ema",
+    )
+
+
+def parameter_bytes(tree: PyTree) -> int:
+    """Memory of the leaves of a tree of (abstract) arrays."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,188 @@
+"""What `main` can do with a configuration: train, evaluate, check."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from semivl_jax import check as check_lib
+from semivl_jax import experiment as experiment_lib
+from semivl_jax import gallery, serving
+from semivl_jax import workdir as workdir_lib
+from semivl_jax.data import feed, splits
+from semivl_jax.data.examples import EvalExample, EvalExamples
+from semivl_jax.evaluation.pictures import format_table
+from semivl_jax.experiment import Data, Experiment
+from semivl_jax.train import loop, sharding
+from semivl_jax.train.checkpoint import Checkpoints, Progress
+from semivl_jax.train.metrics import MetricWriter
+from semivl_jax.train.state import TrainState
+from semivl_jax.train.step import train_step
+from semivl_jax.types import Batch
+from semivl_jax.validation import validate
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains from the newest checkpoint of the workdir, or from the start, to the end."""
+    data, experiment = _open(config)
+    workdir_lib.claim(workdir, config)
+    with loop.StopSignal() as stop, _checkpoints(workdir, config) as checkpoints:
+        state, progress = _start(experiment, checkpoints)
+        with MetricWriter(workdir, next_step=progress.next_step) as writer:
+            evaluation = _Evaluation(experiment, data, workdir, writer, stop)
+            hooks = loop.Hooks(
+                batches=functools.partial(_batches, experiment, data),
+                evaluate=evaluation,
+                score=evaluation.score,
+                export=functools.partial(_export, experiment, workdir),
+            )
+            step = jax.jit(functools.partial(train_step, experiment.parts), donate_argnums=1)
+            loop.run(
+                functools.partial(step, experiment.constants),
+                state,
+                progress,
+                clock=experiment.clock,
+                hooks=hooks,
+                checkpoints=checkpoints,
+                writer=writer,
+                stop=stop,
+            )
+    _report(workdir, progress)
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+    """Evaluates the newest checkpoint and prints the table."""
+    data, experiment = _open(config)
+    workdir_lib.claim(workdir, config)
+    with loop.StopSignal() as stop, _checkpoints(workdir, config) as checkpoints:
+        state, progress = checkpoints.restore(experiment.abstract_state())
+        with MetricWriter(workdir, next_step=progress.next_step) as writer:
+            evaluation = _Evaluation(experiment, data, workdir, writer, stop)
+            values = evaluation(state, progress.next_step)
+    (workdir / "evaluation.json").write_text(
+        json.dumps({"step": progress.next_step, **values}, indent=1) + "\n", encoding="utf8"
+    )
+
+
+def check(config: ConfigDict, workdir: Path) -> None:
+    """Goes through the whole step with shapes only and prints what the run would take."""
+    del workdir
+    _, experiment = _open(config)
+    print(check_lib.report(experiment))
+
+
+def _open(config: ConfigDict) -> tuple[Data, Experiment]:
+    validate(config)
+    _set_up_jax(config)
+    data = experiment_lib.open_data(config)
+    print(splits.describe_split(data.train, data.split), flush=True)
+    stream = data.split.unlabelled if config.method.semi_supervised else data.split.labelled
+    experiment = experiment_lib.build(config, data.info, images_per_epoch=len(stream))
+    return data, experiment
+
+
+def _set_up_jax(config: ConfigDict) -> None:
+    if config.compilation_cache:
+        folder = Path(config.compilation_cache).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+@contextmanager
+def _checkpoints(workdir: Path, config: ConfigDict) -> Iterator[Checkpoints]:
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
+
+
+def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
+    """The order in words: the newest own checkpoint, else CLIP's weights, else random ones."""
+    if checkpoints.latest_step() is None:
+        return experiment.init_state(), Progress()
+    state, progress = checkpoints.restore(experiment.abstract_state())
+    print(f"going on at step {progress.next_step} of {experiment.clock.total_steps}", flush=True)
+    return state, progress
+
+
+@contextmanager
+def _batches(experiment: Experiment, data: Data, start: int) -> Iterator[Iterator[Batch]]:
+    place = sharding.batch_sharding(experiment.mesh)
+    ahead = experiment.config.data.prefetch
+    with feed.feed(experiment.pipeline(data), start, sharding=place, ahead=ahead) as batches:
+        yield batches
+
+
+def _export(experiment: Experiment, workdir: Path, state: TrainState) -> None:
+    serving.export(
+        workdir / "serving",
+        state.teacher(),
+        experiment.constants.text,
+        experiment.info,
+        experiment.config,
+    )
+
+
+class _Evaluation:
+    """Scores student and average on the validation part, prints, draws; the loop's evaluate hook."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: Data,
+        workdir: Path,
+        writer: MetricWriter,
+        stop: loop.StopSignal,
+    ) -> None:
+        self._experiment, self._data, self._stop = experiment, data, stop
+        self._writer = writer
+        self._evaluator = experiment.evaluator()
+        self._gallery = gallery.Gallery(experiment, workdir / "pictures")
+        recipe = experiment.parts.recipe
+        self._averages = recipe.semi_supervised and recipe.teacher == "ema"
+        self.score = "eval/miou_ema" if self._averages else "eval/miou"
+
+    def __call__(self, state: TrainState, step: int) -> Mapping[str, float]:
+        """Scalars by name; the per-class IoU is that of the weights that decide what is best."""
+        result = self._evaluator.evaluate(state.student(), self._examples())
+        values = {"eval/miou": result.miou}
+        if self._averages:
+            result = self._evaluator.evaluate(state.teacher(), self._examples())
+            values["eval/miou_ema"] = result.miou
+        names = self._experiment.info.classes
+        values |= {
+            f"eval/iou/{name}": float(iou) for name, iou in zip(names, result.iou, strict=True)
+        }
+        scores = ", ".join(
+            f"{name[5:]} {values[name]:.2f}" for name in values if "/iou/" not in name
+        )
+        print(f"\nevaluation at step {step}: {scores} ({result.images} images)")
+        print(format_table(result.iou, names), flush=True)
+        for name, picture in self._gallery.draw(state, step, self._examples(), self._evaluator):
+            self._writer.picture(step, name, picture)
+        return values
+
+    def _examples(self) -> Iterator[EvalExample]:
+        share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        for example in EvalExamples(self._data.validation, **share):
+            self._stop.check()
+            yield example
+
+
+def _report(workdir: Path, progress: Progress) -> None:
+    print(
+        f"finished after {progress.next_step} steps; best mIoU {progress.best_score:.2f} at step "
+        f"{progress.best_step}\n"
+        f"pictures:    {workdir / 'pictures'}\n"
+        f"curves:      {workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}{os.sep}\n"
+        f"best model:  {workdir / 'serving'}"
+    )

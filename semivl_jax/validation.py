@@ -1,0 +1,157 @@
+"""Rules that a configuration must keep, checked before anything is loaded.
+
+Every message names the key, its value and what to do. The configuration is an `ml_collections.ConfigDict`
+with the keys of `configs/base.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "dtype": ("float32", "bfloat16"),
+    "data.dataset": ("shapes", "folder"),
+    "data.resize": ("ratio", "long_side"),
+    "model.init": ("clip", "random"),
+    "model.finetune": ("spatial", "all", "none"),
+    "model.conv_encoder": ("none", "resnet101_v1c"),
+    "model.decoder": ("vlg", "deeplab"),
+    "text.decoder": ("name", "concept", "concept_average"),
+    "text.guidance": ("name", "concept", "concept_average"),
+    "method.teacher": ("ema", "student"),
+    "method.partner": ("batch", "same_image"),
+    "method.criterion": ("cross_entropy", "ohem"),
+    "method.confidence_mode": ("pixelwise", "pixelratio", "pixelavg"),
+    "method.guidance_reduction": ("mean", "mean_valid", "mean_all"),
+    "optim.name": ("adamw", "sgd"),
+    "evaluation.mode": (
+        "zegclip_sliding_window",
+        "sliding_window",
+        "padded_sliding_window",
+        "original",
+        "center_crop",
+    ),
+}
+
+POSITIVE = (
+    "batch",
+    "log_every",
+    "data.crop",
+    "data.ratio_long",
+    "data.ratio_short",
+    "data.scale_min",
+    "data.prefetch",
+    "optim.lr",
+    "evaluation.stride",
+    "evaluation.window_batch",
+    "checkpoint.every",
+    "checkpoint.keep",
+)
+
+NOT_NEGATIVE = (
+    "steps",
+    "epochs",
+    "max_skipped_steps",
+    "data.workers",
+    "optim.weight_decay",
+    "optim.power",
+    "optim.warmup_steps",
+    "optim.backbone_lr",
+    "optim.conv_encoder_lr",
+    "optim.decoder_lr",
+    "evaluation.short_side",
+    "evaluation.every_epochs",
+    "evaluation.every_steps",
+    "evaluation.pictures",
+    "method.guidance_start",
+    "method.guidance_end",
+    "method.ohem_min_kept",
+)
+
+SHARES = (
+    "method.ema_decay",
+    "method.ohem_threshold",
+    "method.confidence_threshold",
+    "method.perturbation_rate",
+    "method.guidance_threshold",
+)
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks single values, then what must hold between them.
+
+    Raises:
+      ValueError: the first rule that is broken, in one sentence.
+    """
+    for broken in (*_single_values(config), *_between_values(config)):
+        raise ValueError(broken)
+
+
+def _value(config: ConfigDict, key: str) -> object:
+    value: object = config
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def _single_values(config: ConfigDict) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        if _value(config, key) not in choices:
+            listed = ", ".join(str(choice) for choice in choices)
+            yield f"{key} = {_value(config, key)!r} is unknown; choose one of {listed}"
+    for key in POSITIVE:
+        if not _value(config, key) > 0:
+            yield f"{key} = {_value(config, key)} must be greater than 0"
+    for key in NOT_NEGATIVE:
+        if _value(config, key) < 0:
+            yield f"{key} = {_value(config, key)} must be 0 or more"
+    for key in SHARES:
+        if not 0 <= _value(config, key) <= 1:
+            yield f"{key} = {_value(config, key)} must lie between 0 and 1"
+
+
+def _between_values(config: ConfigDict) -> Iterator[str]:
+    data, model, method, evaluation = config.data, config.model, config.method, config.evaluation
+    if not config.steps and not config.epochs:
+        yield "steps = 0 and epochs = 0 leave nothing to train; set one of them"
+    if data.dataset == "folder" and not data.folder:
+        yield (
+            "data.folder is empty; name the folder with images/, masks/ and classes.txt, for example "
+            "--config=configs/folder.py:/path/to/photos"
+        )
+    if data.scale_max < data.scale_min:
+        yield (
+            f"data.scale_max = {data.scale_max} is below data.scale_min = {data.scale_min}; "
+            "exchange them"
+        )
+    if method.perturbation_rate == 1:
+        yield "method.perturbation_rate = 1 drops every channel; choose less than 1"
+    if model.init == "random" and model.finetune != "all" and model.weights != "random":
+        yield (
+            f"model.init = 'random' with model.finetune = {model.finetune!r} would freeze weights that "
+            "were never trained; set model.finetune = 'all' or model.init = 'clip'"
+        )
+    if method.semi_supervised and method.guidance and not model.weights:
+        yield from _needs_weights("method.guidance = True")
+    elif model.init == "clip" and not model.weights:
+        yield from _needs_weights("model.init = 'clip'")
+    elif model.decoder == "vlg" and not model.weights:
+        yield from _needs_weights("model.decoder = 'vlg'")
+    if evaluation.stride > data.crop:
+        yield (
+            f"evaluation.stride = {evaluation.stride} is larger than data.crop = {data.crop}, so "
+            "windows would leave gaps; choose at most the crop"
+        )
+    if not evaluation.every_epochs and not evaluation.every_steps:
+        yield (
+            "evaluation.every_epochs = 0 and evaluation.every_steps = 0 never evaluate; set one of them"
+        )
+
+
+def _needs_weights(reason: str) -> Iterator[str]:
+    yield (
+        f"{reason} needs CLIP weights, but model.weights is empty; name a .safetensors file, 'demo' for "
+        "the small tower that comes with the project, or 'random' to try things out"
+    )

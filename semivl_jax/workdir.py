@@ -1,0 +1,66 @@
+"""The folder of a run: claimed by one configuration, never mixed with another's.
+
+`config.json` holds the configuration. A run may go on with other values only where they change nothing
+that is computed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# These decide how and how often something is done, not what comes out.
+FREE = (
+    "log_every",
+    "compilation_cache",
+    "data.directory",
+    "data.workers",
+    "data.prefetch",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "evaluation.window_batch",
+    "evaluation.pictures",
+)
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Creates the folder, or makes sure that it belongs to this configuration.
+
+    Raises:
+      ValueError: the folder was made with another configuration; the keys that differ are named.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is not valid JSON ({error}); choose another --workdir"
+            ) from error
+        differing = list(_differences(before, json.loads(config.to_json())))
+        if differing:
+            raise ValueError(
+                f"{workdir} belongs to a run with {', '.join(differing[:4])}; choose another --workdir, "
+                "delete that one, or set the same values"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(config.to_json(indent=1) + "\n", encoding="utf8")
+    os.replace(temporary, path)
+
+
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    for key in sorted({*before, *now}):
+        name = prefix + key
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, name + ".")
+        elif old != new and name not in FREE:
+            yield f"{name} = {old!r} (now {new!r})"

@@ -1,0 +1,84 @@
+"""Our modules with the sizes that a golden file's `meta` states in the reference's vocabulary."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from semivl_jax.models.resnet import ResNetV1c
+from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vlg_decoder import VLGDecoder
+from semivl_jax.types import ClassText
+from semivl_jax.weights.semivl_decoder import import_segmenter
+from tests.golden_files import Golden
+
+BOTTLENECKS = {50: 3, 101: 3}  # of the first stage, by depth
+
+
+def class_text(embeddings: np.ndarray, concepts_of: dict | None = None) -> ClassText:
+    """One row a class, or the rows that `concepts_of` (class → rows) says."""
+    class_of = np.arange(len(embeddings))
+    classes = len(embeddings)
+    if concepts_of is not None:
+        classes = len(concepts_of)
+        for index, rows in concepts_of.items():
+            class_of[rows] = int(index)
+    return ClassText(jnp.asarray(embeddings), jnp.asarray(class_of, jnp.int32), classes)
+
+
+def vision_tower(kwargs: dict, *, table_of: int, out_dim: int) -> VisionTransformer:
+    """The image tower; `table_of` is the image side that its position table is made for."""
+    depth, indices = kwargs["num_layers"], kwargs["out_indices"]
+    return VisionTransformer(
+        patch_size=kwargs["patch_size"],
+        width=kwargs["embed_dims"],
+        depth=depth,
+        num_heads=kwargs["num_heads"],
+        mlp_dim=kwargs["mlp_ratio"] * kwargs["embed_dims"],
+        out_dim=out_dim,
+        grid=(table_of // kwargs["patch_size"],) * 2,
+        taps=(depth,) if indices is None else tuple(sorted(indices)),
+        eps=kwargs["norm_cfg"]["eps"],
+    )
+
+
+def vlg_decoder(kwargs: dict) -> VLGDecoder:
+    """The language-guided decoder."""
+    return VLGDecoder(
+        channels=kwargs["channels"],
+        text_channels=kwargs["text_channels"],
+        up_channels=tuple(kwargs["up_channels"]),
+        skip_channels=tuple(kwargs["skip_channels"]),
+        num_layers=kwargs["num_layers"],
+        num_heads=kwargs["num_heads"],
+        mlp_dim=4 * kwargs["channels"],
+        pool_size=tuple(kwargs["pool_size"]) if kwargs["pool_size"] else None,
+        kernel_size=kwargs["conv1_ksize"],
+        use_conv_features=kwargs["skip_from_conv_feat"],
+    )
+
+
+def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> Segmenter:
+    """The whole model of a file with `backbone`, `decode_head` and maybe `conv_encoder` in its meta."""
+    conv = golden.meta.get("conv_encoder")
+    conv_encoder = conv and ResNetV1c(
+        stem_channels=conv["stem_channels"],
+        base_channels=conv["base_channels"],
+        num_blocks=BOTTLENECKS[conv["depth"]],
+    )
+    out_dim = golden["w/backbone.proj.weight"].shape[0]
+    return Segmenter(
+        backbone=vision_tower(golden.meta["backbone"], table_of=crop, out_dim=out_dim),
+        decoder=vlg_decoder(golden.meta["decode_head"]),
+        conv_encoder=conv_encoder or None,
+        crop=crop,
+        renormalize=renormalize,
+    )
+
+
+def imported(golden: Golden, state: dict[str, np.ndarray]) -> dict:
+    """{"params", "batch_stats"} from tensors named as in the file."""
+    return import_segmenter(
+        state,
+        backbone_heads=golden.meta["backbone"]["num_heads"],
+        decoder_heads=golden.meta["decode_head"]["num_heads"],
+    )

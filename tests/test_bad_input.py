@@ -1,0 +1,121 @@
+"""What users get wrong ends in one sentence that names it, and exit code 2; nothing is lost."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import demo, tiny
+from semivl_jax import experiment, workdir
+from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.validation import validate
+from tests.command import run
+from tests.photos import make_folder
+
+
+def changed(**fields) -> ConfigDict:
+    config = tiny.get_config()
+    for key, value in fields.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data__resize": "squash"}, r"data\.resize = 'squash' is unknown; choose one of ratio"),
+        ({"optim__lr": 0.0}, r"optim\.lr = 0\.0 must be greater than 0"),
+        ({"data__workers": -1}, r"data\.workers = -1 must be 0 or more"),
+        (
+            {"method__guidance_threshold": 1.5},
+            r"method\.guidance_threshold = 1\.5 must lie between",
+        ),
+        ({"method__perturbation_rate": 1.0}, r"method\.perturbation_rate = 1 drops every channel"),
+        ({"steps": 0, "epochs": 0.0}, r"steps = 0 and epochs = 0 leave nothing to train"),
+        ({"data__dataset": "folder"}, r"data\.folder is empty; name the folder"),
+        ({"data__scale_max": 0.1}, r"data\.scale_max = 0\.1 is below data\.scale_min"),
+        ({"model__weights": ""}, r"method\.guidance = True needs CLIP weights"),
+        (
+            {"evaluation__stride": 64.0},
+            r"evaluation\.stride = 64\.0 is larger than data\.crop = 32",
+        ),
+        ({"evaluation__every_steps": 0, "evaluation__every_epochs": 0}, "never evaluate"),
+        (
+            {"model__weights": "demo", "model__init": "random"},
+            r"model\.init = 'random' with model\.finetune = 'spatial' would freeze",
+        ),
+    ],
+)
+def test_rules_between_values(fields, message):
+    with pytest.raises(ValueError, match=message):
+        validate(changed(**fields))
+
+
+@pytest.mark.parametrize("config", [demo.get_config(), tiny.get_config()])
+def test_our_own_configurations_keep_the_rules(config):
+    validate(config)
+
+
+def test_taps_beyond_the_tower():
+    config = changed(model__taps=(0, 1, 7))
+    info = DatasetInfo(name="two", classes=("a", "b"))
+    with pytest.raises(ValueError, match=r"model\.taps = \(0, 1, 7\) must rise and end at 2"):
+        experiment.build(config, info, images_per_epoch=10)
+
+
+@pytest.mark.parametrize("text", ["11", "a:b", "1:2:3"])
+def test_label_map_that_is_none(text):
+    with pytest.raises(ValueError, match=r"data\.label_map = .* 'old:new,old:new'"):
+        experiment.parse_label_map(text)
+
+
+def test_label_map():
+    assert experiment.parse_label_map("11:255,12:3") == {11: 255, 12: 3}
+    assert experiment.parse_label_map("") == {}
+
+
+def test_workdir_of_another_configuration(tmp_path):
+    workdir.claim(tmp_path, changed())
+    workdir.claim(tmp_path, changed(data__workers=4, log_every=1))
+    with pytest.raises(ValueError, match=r"belongs to a run with optim\.lr = 0\.0001 \(now 0\.5\)"):
+        workdir.claim(tmp_path, changed(optim__lr=0.5))
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 1e-4
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("bad") / "photos")
+
+
+def fails_with(arguments, message, cache, code=2):
+    result = run(*arguments, cache=cache)
+    assert result.returncode == code, result.stdout
+    assert "Traceback" not in result.stdout
+    assert message in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.optim.lrr=1", "config.optim.lrr"),
+        ("--config.optim.lr=abc", "config.optim.lr"),
+        ("--mode=fly", "mode"),
+    ],
+)
+def test_misspelt_command_line(argument, message, tmp_path):
+    fails_with(["--config=configs/tiny.py", argument], message, tmp_path, code=1)
+
+
+def test_missing_folder(tmp_path):
+    missing = tmp_path / "nowhere"
+    fails_with([f"--config=configs/tiny.py:{missing}"], str(missing), tmp_path)
+
+
+def test_mask_value_outside_the_classes(tmp_path):
+    folder = make_folder(tmp_path / "photos")
+    mask = folder / "masks" / "train" / "photo_00.png"
+    Image.fromarray(np.full((40, 48), 9, np.uint8)).save(mask)
+    arguments = [f"--config=configs/tiny.py:{folder}", f"--config.data.directory={tmp_path}/d"]
+    fails_with(arguments, f"mask {mask} has the value 9", tmp_path)

@@ -1,0 +1,81 @@
+"""Data flows one way: which rooms may import which, checked from the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "semivl_jax"
+
+# What each room may import of the project besides itself; data/feed.py is the one bridge to the device.
+ALLOWED = {
+    "types": set(),
+    "models": {"types"},
+    "augment": {"types"},
+    "data": {"types"},
+    "language": {"types", "data"},
+    "weights": {"types", "models"},
+    "train": {"types", "models", "augment", "weights"},
+    "evaluation": {"types", "models"},
+}
+FORBIDDEN = {
+    "models": {"grain", "tensorflow_datasets", "optax", "orbax", "ml_collections"},
+    "augment": {"grain", "tensorflow_datasets", "optax"},
+    "train": {"grain", "tensorflow_datasets"},
+    "data": {"jax.numpy", "flax", "optax"},
+    "language": {"jax.numpy", "flax", "optax"},
+}
+NOWHERE = {"tensorflow", "torch", "torchvision", "transformers"}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def files(room: str) -> list[Path]:
+    folder = PACKAGE / room
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_rooms_import_only_what_comes_before_them(room):
+    for path in files(room):
+        for name in imported(path):
+            if within(name, "semivl_jax") and name != "semivl_jax":
+                target = name.split(".")[1]
+                assert target in ALLOWED[room] | {room}, f"{path} imports {name}"
+            assert not within(name, "configs") and not within(name, "tests"), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_host_and_device_stay_apart(room):
+    for path in files(room):
+        for name in imported(path):
+            for package in FORBIDDEN[room]:
+                assert not within(name, package), f"{path} imports {name}"
+
+
+def test_no_file_needs_tensorflow_or_torch():
+    for folder in ("semivl_jax", "configs", "tfds_builders", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for name in imported(path):
+                assert not any(within(name, package) for package in NOWHERE), f"{path}: {name}"
+
+
+def test_configurations_know_nothing_of_the_program():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        for name in imported(path):
+            assert within(name, "ml_collections") or within(name, "configs"), f"{path}: {name}"

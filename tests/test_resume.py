@@ -1,0 +1,162 @@
+"""A run that is killed and started again is the run that was never killed."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.command import ROOT, command, environment, run
+from tests.photos import make_folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("resume")
+    make_folder(root / "photos")
+    return root
+
+
+def options(place: Path, name: str, *more: str) -> list[str]:
+    return [
+        f"--config=configs/tiny.py:{place / 'photos'}",
+        f"--workdir={place / name}",
+        f"--config.data.directory={place / 'prepared'}",
+        "--config.compilation_cache=",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """Eight steps without interruption; its compiled programs serve the other runs."""
+    finished = run(*options(place, "whole"), cache=place / "cache")
+    assert finished.returncode == 0, finished.stdout
+    return place / "whole"
+
+
+def last_state(workdir: Path) -> dict:
+    """Every array of the checkpoint after step 8, by name."""
+    tree = ocp.StandardCheckpointer().restore((workdir / "checkpoints" / "8" / "state").absolute())
+    leaves = {}
+
+    def visit(node, path):
+        if isinstance(node, dict):
+            for name, child in node.items():
+                visit(child, f"{path}/{name}")
+        elif isinstance(node, (list, tuple)):
+            for index, child in enumerate(node):
+                visit(child, f"{path}/{index}")
+        elif node is not None:
+            leaves[path] = np.asarray(node)
+
+    visit(tree, "")
+    return leaves
+
+
+def losses(workdir: Path) -> dict:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    before, after = last_state(one), last_state(other)
+    assert before.keys() == after.keys()
+    assert {"/step", "/skipped"} < before.keys()
+    assert any(name.startswith("/ema/") for name in before)
+    assert any(name.startswith("/opt_state/") for name in before)
+    for name, leaf in before.items():
+        np.testing.assert_array_equal(leaf, after[name], err_msg=name)
+    common = losses(one).keys() & losses(other).keys()
+    assert 8 in common
+    for step in common:
+        assert losses(one)[step] == losses(other)[step]
+
+
+def wait_for(condition, process, seconds=200):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def start(place, name, *more):
+    return subprocess.Popen(
+        command(*options(place, name, *more)),
+        cwd=ROOT,
+        env=environment(place / "cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_killed_and_resumed_run_is_bitwise_the_same(place, whole):
+    process = start(place, "killed")
+    wait_for((place / "killed" / "checkpoints" / "4").is_dir, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    # Other loading must not matter: the resumed run uses a worker process.
+    resumed = run(*options(place, "killed", "--config.data.workers=1"), cache=place / "cache")
+    assert resumed.returncode == 0, resumed.stdout
+    assert "going on at step" in resumed.stdout
+    assert_same_run(whole, place / "killed")
+
+
+def test_sigterm_saves_and_says_how_to_go_on(place, whole):
+    process = start(place, "stopped", "--config.checkpoint.every=1000")
+    wait_for(lambda: '"train/loss"' in _text(place / "stopped" / "metrics.jsonl"), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "the same command goes on from here" in output
+    assert "Traceback" not in output
+    resumed = run(
+        *options(place, "stopped", "--config.checkpoint.every=1000"), cache=place / "cache"
+    )
+    assert resumed.returncode == 0, resumed.stdout
+    assert_same_run(whole, place / "stopped")
+
+
+def test_a_finished_run_says_so_and_changes_nothing(place, whole):
+    again = run(*options(place, "whole"), cache=place / "cache")
+    assert again.returncode == 0, again.stdout
+    assert "finished after 8 steps" in again.stdout
+
+
+def test_what_a_run_leaves_behind(whole):
+    for name in ("config.json", "metrics.jsonl", "tensorboard", "pictures", "checkpoints"):
+        assert (whole / name).exists(), name
+    assert {path.name for path in (whole / "serving").iterdir()} == {
+        "model.safetensors", "text.safetensors", "classes.json", "config.json"
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    trained = {key for line in lines if "train/loss" in line for key in line}
+    for name in ("loss", "loss_x", "loss_s1", "loss_s2", "loss_fp", "guidance_s1", "guidance_fp",
+                 "confident", "lr_backbone", "lr_decoder", "images_per_s"):  # fmt: skip
+        assert f"train/{name}" in trained
+    evaluated = [line for line in lines if "eval/miou" in line]
+    assert [line["step"] for line in evaluated] == [4, 8]
+    assert {"eval/miou_ema", "eval/iou/ground", "eval/iou/disc", "eval/iou/box"} <= evaluated[
+        0
+    ].keys()
+    assert len(list((whole / "pictures").rglob("*.png"))) == 2
+
+
+def test_evaluate_mode_repeats_the_last_score(place, whole):
+    result = run(*options(place, "whole", "--mode=evaluate"), cache=place / "cache")
+    assert result.returncode == 0, result.stdout
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "eval/miou" in line][-1]
+    scores = json.loads((whole / "evaluation.json").read_text())
+    assert scores["eval/miou_ema"] == last["eval/miou_ema"]
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
