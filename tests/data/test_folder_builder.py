@@ -96,6 +96,10 @@ def test_palette_masks_and_label_map(folder):
     builder = FolderSemi(folder, label_map={11: 255}, data_dir=folder.parent / "prepared")
     source = open_source(common.prepare(builder), "train")
     assert source.pixels[0] == {2: 20, 255: 700}
+    mask.putdata([3] * 700 + [2] * 20)
+    mask.save(folder / "masks/train/train00.png")
+    builder = FolderSemi(folder, label_map="n:255", data_dir=folder.parent / "prepared")
+    assert open_source(common.prepare(builder), "train").pixels[0] == {2: 20, 255: 700}
 
 
 def _break_classes(root):
@@ -159,13 +163,15 @@ def test_missing_folders(tmp_path):
 
 
 def test_label_map_text():
-    assert parse_label_map("") == {}
-    assert parse_label_map("11:255, 12 : 3") == {11: 255, 12: 3}
-    for text in ("11", "11:256", "a:b", "1:2:3"):
+    assert parse_label_map("", num_classes=3) == {}
+    assert parse_label_map("11:255, 12 : 3", num_classes=3) == {11: 255, 12: 3}
+    assert parse_label_map("n:255", num_classes=11) == {11: 255}
+    for text in ("11", "11:256", "a:b", "1:2:3", "255:n"):
         with pytest.raises(ValueError, match="write OLD:NEW"):
-            parse_label_map(text)
-    with pytest.raises(ValueError, match="maps the value 1 twice"):
-        parse_label_map("1:2,1:3")
+            parse_label_map(text, num_classes=3)
+    for text in ("1:2,1:3", "n:1,3:2"):
+        with pytest.raises(ValueError, match=r"maps the value \d twice"):
+            parse_label_map(text, num_classes=3)
 
 
 def test_label_map_must_lead_to_a_class(folder):

@@ -19,7 +19,7 @@ from PIL import Image
 from semivl_jax.data import host
 from semivl_jax.data.catalog import DatasetInfo
 from tfds_builders import common
-from tfds_builders.folder_semi.scan import Found, scan
+from tfds_builders.folder_semi.scan import Found, parse_label_map, scan
 
 _AS_THEY_ARE = (".png", ".jpg", ".jpeg")
 
@@ -33,18 +33,22 @@ class FolderSemi(common.SegmentationBuilder):
         self,
         folder: str | Path,
         *,
-        label_map: Mapping[int, int] | None = None,
+        label_map: Mapping[int, int] | str = "",
         data_dir: str | Path,
     ) -> None:
         """Scan `folder`; the prepared copy goes below `data_dir`, one for every state of the folder.
+
+        `label_map` changes mask values, as pairs or as text (see `parse_label_map`).
 
         Raises:
           ValueError: the folder lacks something (see `scan`), or the label map leads to a value that
             is neither a class nor ignored.
         """
         self.folder = scan(folder)
-        self.label_map = dict(label_map or {})
         about = self.folder.about
+        if isinstance(label_map, str):
+            label_map = parse_label_map(label_map, num_classes=about.num_classes)
+        self.label_map = dict(label_map)
         for old, new in self.label_map.items():
             if new >= about.num_classes and new != about.ignore:
                 raise ValueError(

@@ -59,20 +59,25 @@ class Folder:
         return digest.hexdigest()[:12]
 
 
-def parse_label_map(text: str) -> dict[int, int]:
+def parse_label_map(text: str, *, num_classes: int) -> dict[int, int]:
     """Mask values to change, from text such as "11:255,12:3"; empty text changes none.
+
+    "n" stands for the number of classes, the first value that is no class: many tools write it where
+    nothing is labelled, and "n:255" ignores it.
 
     Raises:
       ValueError: something that is not VALUE:VALUE with both in 0 … 255, or a value mapped twice.
     """
     label_map: dict[int, int] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"(\d{1,3})\s*:\s*(\d{1,3})", entry)
-        old, new = (int(match[1]), int(match[2])) if match else (256, 256)
+        match = re.fullmatch(r"(n|\d{1,3})\s*:\s*(\d{1,3})", entry)
+        old = new = 256
+        if match:
+            old, new = num_classes if match[1] == "n" else int(match[1]), int(match[2])
         if max(old, new) > 255:
             raise ValueError(
                 f"config.data.label_map has the entry {entry!r}; write OLD:NEW with mask values "
-                "from 0 to 255, for example 11:255"
+                "from 0 to 255, for example 11:255, or n:255 for the value after the last class"
             )
         if old in label_map:
             raise ValueError(f"config.data.label_map maps the value {old} twice; keep one entry")
