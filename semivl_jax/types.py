@@ -94,7 +94,7 @@ class Features:
     is the embedding of the whole image (for CLIP towers unit length).
     """
 
-    maps: tuple[Float[Array, "b y x _"], ...]
+    maps: tuple[Float[Array, "b _ _ _"], ...]
     conv: Float[Array, "b _ _ _"] | None = None
     pooled: Float[Array, "b d"] | None = None
 

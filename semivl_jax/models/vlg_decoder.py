@@ -12,12 +12,12 @@ parameters: the decoder segments into whatever is described to it.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
+from semivl_jax.models.guidance import max_over_concepts
 from semivl_jax.models.layers import (
     ASPP,
     Conv,
@@ -43,16 +43,11 @@ def similarity(
     return jnp.einsum("byxd,kd->bkyx", l2_normalize(dense), l2_normalize(embeddings))
 
 
-def max_over_concepts(logits: Float[Array, "b y x k"], text: ClassText) -> Float[Array, "b y x n"]:
-    """Class scores: the best of each class's concepts.
-
-    As many rows as classes means one row per class, in class order; `class_of` is then not looked at.
-    """
-    if logits.shape[-1] == text.num_classes:
-        return logits
-    rows = jnp.moveaxis(logits, -1, 0)
-    best = jax.ops.segment_max(rows, text.class_of, num_segments=text.num_classes)
-    return jnp.moveaxis(best, 0, -1)
+def _rows_in_class_order(text: ClassText) -> Float[Array, "k d"]:
+    """The embeddings; sorted by class where every class has one, so that its logits need no sorting."""
+    if len(text.class_of) == text.num_classes:
+        return text.embeddings[jnp.argsort(text.class_of)]
+    return text.embeddings
 
 
 class TransformerBlock(nn.Module):
@@ -164,14 +159,15 @@ class VLGDecoder(nn.Module):
         """
         del train
         skips = self._skips(features)
-        sim = similarity(features.maps[-1], text.embeddings)
+        embeddings = _rows_in_class_order(text)
+        sim = similarity(features.maps[-1], embeddings)
         b, k, rows, cols = sim.shape
         x = self._conv("conv1", self.channels, self.kernel_size)(sim.reshape(-1, rows, cols, 1))
         x = x + ASPP(
             self.channels, norm="group", dilations=self.dilations, dtype=self.dtype, name="aspp"
         )(x)
         words = Dense(self.text_channels, dtype=self.dtype, name="text_projection")(
-            l2_normalize(text.embeddings)
+            l2_normalize(embeddings)
         )
         words = nn.relu(words)
         for i in range(self.num_layers):
@@ -183,7 +179,7 @@ class VLGDecoder(nn.Module):
             x = UpBlock(self.up_channels[i], dtype=self.dtype, name=f"up{i + 1}")(x, skip)
         logits = self._conv("head", 1, 3)(x).astype(jnp.float32)
         logits = logits.reshape(b, k, *logits.shape[1:3]).transpose(0, 2, 3, 1)
-        return max_over_concepts(logits, text)
+        return logits if k == text.num_classes else max_over_concepts(logits, text)
 
     def _conv(self, name: str, width: int, size: int) -> Conv:
         return Conv(width, kernel_size=size, use_bias=True, dtype=self.dtype, name=name)

@@ -9,6 +9,7 @@ from semivl_jax.types import Features
 from semivl_jax.weights.semivl_decoder import import_deeplab_head
 from semivl_jax.weights.tree import check, flatten
 from tests.golden_files import Golden, assert_close, nhwc
+from tests.models.drawn import drawn
 
 TOLERANCE = 1e-5
 
@@ -80,7 +81,7 @@ def test_needs_two_maps():
 def test_evaluation_leaves_statistics_alone():
     features = Features(maps=(jnp.ones((2, 4, 4, 8)), jnp.ones((2, 2, 2, 16))))
     model = DeepLabHead(num_classes=2, channels=8, low_channels=4)
-    variables = jax.jit(model.init)(jax.random.key(0), features)
+    variables = drawn(model, features)
     _, state = jax.jit(lambda *args: model.apply(*args, mutable=["batch_stats"]))(
         variables, features
     )

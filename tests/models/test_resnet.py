@@ -9,6 +9,7 @@ from semivl_jax.models.resnet import ResNetV1c
 from semivl_jax.weights.semivl_decoder import import_conv_encoder
 from semivl_jax.weights.tree import check, flatten
 from tests.golden_files import Golden, assert_close, nhwc
+from tests.models.drawn import assert_same_distributions, drawn, fresh_statistics, numbered
 
 TOLERANCE = 1e-5
 
@@ -58,6 +59,14 @@ def test_published_names_cover_the_model():
     check(variables, shapes, source="resnet_v1c.npz")
 
 
+@pytest.mark.golden
+def test_fresh_parameters_are_drawn_as_published():
+    shapes, stats = fresh_statistics("conv_encoder.", having="stem.0.weight")
+    key = jax.random.key(0, impl="rbg")  # compiles faster than the default
+    params = jax.jit(ResNetV1c().init)(key, jnp.zeros((1, 8, 8, 3)))["params"]
+    assert_same_distributions(params, stats, import_conv_encoder(numbered(shapes))[0])
+
+
 def test_unknown_name():
     with pytest.raises(ValueError, match=r"unknown name: layer2\.0\.conv1\.weight"):
         import_conv_encoder({"layer2.0.conv1.weight": np.zeros((1, 1, 1, 1))})
@@ -76,7 +85,7 @@ def test_published_size():
 def test_statistics_are_those_of_the_global_batch():
     model = ResNetV1c(stem_channels=8, base_channels=4, num_blocks=1)
     image = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), image)
+    variables = drawn(model, image)
 
     @jax.jit
     def train(image):
@@ -90,6 +99,6 @@ def test_statistics_are_those_of_the_global_batch():
 def test_one_value_per_channel_cannot_be_trained():
     model = ResNetV1c(stem_channels=8, base_channels=4, num_blocks=1)
     image = jnp.zeros((1, 2, 2, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), image)
+    variables = drawn(model, image)
     with pytest.raises(ValueError, match="one value per channel"):
         model.apply(variables, image, train=True, mutable=["batch_stats"])

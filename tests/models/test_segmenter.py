@@ -1,0 +1,232 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semivl_jax.models import guidance, normalization
+from semivl_jax.models.deeplab import DeepLabHead
+from semivl_jax.models.resize import bilinear
+from semivl_jax.models.resnet import ResNetV1c
+from semivl_jax.models.segmenter import (
+    Segmenter,
+    channel_masks,
+    concat_features,
+    perturb,
+    take_features,
+)
+from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vlg_decoder import VLGDecoder
+from semivl_jax.types import IGNORE_INDEX, Features
+from semivl_jax.weights.semivl import import_backbone
+from semivl_jax.weights.semivl_decoder import import_segmenter
+from semivl_jax.weights.tree import check
+from tests import golden_models
+from tests.golden_files import Golden, assert_close, nhwc
+from tests.golden_models import class_text
+from tests.models.drawn import drawn
+
+TOLERANCE = 2e-5
+FILES = ("vlm_forward", "vlm_forward_conv")
+
+
+def golden_model(golden):
+    model = golden_models.segmenter(
+        golden,
+        crop=golden.meta["img_size"],
+        renormalize=golden.meta["build_cfg"]["model_args"]["renorm_clip_img"],
+    )
+    return model, golden_models.imported(golden, golden.weights())
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("file", FILES)
+def test_logits_as_published(file):
+    golden = Golden(file)
+    model, variables = golden_model(golden)
+    text, rate = class_text(golden["in/text_class"]), golden.meta["build_cfg"]["fp_rate"]
+    check(
+        variables,
+        {"batch_stats": {}}
+        | jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), text),
+        source=file,
+    )
+
+    @jax.jit
+    def forward(variables, image, masks):
+        features = model.apply(variables, image, method="encode")
+        both = concat_features([features, perturb(features, masks, rate=rate)])
+        logits = model.apply(variables, both, text, method="decode")
+        return jnp.split(bilinear(logits, image.shape[1:3], align_corners=False), 2)
+
+    for name, facts in golden.meta["inputs"].items():
+        image = nhwc(golden[f"in/{name}/img"])
+        masks = tuple(
+            jnp.asarray(nhwc(golden[f"in/{name}/fp_mask{j}"]), bool)
+            for j in range(facts["n_fp_masks"])
+        )
+        logits, perturbed = forward(variables, image, masks)
+        assert_close(logits, nhwc(golden[f"out/{name}/logits"]), TOLERANCE, f"{name} logits")
+        expected = nhwc(golden[f"out/{name}/logits_fp"])
+        assert_close(perturbed, expected, TOLERANCE, f"{name} perturbed logits")
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("file", FILES)
+def test_guidance_labels_as_published(file):
+    golden = Golden(file)
+    kwargs, state = golden.meta["clip_encoder"], golden.weights("clip_encoder.")
+    side = golden.meta["clip_encoder_img_size"][0]
+    out_dim = state["proj.weight"].shape[0]
+    tower = golden_models.vision_tower(kwargs, table_of=side, out_dim=out_dim)
+    params = import_backbone(state, num_heads=kwargs["num_heads"])
+    concepts = class_text(golden["in/text_concept"], golden.meta["class_to_concept_idx"])
+    for name in golden.meta["inputs"]:
+        image = jnp.asarray(nhwc(golden[f"in/{name}/img"]))
+        if golden.meta["build_cfg"]["model_args"]["renorm_clip_img"]:
+            image = normalization.renormalize(image)
+        dense = jax.jit(tower.apply)({"params": params}, image).maps[-1]
+        prefix = f"out/{name}/maskclip_label_"
+        for key in golden.keys(prefix):
+            threshold = float(key.removeprefix(prefix))
+            labels = guidance.guidance_labels(
+                dense, concepts, size=image.shape[1:3], threshold=threshold
+            )
+            sure = np.abs(np.asarray(labels.confidence) - threshold) > 1e-5
+            actual, expected = np.asarray(labels.label)[sure], golden[key][sure]
+            np.testing.assert_array_equal(actual, expected, err_msg=key)
+            assert sure.mean() > 0.99
+            assert IGNORE_INDEX not in expected or IGNORE_INDEX in actual
+
+
+VOC = {
+    "backbone": 86_828_544,
+    "decoder": 2_217_185,
+}
+CITYSCAPES = {
+    "backbone": 87_962_112,
+    "decoder": 2_176_225,
+    "conv_encoder": 244_576,
+}
+
+
+def vit_b16(crop, taps):
+    return VisionTransformer(
+        patch_size=16,
+        width=768,
+        depth=12,
+        num_heads=12,
+        mlp_dim=3072,
+        out_dim=512,
+        grid=(crop // 16, crop // 16),
+        taps=taps,
+    )
+
+
+def test_published_voc_model():
+    model = Segmenter(backbone=vit_b16(512, (0, 4, 12)), decoder=VLGDecoder(), crop=512)
+    assert_sizes(model, 512, 21, VOC)
+
+
+def test_published_cityscapes_model():
+    decoder = VLGDecoder(use_conv_features=True, skip_channels=(32, 32))
+    model = Segmenter(
+        backbone=vit_b16(801, (4, 12)),
+        decoder=decoder,
+        conv_encoder=ResNetV1c(),
+        crop=801,
+        renormalize=True,
+    )
+    assert_sizes(model, 801, 19, CITYSCAPES)
+
+
+def assert_sizes(model, crop, classes, expected):
+    """Parameters by part, for an image of the training crop."""
+    text = class_text(np.ones((classes, 512), np.float32))
+    image = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
+    logits, variables = jax.eval_shape(
+        lambda key, image: model.init_with_output(key, image, text), jax.random.key(0), image
+    )
+    assert logits.shape == (1, crop, crop, classes)
+    sizes = {
+        part: sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for part, tree in variables["params"].items()
+    }
+    assert sizes == expected
+
+
+def tiny_model(**changes):
+    tower = VisionTransformer(
+        patch_size=4,
+        width=8,
+        depth=2,
+        num_heads=2,
+        mlp_dim=16,
+        out_dim=16,
+        grid=(4, 4),
+        taps=(0, 2),
+    )
+    decoder = DeepLabHead(num_classes=3, channels=8, low_channels=4)
+    return Segmenter(backbone=tower, decoder=decoder, crop=16, **changes)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = tiny_model()
+    image = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
+    return model, drawn(model, image, None), image
+
+
+def test_encode_and_decode_apart(tiny):
+    model, variables, image = tiny
+    image = image[:, :, :12]
+    whole = jax.jit(model.apply)(variables, image, None)
+    assert whole.shape == (*image.shape[:3], 3)
+    encode = jax.jit(partial(model.apply, method=Segmenter.encode))
+    decode = jax.jit(partial(model.apply, text=None, method=Segmenter.decode))
+    features = encode(variables, image)
+    parts = [take_features(features, slice(0, 1)), take_features(features, slice(1, 3))]
+    logits = decode(variables, concat_features(parts[::-1]))
+    resized = bilinear(logits, image.shape[1:3], align_corners=False)
+    np.testing.assert_allclose(resized, np.roll(whole, -1, axis=0), atol=1e-5)
+
+
+def test_masks_are_drawn_per_image_and_map():
+    features = Features(
+        maps=(jnp.ones((4, 2, 2, 300)), jnp.ones((4, 2, 2, 200))), conv=jnp.ones((4, 8, 8, 100))
+    )
+    masks = channel_masks(jax.random.key(3), features, rate=0.25)
+    assert [mask.shape for mask in masks] == [(4, 1, 1, c) for c in (300, 200, 100)]
+    kept = np.concatenate([np.asarray(mask).reshape(4, -1) for mask in masks], axis=1)
+    assert abs(kept.mean() - 0.75) < 0.04
+    assert len(np.unique(kept, axis=0)) == 4
+    assert (kept[:, :100] != kept[:, 300:400]).any()
+    out = perturb(features, masks, rate=0.25)
+    for x, mask in zip([*out.maps, out.conv], masks, strict=True):
+        np.testing.assert_allclose(x, np.broadcast_to(mask / 0.75, x.shape), rtol=1e-6)
+    same = channel_masks(jax.random.key(3), features, rate=0.0)
+    assert all(mask.all() for mask in same)
+
+
+def test_rate_outside_its_range():
+    with pytest.raises(ValueError, match=r"rate=1\.0"):
+        channel_masks(jax.random.key(0), Features(maps=()), rate=1.0)
+
+
+def test_training_needs_and_moves_batch_statistics(tiny):
+    model, variables, image = tiny
+    _, state = jax.eval_shape(
+        lambda variables, image: model.apply(
+            variables, image, None, train=True, mutable=["batch_stats"]
+        ),
+        variables,
+        image,
+    )
+    assert jax.tree.structure(state["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
+
+
+def test_names_outside_the_parts():
+    state = {"teacher.conv1.weight": np.zeros(1), "clip_encoder.proj.weight": np.zeros(1)}
+    with pytest.raises(ValueError, match=r"unknown name: teacher\.conv1\.weight"):
+        import_segmenter(state, backbone_heads=1, decoder_heads=1)
