@@ -10,6 +10,8 @@ Source: METHOD section 6 (strong views) and trap 18.
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -20,6 +22,7 @@ from semivl_jax.types import Key
 # Names of the operations by the index that `Jitter.order` uses.
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 _HUE = OPERATIONS.index("hue")
+_ORDERS = tuple(itertools.permutations(range(len(OPERATIONS))))
 
 Images = Float32[Array, "b h w 3"]
 Factors = Float[Array, " b"]
@@ -40,19 +43,19 @@ def draw_jitter(
     key: Key, count: int, *, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Jitter:
     """Factors U(1 - v, 1 + v), hue U(-hue, hue) and a random order, independently for each image."""
-    keys = jax.vmap(lambda one: jax.random.split(one, 5))(jax.random.split(key, count))
+    # One call for all numbers: entry [i, j] depends on the key, i and j, not on the batch's size.
+    draws = jax.random.uniform(key, (count, 5))
 
-    def uniform(column: int, low: float, high: float) -> Float32[Array, " b"]:
-        draw = jax.vmap(lambda one: jax.random.uniform(one, minval=low, maxval=high))
-        return draw(keys[:, column])
+    def between(column: int, low: float, high: float) -> Float32[Array, " b"]:
+        return low + draws[:, column] * (high - low)
 
-    order = jax.vmap(lambda one: jax.random.permutation(one, len(OPERATIONS)))(keys[:, 4])
+    orders = jnp.asarray(_ORDERS, jnp.int32)
     return Jitter(
-        brightness=uniform(0, max(0.0, 1.0 - brightness), 1.0 + brightness),
-        contrast=uniform(1, max(0.0, 1.0 - contrast), 1.0 + contrast),
-        saturation=uniform(2, max(0.0, 1.0 - saturation), 1.0 + saturation),
-        hue=uniform(3, -hue, hue),
-        order=order.astype(jnp.int32),
+        brightness=between(0, max(0.0, 1.0 - brightness), 1.0 + brightness),
+        contrast=between(1, max(0.0, 1.0 - contrast), 1.0 + contrast),
+        saturation=between(2, max(0.0, 1.0 - saturation), 1.0 + saturation),
+        hue=between(3, -hue, hue),
+        order=orders[(draws[:, 4] * len(_ORDERS)).astype(jnp.int32)],
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Float32, Int32
 
 from semivl_jax.types import Key
 
@@ -39,7 +39,9 @@ def draw_rectangles(key: Key, count: int, *, size: int) -> Int32[Array, "b 4"]:
     """
     if size < 1:
         raise ValueError(f"CutMix in a crop of {size} pixels: the side must be at least 1")
-    return jax.vmap(lambda one: _draw_rectangle(one, size))(jax.random.split(key, count))
+    # One call for all numbers: entry [i, j] depends on the key, i and j, not on the batch's size.
+    draws = jax.random.uniform(key, (count, 2 + 3 * _DRAWS))
+    return jax.vmap(lambda row: _rectangle(row, size))(draws)
 
 
 def box_masks(rectangles: Int32[Array, "b 4"], *, size: int) -> Bool[Array, "b s s"]:
@@ -51,20 +53,21 @@ def box_masks(rectangles: Int32[Array, "b 4"], *, size: int) -> Bool[Array, "b s
     return rows[:, :, None] & columns[:, None, :]
 
 
-def _draw_rectangle(key: Key, size: int) -> Int32[Array, "4"]:
-    use_key, area_key, ratio_key, corner_key = jax.random.split(key, 4)
-    area = jax.random.uniform(area_key, minval=AREA[0], maxval=AREA[1]) * (size * size)
-    ratio = jax.random.uniform(ratio_key, (_DRAWS,), minval=RATIO[0], maxval=RATIO[1])
+def _rectangle(draws: Float32[Array, " d"], size: int) -> Int32[Array, "4"]:
+    """One rectangle from numbers of U(0, 1): whether, area, then ratio, left and top of every try."""
+    area = (AREA[0] + draws[1] * (AREA[1] - AREA[0])) * (size * size)
+    ratio, left, top = draws[2:].reshape(3, _DRAWS)
+    ratio = RATIO[0] + ratio * (RATIO[1] - RATIO[0])
     # The last candidate is a square, which any allowed area leaves room for (√0.4 < 1), so that there
     # always is one that fits.
     ratio = jnp.append(ratio, 1.0)
     width = jnp.floor(jnp.sqrt(area / ratio)).astype(jnp.int32)
     height = jnp.floor(jnp.sqrt(area * ratio)).astype(jnp.int32)
-    left, top = jax.random.randint(corner_key, (2, _DRAWS), 0, size)
+    left, top = (jnp.floor(draw * size).astype(jnp.int32) for draw in (left, top))
     left = jnp.append(left, left[0] % (size - width[-1]))
     top = jnp.append(top, top[0] % (size - height[-1]))
 
     fits = (left + width <= size) & (top + height <= size)
     chosen = jnp.argmax(fits)  # the first that fits
     rectangle = jnp.stack([left[chosen], top[chosen], width[chosen], height[chosen]])
-    return jnp.where(jax.random.bernoulli(use_key, PROBABILITY), rectangle, 0)
+    return jnp.where(draws[0] < PROBABILITY, rectangle, 0)

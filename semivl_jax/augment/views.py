@@ -15,7 +15,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32, Shaped
+from jaxtyping import Array, Bool, Float32, Int32, Shaped, UInt8
 
 from semivl_jax.augment import blur, color, cutmix
 from semivl_jax.types import (
@@ -23,7 +23,6 @@ from semivl_jax.types import (
     IMAGENET_STD,
     Batch,
     Key,
-    UnlabelledBatch,
     UnlabelledViews,
     Views,
 )
@@ -42,59 +41,61 @@ def make_views(key: Key, batch: Batch, *, flip: bool = True) -> Views:
     A batch without unlabelled crops has neither unlabelled views nor boxes. Without partner crops the
     partner is the reversed batch, which the step takes after drawing: the boxes are there all the same.
     """
-    x_key = _key_for(key, "labelled")
     image, label = batch.labelled.image, batch.labelled.label.astype(jnp.int32)
     if flip:
-        flipped = _draw_flips(x_key, image.shape[0])
+        flipped = _draw_flips(_keys_for(key, "labelled")[0], image.shape[0])
         image, label = flip_where(flipped, image), flip_where(flipped, label)
     views = Views(x=normalize(image.astype(jnp.float32)), y=label)
     if batch.unlabelled is None:
         return views
 
-    count, size = batch.unlabelled.image.shape[:2]
-    partner = None
+    # Both streams (and both boxes) go through one vmapped function: half the program to compile.
+    streams = {"unlabelled": batch.unlabelled}
     if batch.partner is not None:
-        partner = unlabelled_views(_key_for(key, "partner"), batch.partner, flip=flip)
+        streams["partner"] = batch.partner
+    drawn = jax.vmap(lambda *arrays: _stream_views(*arrays, flip=flip))(
+        _keys_for(key, *streams),
+        jnp.stack([stream.image for stream in streams.values()]),
+        jnp.stack([stream.size for stream in streams.values()]),
+    )
+    made = {
+        name: UnlabelledViews(**{part: array[i] for part, array in drawn.items()})
+        for i, name in enumerate(streams)
+    }
+    count, size = batch.unlabelled.image.shape[:2]
+    boxes = jax.vmap(lambda one: cutmix.cutmix_boxes(one, count, size=size))
+    box1, box2 = boxes(_keys_for(key, "box1", "box2"))
     return views.replace(
-        unlabelled=unlabelled_views(_key_for(key, "unlabelled"), batch.unlabelled, flip=flip),
-        partner=partner,
-        box1=cutmix.cutmix_boxes(_key_for(key, "box1"), count, size=size),
-        box2=cutmix.cutmix_boxes(_key_for(key, "box2"), count, size=size),
+        unlabelled=made["unlabelled"], partner=made.get("partner"), box1=box1, box2=box2
     )
 
 
-def unlabelled_views(key: Key, batch: UnlabelledBatch, *, flip: bool = True) -> UnlabelledViews:
-    """One weak and two strong views, and the padding that all three share."""
-    image = batch.image
-    ignore = padding_map(batch.size, size=image.shape[1])
+def _stream_views(
+    key: Key, image: UInt8[Array, "b s s 3"], valid: Int32[Array, "b 2"], *, flip: bool
+) -> dict[str, Array]:
+    """The fields of `UnlabelledViews`: one weak and two strong views, and the padding that they share."""
+    ignore = padding_map(valid, size=image.shape[1])
     if flip:
         flipped = _draw_flips(key, image.shape[0])
         image, ignore = flip_where(flipped, image), flip_where(flipped, ignore)
     weak = image.astype(jnp.float32)
-    return UnlabelledViews(
-        w=normalize(weak),
-        s1=normalize(strong_view(_key_for(key, "s1"), weak)),
-        s2=normalize(strong_view(_key_for(key, "s2"), weak)),
-        ignore=ignore,
-    )
+    strong = jax.vmap(strong_view, in_axes=(0, None))(_keys_for(key, "s1", "s2"), weak)
+    s1, s2 = (normalize(one) for one in strong)
+    return {"w": normalize(weak), "s1": s1, "s2": s2, "ignore": ignore}
 
 
 def strong_view(key: Key, images: Float32[Array, "b h w 3"]) -> Float32[Array, "b h w 3"]:
     """Jitter, grey and blur, each with its own probability; grey levels in [0, 255] in and out."""
-    count = images.shape[0]
-    jitter = color.draw_jitter(_key_for(key, "jitter"), count, **JITTER_STRENGTH)
+    jitter_key, choice_key = _keys_for(key, "jitter", "choices")
+    jitter = color.draw_jitter(jitter_key, images.shape[0], **JITTER_STRENGTH)
+    # Entry [i, j] depends on the key, i and j, not on the size of the batch.
+    use_jitter, use_gray, use_blur, place = jax.random.uniform(choice_key, (images.shape[0], 4)).T
     jittered = color.color_jitter(images, jitter)
-    images = _choose(
-        _coins(_key_for(key, "use jitter"), count, JITTER_PROBABILITY), jittered, images
-    )
-
-    gray = _coins(_key_for(key, "use gray"), count, GRAY_PROBABILITY)
-    images = _choose(gray, color.grayscale(images), images)
-
+    images = _choose(use_jitter < JITTER_PROBABILITY, jittered, images)
+    images = _choose(use_gray < GRAY_PROBABILITY, color.grayscale(images), images)
     low, high = BLUR_SIGMA
-    sigma = _uniforms(_key_for(key, "sigma"), count) * (high - low) + low
-    blurred = _coins(_key_for(key, "use blur"), count, BLUR_PROBABILITY)
-    return blur.gaussian_blur(images, jnp.where(blurred, sigma, 0.0), max_sigma=high)
+    sigma = jnp.where(use_blur < BLUR_PROBABILITY, low + place * (high - low), 0.0)
+    return blur.gaussian_blur(images, sigma, max_sigma=high)
 
 
 def normalize(images: Float32[Array, "b h w 3"]) -> Float32[Array, "b h w 3"]:
@@ -124,18 +125,10 @@ def _choose(
 
 
 def _draw_flips(key: Key, count: int) -> Bool[Array, " b"]:
-    return _coins(_key_for(key, "flip"), count, FLIP_PROBABILITY)
+    return jax.random.uniform(_keys_for(key, "flip")[0], (count,)) < FLIP_PROBABILITY
 
 
-def _coins(key: Key, count: int, probability: float) -> Bool[Array, " b"]:
-    return _uniforms(key, count) < probability
-
-
-def _uniforms(key: Key, count: int) -> Float32[Array, " b"]:
-    """One key per image, so that image i draws the same whatever the size of the batch."""
-    return jax.vmap(jax.random.uniform)(jax.random.split(key, count))
-
-
-def _key_for(key: Key, purpose: str) -> Key:
-    """Keys by name: a new purpose leaves what the others draw as it is."""
-    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
+def _keys_for(key: Key, *purposes: str) -> Key:
+    """Keys by name, [len(purposes)]: a new purpose leaves what the others draw as it is."""
+    names = jnp.asarray([zlib.crc32(purpose.encode()) for purpose in purposes], jnp.uint32)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, names)

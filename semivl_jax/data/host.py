@@ -55,14 +55,11 @@ def decode_image(data: bytes) -> HostImage:
     image = _open(data)
     if image.mode in _DEEP_MODES:
         gray = np.asarray(image)
-        if image.mode in ("I", "F") and (gray.min() < 0 or gray.max() > 65535):
+        if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
             raise ValueError(
                 f"image of mode {image.mode} with values {gray.min()} … {gray.max()}; save it as 8-bit RGB"
             )
-        if image.mode == "F":
-            raise ValueError("image of floating-point samples; save it as 8-bit RGB")
-        gray = (gray >> 8).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        return np.repeat((gray >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))

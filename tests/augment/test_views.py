@@ -145,5 +145,5 @@ def test_share_of_untouched_strong_views():
 
 def test_purposes_have_different_keys():
     names = ("labelled", "unlabelled", "partner", "box1", "box2", "s1", "s2", "flip", "jitter")
-    names += ("use jitter", "use gray", "use blur", "sigma")
+    names += ("choices",)
     assert len({zlib.crc32(name.encode()) for name in names}) == len(names)
