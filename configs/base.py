@@ -35,7 +35,8 @@ def _data() -> ConfigDict:
     data.dataset = "shapes"  # shapes (made by the project) or folder (your own images)
     data.directory = "~/.cache/semivl_jax/data"  # prepared data sets lie here
     data.folder = ""  # dataset = folder: where images/, masks/ and classes.txt are
-    data.label_map = ""  # dataset = folder: mask values to change, such as "11:255,12:3"
+    # dataset = folder: mask values to change, such as "11:255,12:3"; "n:255": the value after the last
+    data.label_map = ""
     data.split = "1_8"  # labelled share 1_k, a number of labelled images, or a file of ids
     data.split_seed = 0  # draws the labelled images of a share or number
     data.unlabelled = ""  # file of ids; empty: every training image that is not labelled

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.data.crop = 96
     config.data.ratio_long, config.data.ratio_short = 512, 112
     config.data.scale_min, config.data.scale_max = 0.75, 1.5
-    config.data.workers = 1
+    config.data.workers = 0  # threads suffice for such small pictures
     config.model.weights = "demo"
     config.model.taps = (0, 2, 4)
     small_decoder(config)

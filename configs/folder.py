@@ -19,10 +19,13 @@ def get_config(argument: str = "") -> ConfigDict:
     folder, _, option = argument.partition(",tower=")
     tower = option or "demo"
     if tower not in _TOWERS:
-        raise ValueError(f"tower={tower!r} in --config is unknown; choose one of {', '.join(_TOWERS)}")
+        raise ValueError(
+            f"tower={tower!r} in --config is unknown; choose one of {', '.join(_TOWERS)}"
+        )
     config = base.get_config()
     config.data.dataset = "folder"
     config.data.folder = folder
+    config.data.label_map = "n:255"  # the value after the last class: not labelled
     config.data.split = "1_8"
     if tower == "clip_vit_b16":
         return config
@@ -30,7 +33,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.batch = 2
     config.data.crop = 192
     config.data.ratio_long, config.data.ratio_short = 1024, 256
-    config.data.workers = 1
+    config.data.workers = 0
     config.model.weights = "demo"
     config.model.taps = (0, 2, 4)
     demo.small_decoder(config)

@@ -153,25 +153,8 @@ def open_data(config: ConfigDict) -> Data:
 def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
     directory = Path(settings.directory).expanduser()
     if settings.dataset == "folder":
-        label_map = parse_label_map(settings.label_map)
-        return FolderSemi(settings.folder, label_map=label_map, data_dir=directory)
+        return FolderSemi(settings.folder, label_map=settings.label_map, data_dir=directory)
     return ShapesBuilder(data_dir=directory)
-
-
-def parse_label_map(text: str) -> dict[int, int]:
-    """ "11:255,12:3" → {11: 255, 12: 3}.
-
-    Raises:
-      ValueError: anything else.
-    """
-    pairs = [part.split(":") for part in text.split(",") if part.strip()]
-    try:
-        return {int(old): int(new) for old, new in pairs}
-    except ValueError:
-        raise ValueError(
-            f"data.label_map = {text!r} is not of the form 'old:new,old:new' with whole numbers, such "
-            "as '11:255'"
-        ) from None
 
 
 def build(config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int) -> Experiment:

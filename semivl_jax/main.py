@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs the mode asked for and returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # libraries tell every detail of a checkpoint
     # Imported late so that --help and a misspelt flag answer at once.
     from semivl_jax import run
     from semivl_jax.train.loop import Stopped

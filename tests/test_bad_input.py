@@ -65,17 +65,6 @@ def test_taps_beyond_the_tower():
         experiment.build(config, info, images_per_epoch=10)
 
 
-@pytest.mark.parametrize("text", ["11", "a:b", "1:2:3"])
-def test_label_map_that_is_none(text):
-    with pytest.raises(ValueError, match=r"data\.label_map = .* 'old:new,old:new'"):
-        experiment.parse_label_map(text)
-
-
-def test_label_map():
-    assert experiment.parse_label_map("11:255,12:3") == {11: 255, 12: 3}
-    assert experiment.parse_label_map("") == {}
-
-
 def test_workdir_of_another_configuration(tmp_path):
     workdir.claim(tmp_path, changed())
     workdir.claim(tmp_path, changed(data__workers=4, log_every=1))
