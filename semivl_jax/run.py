@@ -18,7 +18,7 @@ from semivl_jax import gallery, serving
 from semivl_jax import workdir as workdir_lib
 from semivl_jax.data import feed, splits
 from semivl_jax.data.examples import EvalExample, EvalExamples
-from semivl_jax.evaluation.pictures import format_table
+from semivl_jax.evaluation.confusion import format_table
 from semivl_jax.experiment import Data, Experiment
 from semivl_jax.train import loop, sharding
 from semivl_jax.train.checkpoint import Checkpoints, Progress
@@ -165,8 +165,9 @@ class _Evaluation:
         scores = ", ".join(
             f"{name[5:]} {values[name]:.2f}" for name in values if "/iou/" not in name
         )
-        print(f"\nevaluation at step {step}: {scores} ({result.images} images)")
-        print(format_table(result.iou, names), flush=True)
+        counts = f"{result.images} images, {result.compilations} compilations so far"
+        print(f"\nevaluation at step {step}: {scores} ({counts})")
+        print(format_table(result.confusion, names), flush=True)
         for name, picture in self._gallery.draw(state, step, self._examples(), self._evaluator):
             self._writer.picture(step, name, picture)
         return values

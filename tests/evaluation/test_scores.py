@@ -95,7 +95,16 @@ def test_without_patch_padding_windows_keep_their_size():
     assert [shape[1:3] for shape in seen] == [(5, 7), (6, 7)]
 
 
+@pytest.fixture
+def quick_compiler():
+    """The golden networks run a few times each: compiling them well is what would take long."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.golden
+@pytest.mark.usefixtures("quick_compiler")
 def test_published_score_maps_and_predictions():
     golden = Golden("eval_modes")
     modes = {(item["mode"], item["stride"]): [] for item in golden.meta["items"]}
