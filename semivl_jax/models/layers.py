@@ -77,13 +77,21 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, *inputs: Float[Array, "_ _ _ _"]) -> Float[Array, "bn y x {self.features}"]:
-        """Convolve; the first input gives the output's batch and size."""
+        """Convolve; the first input gives the output's batch and size.
+
+        Raises ValueError for a single pixel to be spread by a kernel that is not pointwise.
+        """
         channels = [x.shape[-1] for x in inputs]
         shape = (self.kernel_size, self.kernel_size, sum(channels), self.features)
         init = uniform((self.kernel_size**2 * sum(channels)) ** -0.5)
         kernel = jnp.asarray(self.param("kernel", self.kernel_init or init, shape), self.dtype)
         out, start = None, 0
         for x, width in zip(inputs, channels, strict=True):
+            if self.kernel_size > 1 and x.shape[1:3] != inputs[0].shape[1:3]:
+                raise ValueError(
+                    f"inputs of {inputs[0].shape[1:3]} and {x.shape[1:3]} pixels do not share a "
+                    f"kernel of size {self.kernel_size}: resize the second"
+                )
             part = self._convolve(x.astype(self.dtype), kernel[:, :, start : start + width])
             out, start = part if out is None else _add_shared(out, part), start + width
         if self.use_bias:
