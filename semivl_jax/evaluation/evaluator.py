@@ -205,8 +205,8 @@ class Evaluator:
         return tile.argmax(-1).astype(jnp.uint8)
 
 
-def _of_this_process(leaf: jax.Array) -> jax.Array | np.ndarray:
-    if leaf.is_fully_addressable:
+def _of_this_process(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    if isinstance(leaf, np.ndarray) or leaf.is_fully_addressable:
         return leaf
     if leaf.is_fully_replicated:
         return leaf.addressable_data(0)

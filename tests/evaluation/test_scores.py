@@ -104,6 +104,7 @@ def quick_compiler():
 
 
 @pytest.mark.golden
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
 def test_published_score_maps_and_predictions():
     golden = Golden("eval_modes")

@@ -1,0 +1,39 @@
+"""Run by test_processes: one of two processes that evaluate their shares of the examples."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from semivl_jax.evaluation.evaluator import Evaluator
+from tests.evaluation import toy
+
+
+def main(address, index, split, output):
+    jax.distributed.initialize(address, num_processes=2, process_id=index)
+    # Weights as training leaves them: spread over the devices of both processes, or copied to all.
+    spec = PartitionSpec("data") if split else PartitionSpec()
+    place = NamedSharding(Mesh(np.asarray(jax.devices()), ("data",)), spec)
+    weights = np.pad(toy.make_variables()["w"], ((0, 1), (0, 0)))
+    variables = jax.make_array_from_callback(weights.shape, place, lambda part: weights[part])
+
+    evaluator = Evaluator(
+        lambda variables, images: toy.apply({"w": jnp.asarray(variables)[:3]}, images),
+        num_classes=toy.CLASSES,
+        crop=toy.CROP,
+        patch_size=toy.PATCH,
+        mode="zegclip_sliding_window",
+        stride=10,
+        window_batch=4,
+    )
+    result = evaluator.evaluate(variables, toy.make_examples()[index::2])
+    found = {"images": result.images, "confusion": result.confusion.tolist()}
+    output.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "split", Path(sys.argv[4]))

@@ -1,0 +1,61 @@
+"""Two processes with different numbers of examples get the totals of all."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from semivl_jax.evaluation.evaluator import Evaluator
+from tests.evaluation import toy
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("weights", ["copied", "split"])
+def test_two_processes_sum_their_counts(weights, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "tests.evaluation.process_worker", address]
+    workers = [
+        subprocess.Popen(
+            [*command, str(index), weights, str(tmp_path / str(index))],
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        errors = [worker.communicate(timeout=180)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    alone = Evaluator(
+        toy.apply,
+        num_classes=toy.CLASSES,
+        crop=toy.CROP,
+        patch_size=toy.PATCH,
+        mode="zegclip_sliding_window",
+        stride=10,
+        window_batch=4,
+        devices=jax.devices()[:1],
+    ).evaluate(toy.make_variables(), toy.make_examples())
+    for index, worker in enumerate(workers):
+        assert worker.returncode == 0, errors[index]
+        found = json.loads((tmp_path / str(index)).read_text())
+        assert found["images"] == len(toy.make_examples())
+        np.testing.assert_array_equal(found["confusion"], alone.confusion)
