@@ -33,9 +33,11 @@ def gaussian_blur(
     reach = math.floor((math.sqrt(12.0 * max_sigma**2 / _PASSES + 1.0) - 1.0) / 2.0) + 1
     weights = _box_weights(sigma.astype(jnp.float32), reach)
     levels = images.astype(jnp.uint32)
+    # A loop, because unrolled passes get fused: every tap of one would compute the pass before anew.
     for axis in (2, 1):
-        for _ in range(_PASSES):
-            levels = _box_blur(levels, weights, axis)
+        levels = lax.fori_loop(
+            0, _PASSES, lambda _, now, axis=axis: _box_blur(now, weights, axis), levels
+        )
     return levels.astype(jnp.float32)
 
 

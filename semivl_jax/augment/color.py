@@ -15,6 +15,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from semivl_jax.types import Key
@@ -73,14 +74,9 @@ def color_jitter(images: Images, jitter: Jitter) -> Images:
     which = jnp.take_along_axis(jitter.order, places, axis=1)
     factors = jnp.take_along_axis(blend_factors, which, axis=1)
 
-    for step in range(len(OPERATIONS) - 1):
-        before = jnp.where(step < hue_at, factors[:, step], 1.0)
-        images = _blend(images, _reference(images, which[:, step]), before)
-    images = adjust_hue(images, jitter.hue)
-    for step in range(len(OPERATIONS) - 1):
-        after = jnp.where(step >= hue_at, factors[:, step], 1.0)
-        images = _blend(images, _reference(images, which[:, step]), after)
-    return images
+    first = jnp.where(steps[None, :] < hue_at[:, None], factors, 1.0)
+    last = jnp.where(steps[None, :] < hue_at[:, None], 1.0, factors)
+    return _blend_all(adjust_hue(_blend_all(images, which, first), jitter.hue), which, last)
 
 
 def adjust_brightness(images: Images, factor: Factors) -> Images:
@@ -117,6 +113,18 @@ def adjust_hue(images: Images, turns: Factors) -> Images:
     return _from_hsv(hue, saturation, value)
 
 
+def _blend_all(
+    images: Images, which: Int32[Array, "b k"], factors: Float32[Array, "b k"]
+) -> Images:
+    """Blends one after another; a loop, so that one does not get fused into (and done again by) the next."""
+
+    def step(now: Images, blend: tuple[Array, Array]) -> tuple[Images, None]:
+        which, factor = blend
+        return _blend(now, _reference(now, which), factor), None
+
+    return lax.scan(step, images, (which.T, factors.T))[0]
+
+
 def _reference(images: Images, which: Int32[Array, " b"]) -> Images:
     """What each image is blended with: black (0), its mean grey level (1), its grey image (2)."""
     gray = grayscale(images)
@@ -131,8 +139,10 @@ def _mean_level(gray: Images) -> Float32[Array, "b 1 1 1"]:
 
 def _blend(images: Images, reference: Float32[Array, "b ..."], factor: Factors) -> Images:
     factor = factor[:, None, None, None]
-    # Factor 1 returns the image itself; a fused multiply-add must not turn 7.0 into 6.9999 -> 6.
+    # Compilers may fuse multiply and add and round once instead of twice: whole numbers then come out a
+    # little lower and a level is lost here and there (measured: below 0.3 % of the values).
     blended = jnp.floor(jnp.clip(reference + factor * (images - reference), 0.0, 255.0))
+    # The same effect must not touch an image that is to stay as it is.
     return jnp.where(factor == 1.0, images, blended)
 
 

@@ -18,7 +18,7 @@ def floats(count: int = 4, size: int = 20, seed: int = 0):
     return jnp.asarray(images(count, size, seed), jnp.float32)
 
 
-def batch(count: int = 4, size: int = 20, *, partner: bool = True) -> Batch:
+def batch(count: int = 16, size: int = 12, *, partner: bool = True) -> Batch:
     def crops(seed: int) -> UnlabelledBatch:
         valid = np.random.default_rng(seed).integers(size // 2, size + 1, (count, 2))
         return UnlabelledBatch(

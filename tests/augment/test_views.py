@@ -43,7 +43,7 @@ def test_flip_where():
 
 def test_shapes_types_and_range():
     made = make(KEY, batch())
-    assert made.x.shape == (4, 20, 20, 3)
+    assert made.x.shape == (16, 12, 12, 3)
     assert made.y.dtype == jnp.int32
     for stream in (made.unlabelled, made.partner):
         for view in (stream.w, stream.s1, stream.s2):
@@ -52,7 +52,7 @@ def test_shapes_types_and_range():
             assert grey.min() >= 0
             assert grey.max() <= 255
         assert stream.ignore.dtype == bool
-    assert made.box1.shape == made.box2.shape == (4, 20, 20)
+    assert made.box1.shape == made.box2.shape == (16, 12, 12)
 
 
 def test_the_same_key_gives_the_same_views_and_another_key_others():
@@ -62,7 +62,7 @@ def test_the_same_key_gives_the_same_views_and_another_key_others():
 
 
 def test_one_image_does_not_depend_on_the_batch():
-    many = batch(4)
+    many = batch()
     few = jax.tree.map(lambda leaf: leaf[:2], many)
     assert_equal(make(KEY, few), jax.tree.map(lambda leaf: leaf[:2], make(KEY, many)))
 
@@ -78,21 +78,21 @@ def test_vmap_over_keys_equals_single():
 
 
 def test_label_flips_with_its_image():
-    made = make(KEY, batch(32))
+    made = make(KEY, batch())
     np.testing.assert_allclose(levels(made.x)[..., 0], made.y, atol=0.01)
-    source = batch(32).labelled.label
+    source = batch().labelled.label
     flipped = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(made.y, source, strict=True)])
     same = np.array([np.array_equal(a, b) for a, b in zip(made.y, source, strict=True)])
     assert (flipped ^ same).all()
-    assert 5 < flipped.sum() < 27
+    assert 1 < flipped.sum() < 15
 
 
 def test_padding_flips_with_its_image():
-    data = batch(32)
+    data = batch()
     made = make(KEY, data).unlabelled
     source = np.asarray(data.unlabelled.image, np.float64)
     for i, (rows, columns) in enumerate(np.asarray(data.unlabelled.size)):
-        ignore = np.ones((20, 20), bool)
+        ignore = np.ones((12, 12), bool)
         ignore[:rows, :columns] = False
         if np.allclose(levels(made.w[i]), source[i], atol=0.01):
             expected = ignore
@@ -125,7 +125,7 @@ def test_labelled_only():
 
 
 def test_streams_views_and_boxes_are_independent():
-    data = batch(16)
+    data = batch()
     made = make(KEY, data.replace(partner=data.unlabelled))
     assert not np.array_equal(made.unlabelled.w, made.partner.w)
     assert not np.array_equal(made.unlabelled.s1, made.unlabelled.s2)
