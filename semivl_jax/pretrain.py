@@ -17,7 +17,8 @@ The loss is contrastive between images and texts, twice (equal weights):
 
 A picture has several captions (one names everything, one each thing); every step draws one of them. Texts
 that are true of another picture too (they are among its captions) are not its negatives. Most
-pictures are small: few patches, of which one thing fills most; every fourth step has larger scenes.
+pictures are small, sixteen patches of one thing from near, so that most patches show what the caption
+says and parts of a thing are learned as well as the whole; every fourth step has larger scenes.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ from semivl_jax.types import PyTree
 from semivl_jax.weights import towers as towers_lib
 from tfds_builders.shapes import generator
 
-MAX_SCALE = 100.0
-"""CLIP's cap of the temperature, which is also what guidance multiplies cosines with."""
+FIRST_SCALE, LAST_SCALE = 15.0, 100.0
+"""What cosines are multiplied with. CLIP learns this factor, from 14 up to its cap of 100, which is also
+what guidance uses; thousands of steps are too few for that, so it follows a schedule: low factors
+learn faster, the last part of the training calibrates the cosines for 100."""
 SHARPNESS = 0.25
 """Of the softmax over patches, relative to the logit scale."""
-SMALL, LARGE = 48, 96
+SMALL, LARGE = 32, 96
 """Sides of the pictures in pixels."""
 LARGE_EVERY = 4
 VOCABULARY = 49408
@@ -61,11 +64,11 @@ CONTEXT = 77
 class Settings:
     """What one pretraining is: length, data and sizes."""
 
-    steps: int = 1200
+    steps: int = 2400
     seed: int = 0
-    images: int = 16000
-    batch: int = 128
-    learning_rate: float = 2e-3
+    images: int = 24000
+    batch: int = 160
+    learning_rate: float = 1.5e-3
     patch_size: int = 8
     width: int = 96
     depth: int = 4
@@ -116,7 +119,7 @@ def batches(
         rng = np.random.default_rng([settings.seed, step])
         is_large = step % LARGE_EVERY == LARGE_EVERY - 1
         pictures = large if is_large else small
-        count = settings.batch // 4 if is_large else settings.batch
+        count = settings.batch // 8 if is_large else settings.batch
         chosen = rng.choice(len(pictures.images), min(count, len(pictures.images)), replace=False)
         images = pictures.images[chosen]
         flip = rng.random(len(chosen)) < 0.5
@@ -184,12 +187,7 @@ class Towers:
         text = self.text.init(text_key, ids)["params"]
         table = towers_lib.token_table(self.seed, VOCABULARY, self.text.width)
         text["token_embedding"] = {"embedding": jnp.asarray(table[self.words.token_ids])}
-        scale = jnp.log(jnp.float32(MAX_SCALE))
-        return {
-            "image": self.image.init(image_key, pixels)["params"],
-            "text": text,
-            "log_scale": scale,
-        }
+        return {"image": self.image.init(image_key, pixels)["params"], "text": text}
 
     def loss(
         self,
@@ -197,11 +195,11 @@ class Towers:
         images: UInt8[Array, "b s s 3"],
         ids: Int32[Array, "b t"],
         true: Bool[Array, "b b"],
+        scale: Float32[Array, ""],
     ) -> tuple[Float32[Array, ""], dict[str, Array]]:
         """Sum of the two contrasts, and the parts for the log."""
         features = self.image.apply({"params": params["image"]}, normalize(images))
         text = l2_normalize(self.text.apply({"params": params["text"]}, ids))
-        scale = jnp.exp(params["log_scale"])
         whole = contrast(scale * (features.pooled @ text.T), true)
         dense = patch_similarity(features.maps[-1], text, SHARPNESS * scale)
         patches = contrast(scale * dense, true)
@@ -222,7 +220,7 @@ class Towers:
                 "token_embedding": {"embedding": table},
                 "pos_embedding": np.pad(text["pos_embedding"], rest),
             },
-            logit_scale=float(np.exp(params["log_scale"])),
+            logit_scale=LAST_SCALE,
         )
 
 
@@ -247,13 +245,18 @@ def update(
     params: PyTree,
     state: PyTree,
     batch: tuple[Array, Array, Array],
+    scale: Float32[Array, ""],
 ) -> tuple[PyTree, PyTree, dict[str, Array]]:
     """One step: new parameters, new optimiser state, parts of the loss."""
-    (_, parts), grads = jax.value_and_grad(towers.loss, has_aux=True)(params, *batch)
+    (_, parts), grads = jax.value_and_grad(towers.loss, has_aux=True)(params, *batch, scale)
     change, state = optimizer.update(grads, state, params)
-    params = optax.apply_updates(params, change)
-    params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(MAX_SCALE))
-    return params, state, parts
+    return optax.apply_updates(params, change), state, parts
+
+
+def logit_scale(step: int, steps: int) -> np.float32:
+    """First value for 30 % of the steps, last value for 20 %, geometric in between."""
+    way = np.clip((step / steps - 0.3) / 0.5, 0, 1)
+    return np.float32(FIRST_SCALE * (LAST_SCALE / FIRST_SCALE) ** way)
 
 
 def train(
@@ -274,7 +277,8 @@ def train(
     params = towers.init(jax.random.key(settings.seed))
     state, log = optimizer.init(params), []
     for step, batch in enumerate(batches(small, large, words, settings), start=1):
-        params, state, parts = update(towers, optimizer, params, state, batch)
+        scale = logit_scale(step, settings.steps)
+        params, state, parts = update(towers, optimizer, params, state, batch, scale)
         if step % log_every == 0 or step == settings.steps:
             row = {name: round(float(value), 4) for name, value in parts.items()}
             log.append({"step": step, **row, "seconds": round(time.monotonic() - started, 1)})

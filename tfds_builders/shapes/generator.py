@@ -28,6 +28,8 @@ VOID = 255
 _STREAM = {"train": 1, "validation": 2, "pretrain": 3}
 _CLASS_GROUPS = tuple(words.DEFINITIONS[name] for name in words.CLASSES[1:])
 _LEAST_VISIBLE = 0.4
+_SEEN = 40
+"""Pixels from which on a caption names a thing."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,15 @@ class Sample:
 
 @dataclass
 class _Canvas:
-    """A picture in the making; `owner` int16[h,w] counts from 1 for objects, 0 is scenery."""
+    """A picture in the making; `owner` int16[h,w] counts from 1 for objects, 0 is scenery.
+
+    Rows from `horizon` on are the last scenery, those above the first.
+    """
 
     image: np.ndarray
     owner: np.ndarray
     scenery: list[str]
+    horizon: int
     concepts: list[str]
     colours: list[str | None]
 
@@ -72,24 +78,26 @@ def sample(part: str, index: int, *, seed: int = 0) -> Sample:
 def pretrain_sample(index: int, *, size: int, seed: int = 0) -> tuple[np.ndarray, tuple[str, ...]]:
     """Picture `index` of the pretraining part: image uint8[size,size,3] and its captions.
 
-    Half show one object large in the frame, a tenth only scenery, the others a scene; no label map
-    is ever drawn for them.
+    Objects are as large as in the scenes, so a small picture is a close look at one of them or at the
+    scenery, and a large one (64 pixels and more) mostly a scene. Captions name what can be seen; no
+    label map is ever drawn.
     """
     rng = generator("pretrain", index, seed=seed)
     canvas = _scenery(rng, size, size)
     kind = rng.random()
-    if kind < 0.5:
-        _place(canvas, rng, diameter=size * rng.uniform(0.6, 1.2), spread=0.25)
-    elif kind < 0.9:
-        for _ in range(int(rng.integers(2, 2 + max(size // 32, 1)))):
+    if size >= 64 and kind < 0.85:
+        for _ in range(int(rng.integers(2, 6))):
             _place(canvas, rng, diameter=rng.uniform(26, 64))
+    elif kind < 0.88:
+        for _ in range(2 if kind < 0.08 else 1):
+            _place(canvas, rng, diameter=rng.uniform(26, 80), spread=0.4)
     return _photograph(canvas, rng), _captions(canvas, rng)
 
 
 def _scenery(rng: np.random.Generator, h: int, w: int) -> _Canvas:
     """One texture, or two that meet at a horizon."""
     if rng.random() < 0.65:
-        names = [words.SCENERY[rng.integers(len(words.SCENERY))]]
+        names, line = [words.SCENERY[rng.integers(len(words.SCENERY))]], 0
         image = TEXTURE[names[0]](rng, h, w)
     else:
         far = FAR[rng.integers(len(FAR))]
@@ -98,7 +106,7 @@ def _scenery(rng: np.random.Generator, h: int, w: int) -> _Canvas:
         names, line = [far, near], int(h * rng.uniform(0.3, 0.6))
         image = np.concatenate([TEXTURE[far](rng, line, w), TEXTURE[near](rng, h - line, w)])
     owner = np.zeros((h, w), np.int16)
-    return _Canvas(image.astype(np.float32), owner, names, [], [])
+    return _Canvas(image.astype(np.float32), owner, names, line, [], [])
 
 
 def _place(
@@ -120,7 +128,7 @@ def _place(
         window, part = _overlap(canvas.owner.shape, layer, int(x), int(y))
         owner = canvas.owner[window].copy()
         owner[part[..., 3] > 127] = number
-        if np.count_nonzero(owner == number) < 60:
+        if np.count_nonzero(owner == number) < 60:  # cut off by the frame
             continue
         after = canvas.owner.copy()
         after[window] = owner
@@ -165,7 +173,7 @@ def _hides(before: np.ndarray, after: np.ndarray, number: int) -> bool:
     """Whether the newest object leaves less than the least visible share of an earlier one."""
     had = np.bincount(before.ravel(), minlength=number)[1:number]
     has = np.bincount(after.ravel(), minlength=number)[1:number]
-    return bool(np.any(has < _LEAST_VISIBLE * had) or np.any(has < 40))
+    return bool(np.any(has < _LEAST_VISIBLE * had) or np.any(has < _SEEN))
 
 
 def _shadow(image: np.ndarray, layer: np.ndarray, x: int, y: int) -> None:
@@ -200,12 +208,22 @@ def _label(canvas: _Canvas) -> np.ndarray:
 
 
 def _captions(canvas: _Canvas, rng: np.random.Generator) -> tuple[str, ...]:
-    """One caption that names everything, then one for each object and each scenery."""
+    """One caption that names everything, then one for each object and each scenery that can be seen."""
+    owner, line = canvas.owner, canvas.horizon
+    seen = np.bincount(owner.ravel(), minlength=len(canvas.concepts) + 1) >= _SEEN
     objects = [
         words.mention(rng, concept, colour)
-        for concept, colour in zip(canvas.concepts, canvas.colours, strict=True)
+        for concept, colour, is_seen in zip(canvas.concepts, canvas.colours, seen[1:], strict=True)
+        if is_seen
     ]
-    places = [words.mention(rng, place, None) for place in canvas.scenery]
-    whole = words.caption(objects, places[-1]) if objects else words.caption(places)
+    bare = [
+        np.count_nonzero(part == 0) for part in ((owner[:line], owner[line:]) if line else (owner,))
+    ]
+    places = [
+        words.mention(rng, place, None)
+        for place, pixels in zip(canvas.scenery, bare, strict=True)
+        if pixels >= _SEEN
+    ]
+    whole = words.caption(objects or places, places[-1] if objects and places else None)
     single = [words.caption([thing]) for thing in objects + places]
     return tuple(dict.fromkeys([whole, *single]))
