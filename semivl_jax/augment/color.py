@@ -160,10 +160,20 @@ def _to_hsv(images: Images) -> tuple[Array, Array, Array]:
         blues - greens,
         jnp.where(green == high, 2.0 + reds - blues, 4.0 + greens - reds),
     )
-    hue = jnp.mod(sixths / 6.0 + 1.0, 1.0) * 255.0
-    saturation = spread / jnp.maximum(high, 1.0) * 255.0
-    hue = jnp.where(colourless, 0.0, jnp.floor(hue))
-    return hue, jnp.floor(saturation), high
+    turns = jnp.where(sixths < 0, 1.0 + sixths / 6.0, sixths / 6.0)
+    hue = jnp.where(colourless, 0.0, _floor_of_255_times(turns))
+    return hue, _floor_of_255_times(spread / jnp.maximum(high, 1.0)), high
+
+
+def _floor_of_255_times(share: Float32[Array, "b h w"]) -> Float32[Array, "b h w"]:
+    """floor(255 · share) of the unrounded product, for shares in [0, 1].
+
+    Flat colours often have products that are whole but for the rounding of `share`; which side they
+    fall on decides a whole step of hue.
+    """
+    whole = jnp.floor(share * 255.0)
+    # The product may have been rounded up to a whole number. 256 · share - whole is exact.
+    return jnp.where(share * 256.0 - whole < share, whole - 1.0, whole)
 
 
 def _from_hsv(hue: Array, saturation: Array, value: Array) -> Images:

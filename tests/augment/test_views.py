@@ -77,6 +77,14 @@ def test_vmap_over_keys_equals_single():
             np.testing.assert_allclose(many[i], single, atol=1e-5)
 
 
+def test_eight_devices_draw_what_one_draws():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    there = make(KEY, jax.device_put(batch(), spread))
+    for one, eight in zip(jax.tree.leaves(make(KEY, batch())), jax.tree.leaves(there), strict=True):
+        np.testing.assert_allclose(one, eight, atol=1e-6)
+
+
 def test_label_flips_with_its_image():
     made = make(KEY, batch())
     np.testing.assert_allclose(levels(made.x)[..., 0], made.y, atol=0.01)
