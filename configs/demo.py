@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.batch = 4
     config.data.dataset = "shapes"
     config.data.split = "40"
-    config.data.crop = 96
+    config.data.crop = 80
     config.data.ratio_long, config.data.ratio_short = 512, 112
     config.data.scale_min, config.data.scale_max = 0.75, 1.5
     config.data.workers = 0  # threads suffice for such small pictures
@@ -37,8 +37,11 @@ def small_decoder(config: ConfigDict) -> None:
     """Decoder sizes that two CPU cores train in minutes."""
     config.vlg_decoder.channels = 32
     config.vlg_decoder.text_channels = 32
-    config.vlg_decoder.up_channels = (32, 16)
-    config.vlg_decoder.skip_channels = (16, 16)
+    config.vlg_decoder.up_channels = (16, 16)
+    config.vlg_decoder.skip_channels = (16, 8)
     config.vlg_decoder.mlp_dim = 128
     config.vlg_decoder.pool_size = (2, 2)
-    config.vlg_decoder.dilations = (1, 2, 4, 6)
+    config.vlg_decoder.dilations = (1, 2, 4)
+    config.deeplab_decoder.channels = 64
+    config.deeplab_decoder.low_channels = 32
+    config.deeplab_decoder.dilations = (1, 2, 4)

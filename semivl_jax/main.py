@@ -43,12 +43,18 @@ def default_workdir(config_flag: str) -> Path:
     return Path("runs") / re.sub(r"[^\w.=+]+", "-", name).strip("-")
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; libraries are quiet unless --verbosity says otherwise."""
+    rest = flags.FLAGS(argv)
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.ERROR
+    return rest
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the mode asked for and returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # libraries tell every detail of a checkpoint
     # Imported late so that --help and a misspelt flag answer at once.
     from semivl_jax import run
     from semivl_jax.train.loop import Stopped
@@ -72,4 +78,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -45,7 +45,9 @@ def nhwc(array: np.ndarray) -> np.ndarray:
 def assert_close(actual, expected, tolerance: float, what: str = "") -> None:
     """Largest difference at most `tolerance` of the largest magnitude expected."""
     actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    assert actual.shape == expected.shape, (
+        f"{what}: shape {actual.shape}, expected {expected.shape}"
+    )
     scale = float(np.abs(expected).max()) or 1.0
     error = float(np.abs(actual.astype(np.float64) - expected).max()) / scale
     assert error <= tolerance, f"{what}: relative error {error:.2e} > {tolerance:.0e}"

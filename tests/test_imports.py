@@ -12,7 +12,7 @@ PACKAGE = ROOT / "semivl_jax"
 ALLOWED = {
     "types": set(),
     "models": {"types"},
-    "augment": {"types"},
+    "augment": {"types", "models"},
     "data": {"types"},
     "language": {"types", "data"},
     "weights": {"types", "models"},

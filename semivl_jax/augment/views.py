@@ -18,9 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, Shaped, UInt8
 
 from semivl_jax.augment import blur, color, cutmix
+from semivl_jax.models.normalization import normalize
 from semivl_jax.types import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Batch,
     Key,
     UnlabelledViews,
@@ -96,12 +95,6 @@ def strong_view(key: Key, images: Float32[Array, "b h w 3"]) -> Float32[Array, "
     low, high = BLUR_SIGMA
     sigma = jnp.where(use_blur < BLUR_PROBABILITY, low + place * (high - low), 0.0)
     return blur.gaussian_blur(images, sigma, max_sigma=high)
-
-
-def normalize(images: Float32[Array, "b h w 3"]) -> Float32[Array, "b h w 3"]:
-    """Grey levels in [0, 255] to zero mean and unit deviation over ImageNet."""
-    mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
-    return (images / 255.0 - mean[None, None, None, :]) / std[None, None, None, :]
 
 
 def padding_map(valid: Int32[Array, "b 2"], *, size: int) -> Bool[Array, "b s s"]:
