@@ -1,6 +1,6 @@
 """Trains the tiny CLIP of the demo on pictures and captions of `shapes`.
 
-    python -m semivl_jax.pretrain --out=demo_clip.safetensors [--steps=1200 --seed=0 …]
+    python -m semivl_jax.pretrain --out=demo_clip.safetensors [--steps=2400 --seed=0 …]
 
 In: nothing but the generator's part "pretrain", which has captions and no label maps and shares no
 picture with the labelled parts. Out: a safetensors file that `weights.towers.load` reads, and beside it
@@ -56,6 +56,7 @@ SHARPNESS = 0.25
 SMALL, LARGE = 32, 96
 """Sides of the pictures in pixels."""
 LARGE_EVERY = 4
+COMMAND = "python -m semivl_jax.pretrain"
 VOCABULARY = 49408
 CONTEXT = 77
 
@@ -289,8 +290,8 @@ def train(
 def run(settings: Settings, out: Path) -> None:
     """Train and write `out` and the log beside it."""
     towers, token_ids, log = train(settings)
-    values = dataclasses.asdict(settings)
-    command = "python -m semivl_jax.pretrain " + " ".join(f"--{k}={v}" for k, v in values.items())
+    options = {"out": out.name, **dataclasses.asdict(settings)}
+    command = " ".join([COMMAND, *(f"--{name}={value}" for name, value in options.items())])
     towers_lib.save(
         out,
         towers=towers,
