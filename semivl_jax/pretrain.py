@@ -11,9 +11,9 @@ The loss is contrastive between images and texts, twice (equal weights):
 - of the image's pooled embedding with the text, as in CLIP;
 - of the patches with the text: cosines of all dense embeddings (the value path that SemiVL reads,
   METHOD 1.5) with the text are averaged with softmax weights, so that patches which match count more.
-  It needs no more than the caption. CLIP learned 400 million pairs until the value path of its patches
-  agreed with words; a tower that sees ten thousand drawings needs this to get there (patch-text
-  contrast as in PACL, Mukhoti et al. 2023).
+  It needs no more than the caption, and trains the embedding that labels pixels directly, where CLIP
+  gets it as a by-product of very many pairs (patch-text contrast as in PACL, Mukhoti et al. 2023).
+  How far the first term alone would get here has not been measured.
 
 A picture has several captions (one names everything, one each thing); every step draws one of them. Texts
 that are true of another picture too (they are among its captions) are not its negatives. Most
@@ -49,8 +49,9 @@ from tfds_builders.shapes import generator
 
 FIRST_SCALE, LAST_SCALE = 15.0, 100.0
 """What cosines are multiplied with. CLIP learns this factor, from 14 up to its cap of 100, which is also
-what guidance uses; thousands of steps are too few for that, so it follows a schedule: low factors
-learn faster, the last part of the training calibrates the cosines for 100."""
+what guidance uses. Learned from 100 on in a run of this length it fell to 60, which leaves guidance too
+sure of itself; so it follows a schedule that ends at 100.
+"""
 SHARPNESS = 0.25
 """Of the softmax over patches, relative to the logit scale."""
 SMALL, LARGE = 32, 96
