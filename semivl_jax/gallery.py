@@ -75,10 +75,10 @@ class Gallery:
         canvas[0, :rows, :cols] = fitted
         place = sharding.replicated(self._experiment.mesh)
         labels = self._targets(self._experiment.constants, state, jax.device_put(canvas, place))
-        return {
-            title: np.asarray(label)[0, :rows, :cols].astype(np.uint8)
-            for title, label in jax.device_get(labels).items()
-        }
+        # Sorted names would put guidance first; it is the last column.
+        titles = [title for title in ("pseudo-label", "guidance") if title in labels]
+        host = jax.device_get(labels)
+        return {title: host[title][0, :rows, :cols].astype(np.uint8) for title in titles}
 
 
 def _targets(

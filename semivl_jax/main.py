@@ -45,10 +45,25 @@ def default_workdir(config_flag: str) -> Path:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; libraries are quiet unless --verbosity says otherwise."""
-    rest = flags.FLAGS(argv)
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, ValueError, OSError) as error:
+        # A key that is not there is an AttributeError that names its last part only.
+        unknown = (
+            re.match(r"\W*(\w+)", str(error))[1] if isinstance(error, AttributeError) else None
+        )
+        key = next((a for a in argv if re.match(rf"--config\..*\b{unknown}\b", a)), None)
+        print(f"error: {key + ': no such key; ' if key else ''}{_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.ERROR
     return rest
+
+
+def _sentence(error: Exception) -> str:
+    """The message on one line, without the traceback that ml_collections quotes in it."""
+    text = " ".join(str(error).replace("\\n", " ").split())
+    return re.sub(r"Traceback .* \w+Error: ", "", text).strip("'")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         if _DEBUG.value:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -100,5 +100,5 @@ def take_features(features: Features, images: slice) -> Features:
     return jax.tree.map(lambda array: array[images], features)
 
 
-def _perturbed_maps(features: Features) -> list[Array]:
+def _perturbed_maps(features: Features) -> list[Array | jax.ShapeDtypeStruct]:
     return [*features.maps, *([] if features.conv is None else [features.conv])]
