@@ -13,7 +13,7 @@ from configs import base
 def get_config() -> ConfigDict:
     """40 labelled pictures of 3000."""
     config = base.get_config()
-    config.steps = 600
+    config.steps = 500
     config.batch = 4
     config.data.dataset = "shapes"
     config.data.split = "40"
@@ -26,10 +26,10 @@ def get_config() -> ConfigDict:
     small_decoder(config)
     config.optim.lr = 3e-4
     config.optim.backbone_lr = 1.0
-    config.method.ema_decay = 0.99  # the default average would span the whole run
+    config.method.ema_decay = 0.98  # the default average would span the whole run
     config.evaluation.stride = 64.0
     config.evaluation.short_side = 0
-    config.evaluation.every_steps = 200
+    config.evaluation.every_steps = 250
     config.checkpoint.every = 100
     return config
 
