@@ -26,16 +26,16 @@ def polynomial_schedule(
     """Learning rate in force during step i = 0, 1, …
 
     The published schedule is applied after each step with that step's index, so the factors are
-    1, 1, (1 − 1/I)^power, (1 − 2/I)^power, … A warm-up multiplies them by a line from `warmup_ratio` to 1
-    over the first `warmup_steps` steps.
+    1, 1, (1 − 1/I)^power, (1 − 2/I)^power, … A warm-up replaces the first `warmup_steps` of these
+    indices by a line from `warmup_ratio` to 1; step 0 has the full rate even then, as published.
     """
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-        done = jnp.maximum(jnp.asarray(step, jnp.float32) - 1.0, 0.0)
-        factor = jnp.maximum(1.0 - done / total_steps, 0.0) ** power
+        index = jnp.asarray(step, jnp.float32) - 1.0
+        factor = jnp.clip(1.0 - index / total_steps, 0.0, 1.0) ** power
         if warmup_steps:
-            progress = jnp.minimum(jnp.asarray(step, jnp.float32) / warmup_steps, 1.0)
-            factor *= warmup_ratio + (1.0 - warmup_ratio) * progress
+            line = warmup_ratio + (1.0 - warmup_ratio) * index / warmup_steps
+            factor = jnp.where((index >= 0) & (index < warmup_steps), line, factor)
         return lr * factor
 
     return schedule

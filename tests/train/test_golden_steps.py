@@ -14,10 +14,10 @@ from semivl_jax.types import UnlabelledViews, Views
 from semivl_jax.weights import groups as groups_lib
 from semivl_jax.weights.semivl import import_backbone
 from semivl_jax.weights.tree import flatten
-from tests.golden_files import Golden, assert_close, nhwc
+from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.golden_models import class_text, imported, segmenter, vision_tower
 
-FILES = ["train_steps_pixelwise", "train_steps_pixelavg", "train_steps_conv_bn"]
+FILES = files("train_steps_*")
 
 
 class Run:
@@ -45,12 +45,19 @@ class Run:
             trained, self.groups, schedule, name="adamw",
             weight_decay=cfg["optimizer"]["weight_decay"],
         )  # fmt: skip
-        start, end = cfg["maskclip_consistency_lambda"]
+        weight = cfg["maskclip_consistency_lambda"]
+        start, end = weight if isinstance(weight, list) else (weight, weight)
+        criterion = cfg["criterion"]
+        ohem = {}
+        if criterion["name"] == "OHEM":
+            ohem = {"criterion": "ohem", "ohem_threshold": criterion["kwargs"]["thresh"],
+                    "ohem_min_kept": criterion["kwargs"]["min_kept"]}  # fmt: skip
         recipe = Recipe(
             total_steps=meta["iters"], teacher="student", partner="same_image",
             confidence_mode=cfg["conf_mode"], confidence_threshold=cfg["conf_thresh"],
-            perturbation_rate=cfg["fp_rate"], guidance_threshold=cfg["mcc_conf_thresh"],
-            guidance_reduction=cfg["mcc_loss_reduce"], guidance_start=start, guidance_end=end,
+            perturbation_rate=cfg["fp_rate"], guidance=weight != 0,
+            guidance_threshold=cfg["mcc_conf_thresh"], guidance_reduction=cfg["mcc_loss_reduce"],
+            guidance_start=start, guidance_end=end, **ohem,
         )  # fmt: skip
         clip = meta["clip_encoder"]
         out_dim = golden["w/clip_encoder.proj.weight"].shape[0]
@@ -60,16 +67,22 @@ class Run:
             segmenter=segmenter(golden, crop=meta["crop_size"], renormalize=renormalize),
             optimizer=tx, recipe=recipe, guidance_tower=tower,
         )  # fmt: skip
-        concepts = class_text(golden["in/text_concept"], meta["class_to_concept_idx"])
         self.constants = state_lib.Constants(
-            text=class_text(golden["in/text_class"]),
+            text=self.text(cfg["pl_text"]),
             guidance_params=import_backbone(
                 golden.weights("clip_encoder."), num_heads=clip["num_heads"]
             ),
-            guidance_text=concepts,
+            guidance_text=self.text(cfg["mcc_text"]),
         )
         self.state = state_lib.create(trained, frozen, self.stats, tx, ema=False)
         self.gradients, self.rounding = {}, {}
+
+    def text(self, variant: str):
+        """Concepts (not averaged ones) have several rows per class."""
+        if "concept" in variant and "avg" not in variant:
+            rows = self.golden["in/text_concept"]
+            return class_text(rows, self.golden.meta["class_to_concept_idx"])
+        return class_text(self.golden["in/text_class"])
 
     def views(self, t: int) -> Views:
         def read(name):
