@@ -1,10 +1,9 @@
 """Torch's tensor layouts -> Flax's, and the table-driven renaming that every importer uses.
 
 In: state dicts of NumPy arrays, laid out as torch has them (Linear (out, in); Conv (out, in, kh,
-kw); transposed conv (in, out, kh, kw); fused attention projections stacked q, k, v on axis 0).
-Out: nested dicts as Linen's Dense, Conv, ConvTranspose, LayerNorm and MultiHeadDotProductAttention
-name and shape their parameters. Every tensor is converted by itself, so a state dict of a few
-tensors (say, gradients) converts as well as a complete one.
+kw); fused attention projections stacked q, k, v on axis 0). Out: nested dicts as Linen's Dense, Conv,
+LayerNorm and MultiHeadDotProductAttention name and shape their parameters. Every tensor is converted
+by itself, so a state dict of a few tensors (say, gradients) converts as well as a complete one.
 """
 
 from __future__ import annotations
@@ -39,15 +38,6 @@ def conv(weight: np.ndarray) -> np.ndarray:
 def conv_1x1_as_linear(weight: np.ndarray) -> np.ndarray:
     """Conv2d (out, in, 1, 1) that acts on single pixels -> Dense kernel (in, out)."""
     return linear(weight[:, :, 0, 0])
-
-
-def conv_transpose(weight: np.ndarray) -> np.ndarray:
-    """ConvTranspose2d (in, out, kh, kw) -> ConvTranspose kernel (kh, kw, in, out).
-
-    For Linen's default `transpose_kernel=False`, which slides the kernel where torch scatters it:
-    rows and columns swap ends.
-    """
-    return np.ascontiguousarray(weight.transpose(2, 3, 0, 1)[::-1, ::-1])
 
 
 def attention_in(num_heads: int) -> Layout:

@@ -25,7 +25,8 @@ def save_tree(
     """Write the tree. The file appears complete or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()}
+    # Not np.ascontiguousarray, which turns a scalar into an array of shape (1,).
+    flat = {name: np.asarray(leaf, order="C") for name, leaf in flatten(tree).items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(flat, unfinished, metadata=metadata)
