@@ -23,12 +23,12 @@ from semivl_jax.weights.semivl import import_backbone
 from semivl_jax.weights.semivl_decoder import import_segmenter
 from semivl_jax.weights.tree import check
 from tests import golden_models
-from tests.golden_files import Golden, assert_close, nhwc
+from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.golden_models import class_text
 from tests.models.drawn import drawn
 
 TOLERANCE = 2e-5
-FILES = ("vlm_forward", "vlm_forward_conv")
+FILES = files("vlm_forward*")
 
 
 def golden_model(golden):

@@ -8,12 +8,12 @@ import pytest
 from semivl_jax.models.text import TextTransformer
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.weights.clip import import_text, import_vision
-from tests.golden_files import Golden, assert_close
+from tests.golden_files import Golden, assert_close, files
 from tests.models.test_vit import drawn
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("file", ["text_tower", "text_tower_fullvocab"])
+@pytest.mark.parametrize("file", files("text_tower*"))
 def test_text_embeddings_are_the_published_ones(file):
     golden = Golden(file)
     kwargs = golden.meta["kwargs"]

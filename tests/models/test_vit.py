@@ -7,9 +7,9 @@ import pytest
 
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.weights.semivl import import_backbone
-from tests.golden_files import Golden, assert_close, nhwc
+from tests.golden_files import Golden, assert_close, files, nhwc
 
-FILES = ["clip_vit_dense", "clip_vit_dense_2idx", "clip_vit_guidance"]
+FILES = files("clip_vit_*")
 
 
 def build(kwargs: dict, out_dim: int) -> VisionTransformer:

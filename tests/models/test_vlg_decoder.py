@@ -12,12 +12,12 @@ from semivl_jax.types import Features
 from semivl_jax.weights.semivl_decoder import import_decoder
 from semivl_jax.weights.tree import check
 from tests import golden_models
-from tests.golden_files import Golden, assert_close, nhwc
+from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.golden_models import class_text
 from tests.models.drawn import assert_same_distributions, drawn, fresh_statistics, numbered
 
 TOLERANCE = 1e-5
-FILES = ("vlg_head", "vlg_head_conv", "vlg_head_tiny", "vlg_head_tiny_pool")
+FILES = files("vlg_head*")
 
 
 def golden_decoder(golden):
