@@ -21,7 +21,17 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # All rooms but `types` and `train.state`: their structs also hold abstract arrays (eval_shape) and trees of
 # other leaves (tree.map), which no shape annotation fits.
 ROOMS = ("models", "augment", "data", "language", "weights", "evaluation", "experiment", "gallery")
-TRAIN = ("losses", "pseudo", "teacher", "optimizer", "sharding", "step", "student", "loop", "metrics")
+TRAIN = (
+    "losses",
+    "pseudo",
+    "teacher",
+    "optimizer",
+    "sharding",
+    "step",
+    "student",
+    "loop",
+    "metrics",
+)
 install_import_hook(
     [f"semivl_jax.{room}" for room in ROOMS] + [f"semivl_jax.train.{name}" for name in TRAIN],
     "tests.typechecker.check",
