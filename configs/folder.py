@@ -38,7 +38,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.taps = (0, 2, 4)
     demo.small_decoder(config)
     config.optim.lr = 3e-4
-    config.optim.backbone_lr = 0.1
+    config.optim.backbone_lr = 1.0
+    config.method.ema_decay = 0.98
     config.evaluation.stride = 128.0
     config.evaluation.short_side = 256
     config.evaluation.every_steps = 500
