@@ -75,12 +75,13 @@ class Checkpoints:
         )
         try:
             restored = self._manager.restore(step, args=items)
+            return restored["state"], Progress(**restored["progress"])
         except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(
-                f"checkpoint {self._directory / str(step)} cannot be restored "
-                f"({str(error).splitlines()[0]}); delete that folder to go on from an older one"
+                f"checkpoint {self._directory / str(step)} cannot be restored ({reason}); if it is "
+                "damaged, delete that folder to go on from an older one"
             ) from error
-        return restored["state"], Progress(**restored["progress"])
 
     def wait(self) -> None:
         """Returns when everything is on disk."""

@@ -2,7 +2,8 @@
 
 The loop knows no loss and no model. It gets a compiled step, a stream of batches and an evaluation, and
 keeps the order that makes a run resumable: at every step boundary first the evaluation that is due, then
-the checkpoint that is due, and only then is the next batch drawn.
+the checkpoint that is due, and only then is the next batch drawn. Whatever goes wrong at a boundary (a
+signal, an image that cannot be read), the state is saved before the run ends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 import jax
@@ -66,7 +67,10 @@ class Hooks:
 
 
 class StopSignal:
-    """Remembers the first SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once."""
+    """Remembers the first SIGTERM or Ctrl-C; Ctrl-C after that interrupts at once.
+
+    A second SIGTERM does not: whoever sends them in a row still lets the state be saved.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -82,9 +86,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = number
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
 
     def check(self) -> None:
         """Raises `Stopped` once a signal came."""
@@ -107,26 +112,46 @@ def run(
 
     Raises:
       Stopped: after a signal, with the state saved.
-      NonFiniteLossError: after more than `max_skipped` non-finite steps in a row.
+      NonFiniteLossError: after more than `max_skipped` non-finite steps in a row, seen when the next
+        scalars are logged; the checkpoints stay as they are.
+      Exception: whatever the stream or an evaluation raises, with the state saved.
     """
     log = _Log(clock, writer, progress)
     try:
         with hooks.batches(progress.next_step) as batches, log:
             while True:
-                _at_boundary(state, progress, clock, hooks, checkpoints, log, stop)
-                if progress.next_step >= clock.total_steps:
-                    return state
-                stop.check()
-                batch = next(batches)
+                with _nothing_lost(state, progress, checkpoints, stop):
+                    _at_boundary(state, progress, clock, hooks, checkpoints, log)
+                    if progress.next_step >= clock.total_steps:
+                        return state
+                    stop.check()
+                    batch = next(batches)
                 with jax.transfer_guard("disallow"):
                     state, metrics = step_function(state, batch)
                 progress.next_step += 1
                 log.step(progress, metrics)
-    except Stopped:
-        checkpoints.save(state, progress)
-        raise
     finally:
         checkpoints.wait()
+
+
+@contextmanager
+def _nothing_lost(
+    state: TrainState, progress: Progress, checkpoints: Checkpoints, stop: StopSignal
+) -> Iterator[None]:
+    """Between two steps the state is whole: it is saved before an error ends the run.
+
+    An error after a signal counts as the signal, which may have reached worker processes, too.
+    """
+    try:
+        yield
+    except NonFiniteLossError:
+        raise
+    except Exception as error:
+        # Several processes can only save together, and only a signal reaches all of them.
+        if isinstance(error, Stopped) or jax.process_count() == 1:
+            checkpoints.save(state, progress)
+        stop.check()
+        raise
 
 
 def _at_boundary(
@@ -136,8 +161,8 @@ def _at_boundary(
     hooks: Hooks,
     checkpoints: Checkpoints,
     log: _Log,
-    stop: StopSignal,
 ) -> None:
+    """Evaluates, exports and saves what is due after `progress.next_step` updates."""
     step = progress.next_step
     last = step >= clock.total_steps
     if (last or step in clock.evaluation_steps) and progress.evaluated != step:
@@ -153,26 +178,29 @@ def _at_boundary(
         log.flush()
         with log.paused():
             checkpoints.save(state, progress)
-    stop.check()
 
 
 class _Log:
     """Progress bar or plain lines, and the scalars of every `log_every`-th step.
 
-    Scalars are fetched one log interval late, so that the device never waits for the host.
+    Scalars are fetched once the next step is under way, so that the device never waits for the host.
     """
 
     def __init__(self, clock: Clock, writer: MetricWriter, progress: Progress) -> None:
         self._clock, self._writer, self._progress = clock, writer, progress
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._since, self._first = time.monotonic(), progress.next_step
-        self._rate_step = progress.next_step
+        self._first = progress.next_step + 1
+        # Step whose scalars came last, and when; None before the first, which took its time to compile.
+        self._measured: tuple[int, float] | None = None
         self._bar: tqdm | None = None
 
     def __enter__(self) -> _Log:
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=self._clock.total_steps, initial=self._first, unit="step", dynamic_ncols=True
+                total=self._clock.total_steps,
+                initial=self._first - 1,
+                unit="step",
+                dynamic_ncols=True,
             )
         return self
 
@@ -187,8 +215,8 @@ class _Log:
         if self._bar is not None:
             self._bar.update()
         step = progress.next_step
-        if step % self._clock.log_every == 0 or step in (self._first + 1, self._clock.total_steps):
-            self.flush()
+        self.flush()
+        if step % self._clock.log_every == 0 or step in (self._first, self._clock.total_steps):
             self._pending = (step, metrics)
 
     def flush(self) -> None:
@@ -198,19 +226,27 @@ class _Log:
         step, metrics = self._pending
         self._pending = None
         values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
-        now = time.monotonic()
-        rate = (step - self._rate_step) / max(now - self._since, 1e-9)
-        self._since, self._rate_step = now, step
-        values["train/images_per_s"] = rate * self._clock.batch
+        rate = self._rate(step)
+        if rate is not None:
+            values["train/images_per_s"] = rate * self._clock.batch
         self._writer.scalars(step, values)
         self._show(step, values, rate)
         skipped = int(values["train/skipped"])
         if skipped > self._clock.max_skipped:
             raise NonFiniteLossError(
                 f"loss or gradient was not finite in {skipped} steps in a row, the first of them step "
-                f"{step - skipped + 1}; the last good state is in checkpoints/. Lower optim.lr, or allow "
-                f"more with max_skipped_steps (now {self._clock.max_skipped})"
+                f"{step - skipped + 1}; they changed no weight, and checkpoints/ keeps what was saved "
+                "before. Lower optim.lr and start in another --workdir, or allow more with "
+                f"max_skipped_steps (now {self._clock.max_skipped})"
             )
+
+    def _rate(self, step: int) -> float | None:
+        """Steps per second since the scalars before; None where there were none."""
+        before, now = self._measured, time.monotonic()
+        self._measured = (step, now)
+        if before is None:
+            return None
+        return (step - before[0]) / max(now - before[1], 1e-9)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the scalars of an evaluation."""
@@ -222,18 +258,21 @@ class _Log:
 
     def shift(self, seconds: float) -> None:
         """Moves the start of the current rate interval."""
-        self._since += seconds
+        if self._measured is not None:
+            self._measured = (self._measured[0], self._measured[1] + seconds)
 
-    def _show(self, step: int, values: Mapping[str, float], rate: float) -> None:
+    def _show(self, step: int, values: Mapping[str, float], rate: float | None) -> None:
         best = self._progress.best_score
         score = f"{best:.1f}" if best >= 0 else "-"
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {values['train/loss']:.3f}, best mIoU {score}")
             return
-        left = (self._clock.total_steps - step) / rate if rate else 0.0
+        speed = ""
+        if rate is not None:
+            left = (self._clock.total_steps - step) / rate
+            speed = f"{rate * self._clock.batch:.1f} images/s  {left / 60:.1f} min left  "
         print(
-            f"step {step}/{self._clock.total_steps}  loss {values['train/loss']:.4f}  "
-            f"{values['train/images_per_s']:.1f} images/s  {left / 60:.1f} min left  "
+            f"step {step}/{self._clock.total_steps}  loss {values['train/loss']:.4f}  {speed}"
             f"best mIoU {score}",
             flush=True,
         )

@@ -1,8 +1,8 @@
 """Where scalars and pictures of a run go: `metrics.jsonl` and TensorBoard events.
 
 Enter: Python floats by name and uint8 RGB pictures; leave: files in the workdir. One JSON object per line,
-each with its `step`; lines of steps that a resumed run will do again are dropped first, so every step
-stands once.
+each with its `step`; lines of what a resumed run will do again are dropped first, so that everything
+stands there once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from tensorboardX import SummaryWriter
 
 
 class MetricWriter:
-    """Writes the same scalars to both places; a context manager."""
+    """Writes the same scalars to both places; a context manager.
 
-    def __init__(self, workdir: Path, *, next_step: int) -> None:
+    `next_step` and `evaluated` say where the run stands: see `checkpoint.Progress`.
+    """
+
+    def __init__(self, workdir: Path, *, next_step: int, evaluated: int = -1) -> None:
         self._path = workdir / "metrics.jsonl"
-        _drop_after(self._path, next_step)
+        _drop_what_comes_again(self._path, next_step, evaluated)
         self._file = self._path.open("a", encoding="utf8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=next_step + 1)
 
@@ -50,17 +53,23 @@ class MetricWriter:
         self.close()
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Keeps the lines up to `step`; a last line cut short by a kill goes too."""
+def _drop_what_comes_again(path: Path, next_step: int, evaluated: int) -> None:
+    """Keeps the lines of the first `next_step` updates and of the evaluations up to `evaluated`.
+
+    A last line cut short by a kill goes, too.
+    """
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf8").splitlines():
+    for text in path.read_text(encoding="utf8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            line = json.loads(text)
+            step = line["step"]
         except (json.JSONDecodeError, KeyError):
             continue
+        is_evaluation = any(name.startswith("eval/") for name in line)
+        if step <= (evaluated if is_evaluation else next_step):
+            kept.append(text)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf8")
     os.replace(temporary, path)

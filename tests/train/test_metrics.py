@@ -1,0 +1,84 @@
+"""What metrics.jsonl and the events hold, also after a run was cut short."""
+
+import json
+import math
+
+import numpy as np
+from tensorboardX.proto.event_pb2 import Event
+
+from semivl_jax.train.metrics import MetricWriter
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(workdir):
+    """Every event of every file: length, checksum, message, checksum."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            found.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def test_scalars_and_pictures_reach_both_places(tmp_path):
+    with MetricWriter(tmp_path, next_step=0) as writer:
+        writer.scalars(3, {"train/loss": 0.5, "train/skipped": 0.0})
+        writer.picture(3, "photo", np.zeros((4, 6, 3), np.uint8))
+    assert lines(tmp_path) == [{"step": 3, "train/loss": 0.5, "train/skipped": 0.0}]
+    values = {v.tag: v for event in events(tmp_path) for v in event.summary.value}
+    assert values["train/loss"].simple_value == 0.5
+    assert (values["photo"].image.height, values["photo"].image.width) == (4, 6)
+    assert {event.step for event in events(tmp_path) if event.summary.value} == {3}
+
+
+def test_what_is_not_finite_becomes_null(tmp_path):
+    with MetricWriter(tmp_path, next_step=0) as writer:
+        writer.scalars(1, {"a": math.nan, "b": math.inf, "c": 1.0})
+    assert lines(tmp_path) == [{"step": 1, "a": None, "b": None, "c": 1.0}]
+
+
+def write_until(workdir, last):
+    with MetricWriter(workdir, next_step=0) as writer:
+        for step in range(1, last + 1):
+            writer.scalars(step, {"train/loss": float(step)})
+            if step % 2 == 0:
+                writer.scalars(step, {"eval/miou": float(step)})
+
+
+def kept(workdir):
+    return [(line["step"], "eval/miou" in line) for line in lines(workdir)]
+
+
+def test_lines_that_a_resumed_run_writes_again_are_dropped(tmp_path):
+    write_until(tmp_path, 6)
+    with MetricWriter(tmp_path, next_step=4, evaluated=4) as writer:
+        writer.scalars(5, {"train/loss": 5.5})
+    assert kept(tmp_path) == [
+        (1, False), (2, False), (2, True), (3, False), (4, False), (4, True), (5, False)
+    ]  # fmt: skip
+    assert lines(tmp_path)[-1]["train/loss"] == 5.5
+    # TensorBoard forgets the same steps by the start event of the resumed run.
+    starts = [event.step for event in events(tmp_path) if event.HasField("session_log")]
+    assert starts[-1] == 5
+
+
+def test_an_evaluation_that_comes_again_is_dropped(tmp_path):
+    """The checkpoint of step 4 may stem from before the evaluation of step 4."""
+    write_until(tmp_path, 4)
+    with MetricWriter(tmp_path, next_step=4, evaluated=2):
+        pass
+    assert kept(tmp_path) == [(1, False), (2, False), (2, True), (3, False), (4, False)]
+
+
+def test_a_line_cut_short_by_a_kill_goes(tmp_path):
+    write_until(tmp_path, 1)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 2, "train/lo')
+    with MetricWriter(tmp_path, next_step=2) as writer:
+        writer.scalars(2, {"train/loss": 2.0})
+    assert kept(tmp_path) == [(1, False), (2, False)]
