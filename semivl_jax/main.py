@@ -11,6 +11,7 @@ or data is wrong (one sentence says what), 130 or 143 stopped by Ctrl-C or SIGTE
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         unknown = (
             re.match(r"\W*(\w+)", str(error))[1] if isinstance(error, AttributeError) else None
         )
-        key = next((a for a in argv if re.match(rf"--config\..*\b{unknown}\b", a)), None)
+        named = (a for a in argv if unknown and re.match(rf"--config\..*\b{unknown}\b", a))
+        key = next(named, None)
         print(f"error: {key + ': no such key; ' if key else ''}{_sentence(error)}", file=sys.stderr)
         sys.exit(2)
     if flags.FLAGS["verbosity"].using_default_value:
@@ -83,6 +85,11 @@ def main(argv: Sequence[str]) -> int:
     except Stopped as stopped:
         print(f"stopped by {stopped}; everything is saved, the same command goes on from here")
         return stopped.exit_code
+    except KeyboardInterrupt:
+        print(
+            "interrupted at once; the same command goes on from the last checkpoint, if there is one"
+        )
+        return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         if _DEBUG.value:
             raise

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from semivl_jax import check as check_lib
@@ -35,8 +36,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
     workdir_lib.claim(workdir, config)
     with loop.StopSignal() as stop, _checkpoints(workdir, config) as checkpoints:
         state, progress = _start(experiment, checkpoints)
-        with MetricWriter(workdir, next_step=progress.next_step) as writer:
-            evaluation = _Evaluation(experiment, data, workdir, writer, stop)
+        with MetricWriter(
+            workdir, next_step=progress.next_step, evaluated=progress.evaluated
+        ) as writer:
+            evaluation = _Evaluation(
+                experiment, data, workdir, picture=writer.picture, between=stop.check
+            )
             hooks = loop.Hooks(
                 batches=functools.partial(_batches, experiment, data),
                 evaluate=evaluation,
@@ -58,17 +63,17 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
-    """Evaluates the newest checkpoint and prints the table."""
+    """Evaluates the newest checkpoint, prints the table, draws; the scores go to `evaluation.json`.
+
+    The curves of the training stay as they are.
+    """
+    workdir_lib.check(workdir, config)
     data, experiment = _open(config)
-    workdir_lib.claim(workdir, config)
-    with loop.StopSignal() as stop, _checkpoints(workdir, config) as checkpoints:
+    with _checkpoints(workdir, config) as checkpoints:
         state, progress = checkpoints.restore(experiment.abstract_state())
-        with MetricWriter(workdir, next_step=progress.next_step) as writer:
-            evaluation = _Evaluation(experiment, data, workdir, writer, stop)
-            values = evaluation(state, progress.next_step)
-    (workdir / "evaluation.json").write_text(
-        json.dumps({"step": progress.next_step, **values}, indent=1) + "\n", encoding="utf8"
-    )
+    values = _Evaluation(experiment, data, workdir)(state, progress.next_step)
+    scores = json.dumps({"step": progress.next_step, **values}, indent=1)
+    workdir_lib.write(workdir / "evaluation.json", scores)
 
 
 def check(config: ConfigDict, workdir: Path) -> None:
@@ -140,11 +145,13 @@ class _Evaluation:
         experiment: Experiment,
         data: Data,
         workdir: Path,
-        writer: MetricWriter,
-        stop: loop.StopSignal,
+        *,
+        picture: Callable[[int, str, np.ndarray], None] | None = None,
+        between: Callable[[], None] | None = None,
     ) -> None:
-        self._experiment, self._data, self._stop = experiment, data, stop
-        self._writer = writer
+        """`picture(step, name, image)` gets every picture; `between()` is called between images."""
+        self._experiment, self._data = experiment, data
+        self._picture, self._between = picture, between
         self._evaluator = experiment.evaluator()
         self._gallery = gallery.Gallery(experiment, workdir / "pictures")
         recipe = experiment.parts.recipe
@@ -169,13 +176,15 @@ class _Evaluation:
         print(f"\nevaluation at step {step}: {scores} ({counts})")
         print(format_table(result.confusion, names), flush=True)
         for name, picture in self._gallery.draw(state, step, self._examples(), self._evaluator):
-            self._writer.picture(step, name, picture)
+            if self._picture is not None:
+                self._picture(step, name, picture)
         return values
 
     def _examples(self) -> Iterator[EvalExample]:
         share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         for example in EvalExamples(self._data.validation, **share):
-            self._stop.check()
+            if self._between is not None:
+                self._between()
             yield example
 
 

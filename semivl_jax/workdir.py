@@ -14,9 +14,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+_NAME = "config.json"
+
 # These decide how and how often something is done, not what comes out.
 FREE = (
     "log_every",
+    "max_skipped_steps",
     "compilation_cache",
     "data.directory",
     "data.workers",
@@ -34,23 +37,37 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     Raises:
       ValueError: the folder was made with another configuration; the keys that differ are named.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} is not valid JSON ({error}); choose another --workdir"
-            ) from error
-        differing = list(_differences(before, json.loads(config.to_json())))
-        if differing:
-            raise ValueError(
-                f"{workdir} belongs to a run with {', '.join(differing[:4])}; choose another --workdir, "
-                "delete that one, or set the same values"
-            )
+    if (workdir / _NAME).exists():
+        check(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
+    write(workdir / _NAME, config.to_json(indent=1))
+
+
+def check(workdir: Path, config: ConfigDict) -> None:
+    """Makes sure that a run of this configuration is there; changes nothing.
+
+    Raises:
+      ValueError: no run, or one of another configuration; the keys that differ are named.
+    """
+    path = workdir / _NAME
+    if not path.exists():
+        raise ValueError(f"{workdir} holds no run; train first, or name another --workdir")
+    try:
+        before = json.loads(path.read_text(encoding="utf8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); choose another --workdir") from error
+    differing = list(_differences(before, json.loads(config.to_json())))
+    if differing:
+        raise ValueError(
+            f"{workdir} belongs to a run with {', '.join(differing[:4])}; choose another --workdir, "
+            "delete that one, or set the same values"
+        )
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces a text file; a reader sees the old one or the new one, never a part."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(config.to_json(indent=1) + "\n", encoding="utf8")
+    temporary.write_text(text + "\n", encoding="utf8")
     os.replace(temporary, path)
 
 

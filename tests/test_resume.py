@@ -150,8 +150,10 @@ def test_what_a_run_leaves_behind(whole):
 
 
 def test_evaluate_mode_repeats_the_last_score(place, whole):
+    before = (whole / "metrics.jsonl").read_text()
     result = run(*options(place, "whole", "--mode=evaluate"), cache=place / "cache")
     assert result.returncode == 0, result.stdout
+    assert (whole / "metrics.jsonl").read_text() == before
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "eval/miou" in line][-1]
     scores = json.loads((whole / "evaluation.json").read_text())
