@@ -47,28 +47,37 @@ def report(experiment: Experiment) -> str:
     table = groups_lib.parameter_table(
         params, experiment.parts.groups, lr=config.optim.lr, decay=config.optim.weight_decay
     )
-    sizes = {
+    on_every_device = {
         "parameters": parameter_bytes(params),
         "optimiser": parameter_bytes(state.opt_state),
         "average (EMA)": parameter_bytes((state.ema, state.ema_batch_stats)),
         "gradients": parameter_bytes(state.trained),
         "frozen CLIP and text": parameter_bytes(experiment.constants),
+    }
+    split_over_devices = {
         "batch": parameter_bytes(batch),
         "kept for the backward pass": _residual_bytes(experiment, state, batch),
     }
+    devices = experiment.mesh.size
+    per_device = sum(on_every_device.values()) + sum(split_over_devices.values()) / devices
     length = experiment.clock.total_steps
+    images = f"{config.batch} + {config.batch}" if batch.unlabelled is not None else config.batch
     lines = [
         table,
         "",
-        *(f"{name:<28}{size / _GIB:8.3f} GiB" for name, size in sizes.items()),
-        f"{'sum (over all devices)':<28}{sum(sizes.values()) / _GIB:8.3f} GiB",
+        *(_size(name, size) for name, size in (on_every_device | split_over_devices).items()),
+        _size("on each device, about", per_device),
         "",
         f"{flops / 1e9:,.1f} GFLOP per step (counted by XLA before optimisation), "
-        f"{length:,} steps of {config.batch} + {config.batch} images, "
+        f"{length:,} steps of {images} images, "
         f"{len(experiment.clock.evaluation_steps | {length})} evaluations",
-        f"{experiment.mesh.size} device(s): {experiment.mesh.devices.flat[0].device_kind}",
+        f"{devices} device(s): {experiment.mesh.devices.flat[0].device_kind}",
     ]
     return "\n".join(lines)
+
+
+def _size(name: str, size: float) -> str:
+    return f"{name:<28}{size / _GIB:8.3f} GiB"
 
 
 def _residual_bytes(experiment: Experiment, state: PyTree, batch: Batch) -> int:

@@ -239,11 +239,16 @@ def _dtype(config: ConfigDict) -> jnp.dtype:
 
 def _segmenter(config: ConfigDict, info: DatasetInfo, sizes: dict[str, int]) -> Segmenter:
     crop, dtype = config.data.crop, _dtype(config)
-    taps = tuple(config.model.taps)
-    if taps != tuple(sorted(set(taps))) or taps[-1] > sizes["depth"]:
+    taps, depth = tuple(config.model.taps), sizes["depth"]
+    if not taps or taps != tuple(sorted(set(taps))) or taps[0] < 0 or taps[-1] > depth:
         raise ValueError(
-            f"model.taps = {taps} must rise and end at {sizes['depth']} or before, because the tower "
-            f"has {sizes['depth']} blocks ({sizes['depth']} means the dense embedding)"
+            f"model.taps = {taps} must rise and end at {depth} or before, because the tower "
+            f"has {depth} blocks ({depth} means the dense embedding)"
+        )
+    if config.model.decoder == "vlg" and taps[-1] != depth:
+        raise ValueError(
+            f"model.taps = {taps} lack the dense embedding, which model.decoder = 'vlg' compares with "
+            f"words; end them with {depth}"
         )
     conv_encoder = None
     if config.model.conv_encoder == "resnet101_v1c":

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from semivl_jax.evaluation import sliding
+from semivl_jax.language import embeddings
+
 CHOICES: dict[str, tuple[object, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "data.dataset": ("shapes", "folder"),
@@ -18,21 +21,15 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.finetune": ("spatial", "all", "none"),
     "model.conv_encoder": ("none", "resnet101_v1c"),
     "model.decoder": ("vlg", "deeplab"),
-    "text.decoder": ("name", "concept", "concept_average"),
-    "text.guidance": ("name", "concept", "concept_average"),
+    "text.decoder": embeddings.MODES,
+    "text.guidance": embeddings.MODES,
     "method.teacher": ("ema", "student"),
     "method.partner": ("batch", "same_image"),
     "method.criterion": ("cross_entropy", "ohem"),
     "method.confidence_mode": ("pixelwise", "pixelratio", "pixelavg"),
     "method.guidance_reduction": ("mean", "mean_valid", "mean_all"),
     "optim.name": ("adamw", "sgd"),
-    "evaluation.mode": (
-        "zegclip_sliding_window",
-        "sliding_window",
-        "padded_sliding_window",
-        "original",
-        "center_crop",
-    ),
+    "evaluation.mode": sliding.MODES,
 }
 
 POSITIVE = (
@@ -51,6 +48,7 @@ POSITIVE = (
 )
 
 NOT_NEGATIVE = (
+    "seed",
     "steps",
     "epochs",
     "max_skipped_steps",
@@ -143,6 +141,12 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
         yield (
             f"evaluation.stride = {evaluation.stride} is larger than data.crop = {data.crop}, so "
             "windows would leave gaps; choose at most the crop"
+        )
+    if evaluation.short_side and evaluation.mode not in sliding.RESIZES_SCORES:
+        yield (
+            f"evaluation.mode = {evaluation.mode!r} scores the pixels of the image, but "
+            f"evaluation.short_side = {evaluation.short_side} resizes it; set evaluation.short_side = 0, "
+            f"or choose the mode {' or '.join(sliding.RESIZES_SCORES)}"
         )
     if not evaluation.every_epochs and not evaluation.every_steps:
         yield (

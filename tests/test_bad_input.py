@@ -1,6 +1,7 @@
 """What users get wrong ends in one sentence that names it, and exit code 2; nothing is lost."""
 
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from PIL import Image
 
 from configs import demo, tiny
 from semivl_jax import experiment, workdir
+from semivl_jax import run as run_lib
 from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.train.checkpoint import Checkpoints, Progress
 from semivl_jax.validation import validate
+from semivl_jax.weights import towers
 from tests.command import run
 from tests.photos import make_folder
 
@@ -41,6 +45,10 @@ def changed(**fields) -> ConfigDict:
             {"evaluation__stride": 64.0},
             r"evaluation\.stride = 64\.0 is larger than data\.crop = 32",
         ),
+        (
+            {"evaluation__mode": "sliding_window", "evaluation__short_side": 64},
+            r"evaluation\.short_side = 64 resizes it; set evaluation\.short_side = 0",
+        ),
         ({"evaluation__every_steps": 0, "evaluation__every_epochs": 0}, "never evaluate"),
         (
             {"model__weights": "demo", "model__init": "random"},
@@ -58,24 +66,44 @@ def test_our_own_configurations_keep_the_rules(config):
     validate(config)
 
 
-def test_taps_beyond_the_tower():
-    config = changed(model__taps=(0, 1, 7), batch=8)
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        ((0, 1, 7), r"model\.taps = \(0, 1, 7\) must rise and end at 2"),
+        ((), r"model\.taps = \(\) must rise and end at 2"),
+        ((0, 1), r"model\.taps = \(0, 1\) lack the dense embedding.*end them with 2"),
+    ],
+)
+def test_taps_that_the_tower_or_the_decoder_cannot_use(taps, message):
     info = DatasetInfo(name="two", classes=("a", "b"))
-    with pytest.raises(ValueError, match=r"model\.taps = \(0, 1, 7\) must rise and end at 2"):
-        experiment.build(config, info, images_per_epoch=10)
+    with pytest.raises(ValueError, match=message):
+        experiment._segmenter(changed(model__taps=taps), info, towers.IMAGE_SIZES["tiny"])
 
 
 def test_workdir_of_another_configuration(tmp_path):
     workdir.claim(tmp_path, changed())
-    workdir.claim(tmp_path, changed(data__workers=4, log_every=1))
+    workdir.claim(tmp_path, changed(data__workers=4, log_every=1, max_skipped_steps=9))
     with pytest.raises(ValueError, match=r"belongs to a run with optim\.lr = 0\.0001 \(now 0\.5\)"):
         workdir.claim(tmp_path, changed(optim__lr=0.5))
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 1e-4
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("bad") / "photos")
+def test_evaluation_of_a_run_that_is_not_there_leaves_no_trace(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere holds no run; train first, or name another"):
+        run_lib.evaluate(changed(), tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoint_that_cannot_be_restored_is_named(tmp_path):
+    with closing(Checkpoints(tmp_path / "checkpoints", keep=1)) as checkpoints:
+        with pytest.raises(ValueError, match=r"checkpoints holds no checkpoint; train first"):
+            checkpoints.restore({"weight": np.zeros(3)})
+        checkpoints.save({"weight": np.zeros(3)}, Progress(next_step=5))
+        checkpoints.wait()
+        for file in (tmp_path / "checkpoints" / "5" / "progress").iterdir():
+            file.write_text('{"next_st')
+        with pytest.raises(ValueError, match=r"checkpoints/5 cannot be restored"):
+            checkpoints.restore({"weight": np.zeros(3)})
 
 
 def fails_with(arguments, message, cache):
