@@ -22,6 +22,8 @@ ALLOWED = {
 FORBIDDEN = {
     "models": {"grain", "tensorflow_datasets", "optax", "orbax", "ml_collections"},
     "augment": {"grain", "tensorflow_datasets", "optax"},
+    "weights": {"grain", "tensorflow_datasets", "optax", "orbax"},
+    "evaluation": {"grain", "tensorflow_datasets", "optax", "orbax"},
     "train": {"grain", "tensorflow_datasets"},
     "data": {"jax.numpy", "flax", "optax"},
     "language": {"jax.numpy", "flax", "optax"},
@@ -66,6 +68,14 @@ def test_host_and_device_stay_apart(room):
         for name in imported(path):
             for package in FORBIDDEN[room]:
                 assert not within(name, package), f"{path} imports {name}"
+
+
+def test_builders_stay_on_the_host():
+    for path in sorted((ROOT / "tfds_builders").rglob("*.py")):
+        for name in imported(path):
+            assert not any(within(name, room) for room in ("jax", "flax", "optax")), (
+                f"{path}: {name}"
+            )
 
 
 def test_no_file_needs_tensorflow_or_torch():
