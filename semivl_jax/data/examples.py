@@ -29,10 +29,8 @@ class EvalExamples:
     With several processes, process p gets the images p, p + P, p + 2P, … of P.
     """
 
-    def __init__(
-        self, source: Source, *, process_index: int = 0, process_count: int = 1, limit: int = 0
-    ) -> None:
-        """Choose the images; `limit` > 0 keeps only the first so many (over all processes).
+    def __init__(self, source: Source, *, process_index: int = 0, process_count: int = 1) -> None:
+        """Choose the images.
 
         Raises:
           ValueError: no image has a label.
@@ -43,7 +41,7 @@ class EvalExamples:
                 f"{source.directory}: no {source.part} image has a label; add masks to evaluate"
             )
         self._source = source
-        self._indices = [int(i) for i in labelled[: limit or None][process_index::process_count]]
+        self._indices = [int(i) for i in labelled[process_index::process_count]]
 
     def __len__(self) -> int:
         return len(self._indices)

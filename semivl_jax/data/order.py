@@ -53,24 +53,17 @@ class SampleOrder:
     Attributes:
       num_labelled: length of the labelled list, at least 1.
       num_unlabelled: length of the unlabelled list; 0 = labelled images only.
-      batch: images of each kind in a global batch.
       seed: of both orders.
     """
 
     num_labelled: int
     num_unlabelled: int
-    batch: int
     seed: int
 
     @property
     def epoch_length(self) -> int:
         """Images in an epoch: unlabelled ones, or labelled ones if there are no others."""
         return self.num_unlabelled or self.num_labelled
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch, at least 1."""
-        return max(1, self.epoch_length // self.batch)
 
     def labelled(self, place: int) -> int:
         """Position in the labelled list of the image at a global place."""

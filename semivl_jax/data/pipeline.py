@@ -92,16 +92,11 @@ class TrainPipeline:
             source=source,
             labelled=np.asarray(labelled, np.int64),
             unlabelled=np.asarray(unlabelled, np.int64),
-            order=SampleOrder(len(labelled), len(unlabelled), batch, seed),
+            order=SampleOrder(len(labelled), len(unlabelled), seed),
             share=Share(batch, process_index, process_count),
             geometry=geometry,
             with_partner=partner == "same_image" and len(unlabelled) > 0,
         )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the unlabelled images, at least 1."""
-        return self._loader.order.steps_per_epoch
 
     def ids(self, step: int) -> dict[str, list[str]]:
         """Ids of the images in this process's share of a batch, without loading them."""

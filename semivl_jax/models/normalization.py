@@ -26,11 +26,5 @@ def renormalize(image: Float[Array, "*b 3"]) -> Float32[Array, "*b 3"]:
     return (unit - _along(CLIP_MEAN, image)) / _along(CLIP_STD, image)
 
 
-def denormalize(image: Float[Array, "*b 3"]) -> UInt8[Array, "*b 3"]:
-    """ImageNet-normalised -> pixels, rounded and clipped: for pictures."""
-    unit = image.astype(jnp.float32) * _along(IMAGENET_STD, image) + _along(IMAGENET_MEAN, image)
-    return jnp.clip(jnp.round(unit * 255), 0, 255).astype(jnp.uint8)
-
-
 def _along(statistics: tuple[float, float, float], image: Array) -> np.ndarray:
     return np.asarray(statistics, np.float32).reshape((1,) * (image.ndim - 1) + (3,))

@@ -4,13 +4,10 @@ In: images B×H×W×3, float, normalised with the ImageNet statistics, and the t
 float32 logits. Encoding and decoding can be called apart (`method=Segmenter.encode`), so that one encoding
 serves several decodings: clean and perturbed features, many sets of class names.
 
-`channel_masks` and `perturb` make the perturbed copy of features that the student sees (METHOD 4.4);
-`concat_features` and `take_features` join and cut batches of features.
+`channel_masks` and `perturb` make the perturbed copy of features that the student sees (METHOD 4.4).
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -88,16 +85,6 @@ def perturb(
     return features.replace(
         maps=tuple(maps[:count]), conv=None if features.conv is None else maps[count]
     )
-
-
-def concat_features(parts: Sequence[Features]) -> Features:
-    """One batch of features of several; all must have the same maps."""
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
-
-
-def take_features(features: Features, images: slice) -> Features:
-    """The features of some images of the batch."""
-    return jax.tree.map(lambda array: array[images], features)
 
 
 def _perturbed_maps(features: Features) -> list[Array | jax.ShapeDtypeStruct]:

@@ -12,9 +12,7 @@ from semivl_jax.models.resnet import ResNetV1c
 from semivl_jax.models.segmenter import (
     Segmenter,
     channel_masks,
-    concat_features,
     perturb,
-    take_features,
 )
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
@@ -56,7 +54,9 @@ def test_logits_as_published(file):
     @jax.jit
     def forward(variables, image, masks):
         features = model.apply(variables, image, method="encode")
-        both = concat_features([features, perturb(features, masks, rate=rate)])
+        both = jax.tree.map(
+            lambda *maps: jnp.concatenate(maps), features, perturb(features, masks, rate=rate)
+        )
         logits = model.apply(variables, both, text, method="decode")
         return jnp.split(bilinear(logits, image.shape[1:3], align_corners=False), 2)
 
@@ -186,8 +186,7 @@ def test_encode_and_decode_apart(tiny):
     encode = jax.jit(partial(model.apply, method=Segmenter.encode))
     decode = jax.jit(partial(model.apply, text=None, method=Segmenter.decode))
     features = encode(variables, image)
-    parts = [take_features(features, slice(0, 1)), take_features(features, slice(1, 3))]
-    logits = decode(variables, concat_features(parts[::-1]))
+    logits = decode(variables, jax.tree.map(lambda maps: jnp.roll(maps, -1, axis=0), features))
     resized = bilinear(logits, image.shape[1:3], align_corners=False)
     np.testing.assert_allclose(resized, np.roll(whole, -1, axis=0), atol=1e-5)
 
