@@ -238,3 +238,13 @@ def test_rates_leave_out_compilation_evaluation_and_saving(tmp_path, monkeypatch
     assert all(1.9 <= rate <= 4.6 for rate in rates.values()), rates
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "step 1/12  loss 1.0000  best mIoU -"
+
+
+def test_on_a_terminal_a_bar_shows_rate_loss_and_best_score(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    Run(tmp_path, scores={2: 50.0, 4: 62.5})()
+    out, err = capsys.readouterr()
+    last = err.strip().splitlines()[-1].rpartition("\r")[2]
+    assert "6/6" in last and "step/s" in last
+    assert "loss 6.000, best mIoU 62.5" in last
+    assert not out
