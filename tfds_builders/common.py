@@ -19,8 +19,10 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
+import io
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -222,7 +224,12 @@ def prepare(builder: tfds.core.DatasetBuilder) -> Path:
         if not directory.exists():
             for remains in directory.parent.glob(f"incomplete.*_{directory.name}"):
                 shutil.rmtree(remains)
-            builder.download_and_prepare(file_format="array_record")
+            print(f"preparing {builder.name} in {directory} (once)", flush=True)
+            if not sys.stderr.isatty():
+                tfds.disable_progress_bar()
+            # What TFDS prints speaks of downloads, of which there are none.
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare(file_format="array_record")
     check_complete(directory)
     return directory
 
