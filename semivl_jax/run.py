@@ -20,6 +20,7 @@ from semivl_jax import workdir as workdir_lib
 from semivl_jax.data import feed, splits
 from semivl_jax.data.examples import EvalExample, EvalExamples
 from semivl_jax.evaluation.confusion import format_table
+from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.experiment import Data, Experiment
 from semivl_jax.train import loop, sharding
 from semivl_jax.train.checkpoint import Checkpoints, Progress
@@ -33,6 +34,7 @@ from semivl_jax.validation import validate
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains from the newest checkpoint of the workdir, or from the start, to the end."""
     data, experiment = _open(config)
+    evaluator = experiment.evaluator()  # checks its options, before the folder is taken
     workdir_lib.claim(workdir, config)
     with loop.StopSignal() as stop, _checkpoints(workdir, config) as checkpoints:
         state, progress = _start(experiment, checkpoints)
@@ -40,7 +42,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             workdir, next_step=progress.next_step, evaluated=progress.evaluated
         ) as writer:
             evaluation = _Evaluation(
-                experiment, data, workdir, picture=writer.picture, between=stop.check
+                experiment, evaluator, data, workdir, picture=writer.picture, between=stop.check
             )
             hooks = loop.Hooks(
                 batches=functools.partial(_batches, experiment, data),
@@ -71,7 +73,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     data, experiment = _open(config)
     with _checkpoints(workdir, config) as checkpoints:
         state, progress = checkpoints.restore(experiment.abstract_state())
-    values = _Evaluation(experiment, data, workdir)(state, progress.next_step)
+    evaluation = _Evaluation(experiment, experiment.evaluator(), data, workdir)
+    values = evaluation(state, progress.next_step)
     scores = json.dumps({"step": progress.next_step, **values}, indent=1)
     workdir_lib.write(workdir / "evaluation.json", scores)
 
@@ -143,6 +146,7 @@ class _Evaluation:
     def __init__(
         self,
         experiment: Experiment,
+        evaluator: Evaluator,
         data: Data,
         workdir: Path,
         *,
@@ -152,7 +156,7 @@ class _Evaluation:
         """`picture(step, name, image)` gets every picture; `between()` is called between images."""
         self._experiment, self._data = experiment, data
         self._picture, self._between = picture, between
-        self._evaluator = experiment.evaluator()
+        self._evaluator = evaluator
         self._gallery = gallery.Gallery(experiment, workdir / "pictures")
         recipe = experiment.parts.recipe
         self._averages = recipe.semi_supervised and recipe.teacher == "ema"
