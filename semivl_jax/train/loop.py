@@ -190,8 +190,8 @@ class _Log:
         self._clock, self._writer, self._progress = clock, writer, progress
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._first = progress.next_step + 1
-        # Step whose scalars came last, and when; None before the first, which took its time to compile.
-        self._measured: tuple[int, float] | None = None
+        # Step whose scalars came last, and when. Before the first ones lies the compilation.
+        self._measured = (progress.next_step, time.monotonic())
         self._bar: tqdm | None = None
 
     def __enter__(self) -> _Log:
@@ -227,8 +227,7 @@ class _Log:
         self._pending = None
         values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
         rate = self._rate(step)
-        if rate is not None:
-            values["train/images_per_s"] = rate * self._clock.batch
+        values["train/images_per_s"] = rate * self._clock.batch
         self._writer.scalars(step, values)
         self._show(step, values, rate)
         skipped = int(values["train/skipped"])
@@ -240,12 +239,10 @@ class _Log:
                 f"max_skipped_steps (now {self._clock.max_skipped})"
             )
 
-    def _rate(self, step: int) -> float | None:
-        """Steps per second since the scalars before; None where there were none."""
+    def _rate(self, step: int) -> float:
+        """Steps per second since the scalars before."""
         before, now = self._measured, time.monotonic()
         self._measured = (step, now)
-        if before is None:
-            return None
         return (step - before[0]) / max(now - before[1], 1e-9)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
@@ -258,17 +255,16 @@ class _Log:
 
     def shift(self, seconds: float) -> None:
         """Moves the start of the current rate interval."""
-        if self._measured is not None:
-            self._measured = (self._measured[0], self._measured[1] + seconds)
+        self._measured = (self._measured[0], self._measured[1] + seconds)
 
-    def _show(self, step: int, values: Mapping[str, float], rate: float | None) -> None:
+    def _show(self, step: int, values: Mapping[str, float], rate: float) -> None:
         best = self._progress.best_score
         score = f"{best:.1f}" if best >= 0 else "-"
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {values['train/loss']:.3f}, best mIoU {score}")
             return
         speed = ""
-        if rate is not None:
+        if rate and step != self._first:  # that one took the compilation's time
             left = (self._clock.total_steps - step) / rate
             speed = f"{rate * self._clock.batch:.1f} images/s  {left / 60:.1f} min left  "
         print(

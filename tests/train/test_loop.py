@@ -217,7 +217,7 @@ def test_too_many_skipped_steps_end_the_run_and_save_nothing_more(tmp_path):
     assert list(run.checkpoints.saved) == [2]
 
 
-def test_rates_leave_out_compilation_evaluation_and_saving(tmp_path, monkeypatch, capsys):
+def test_rates_leave_out_evaluation_and_saving(tmp_path, monkeypatch, capsys):
     """A step takes 1 s, the first one 100 s, an evaluation 1000 s."""
     now = [0.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
@@ -234,7 +234,7 @@ def test_rates_leave_out_compilation_evaluation_and_saving(tmp_path, monkeypatch
              if "train/loss" in line}  # fmt: skip
     assert list(rates) == [1, 3, 6, 9, 12]
     # Scalars are fetched while the next step runs: an interval is right up to one step.
-    assert rates.pop(1) is None
+    assert rates.pop(1) < 0.1  # the first one has the compilation in it
     assert all(1.9 <= rate <= 4.6 for rate in rates.values()), rates
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "step 1/12  loss 1.0000  best mIoU -"
