@@ -11,11 +11,12 @@ setup(
     packages=find_packages(include=["semivl_jax*", "configs*", "tfds_builders*"]),
     package_data={
         "semivl_jax": ["language/*.json", "weights/*.safetensors", "weights/*.json"],
-        "tfds_builders": ["*/*.tsv", "*/*.bib", "*/*.md", "*/dummy_data/**"],
+        "tfds_builders": ["*/*.tsv"],
     },
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8,<0.9",
+        "clu>=0.0.12,<0.1",
         "flax>=0.12,<0.14",
         "ftfy>=6.3,<7",
         "grain>=0.2.16,<0.3",

@@ -1,8 +1,8 @@
 """Your own images: --config=configs/folder.py:/path/to/folder
 
 The folder holds images/, masks/ and classes.txt (docs/own_data.md). Without more it trains the small tower
-that comes with the project, so that everything can be tried on a CPU; for results that count, name real
-CLIP weights and raise the sizes:
+that comes with the project for 100 steps, so that everything can be tried on a CPU; for results that count,
+name real CLIP weights:
 
     --config=configs/folder.py:/path/to/folder,tower=clip_vit_b16 --config.model.weights=FILE.safetensors
 """
@@ -29,7 +29,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.split = "1_8"
     if tower == "clip_vit_b16":
         return config
-    config.steps = 1000
+    config.steps = 100
     config.batch = 2
     config.data.crop = 192
     config.data.ratio_long, config.data.ratio_short = 1024, 256
@@ -42,6 +42,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.method.ema_decay = 0.98
     config.evaluation.stride = 128.0
     config.evaluation.short_side = 256
-    config.evaluation.every_steps = 500
-    config.checkpoint.every = 100
+    config.evaluation.every_steps = 100
+    config.checkpoint.every = 50
     return config

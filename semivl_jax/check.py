@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from clu import parameter_overview
 from jaxtyping import Array
 
 from semivl_jax.experiment import Experiment, parameter_bytes
@@ -63,6 +64,8 @@ def report(experiment: Experiment) -> str:
     length = experiment.clock.total_steps
     images = f"{config.batch} + {config.batch}" if batch.unlabelled is not None else config.batch
     lines = [
+        parameter_overview.get_parameter_overview(params, include_stats=False),
+        "",
         table,
         "",
         *(_size(name, size) for name, size in (on_every_device | split_over_devices).items()),

@@ -12,6 +12,7 @@ parameters: the decoder segments into whatever is described to it.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -40,7 +41,12 @@ def similarity(
             f"the dense map has {dense.shape[-1]} channels, the text embeddings "
             f"{embeddings.shape[-1]}: take both from one vision-language model"
         )
-    return jnp.einsum("byxd,kd->bkyx", l2_normalize(dense), l2_normalize(embeddings))
+    return jnp.einsum(
+        "byxd,kd->bkyx",
+        l2_normalize(dense),
+        l2_normalize(embeddings),
+        precision=jax.lax.Precision.HIGHEST,
+    )
 
 
 def _rows_in_class_order(text: ClassText) -> Float[Array, "k d"]:
