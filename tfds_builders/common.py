@@ -21,7 +21,7 @@ import dataclasses
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,6 +95,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def citation(self) -> str | None:
         """BibTeX of the data set, if it has one."""
         return None
+
+    @property
+    def expected_sizes(self) -> Mapping[str, int]:
+        """Images that each part must have; parts that are not named may have any number."""
+        return {}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -206,7 +211,7 @@ def _decode(
         raise ValueError(f"{what} cannot be used: {error}") from error
 
 
-def prepare(builder: tfds.core.DatasetBuilder) -> Path:
+def prepare(builder: SegmentationBuilder) -> Path:
     """Prepare a data set unless it is there already; return its directory.
 
     Records are written to a temporary directory that is renamed when complete: an interrupted
@@ -223,7 +228,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> Path:
             for remains in directory.parent.glob(f"incomplete.*_{directory.name}"):
                 shutil.rmtree(remains)
             builder.download_and_prepare(file_format="array_record")
-    check_complete(directory)
+    check_complete(directory, sizes=builder.expected_sizes)
     return directory
 
 
@@ -236,11 +241,12 @@ def _only_one(directory: Path) -> Iterator[None]:
         yield
 
 
-def check_complete(directory: Path) -> None:
+def check_complete(directory: Path, *, sizes: Mapping[str, int] | None = None) -> None:
     """Say what is missing in a prepared directory.
 
     Raises:
-      ValueError: a missing description, metadata file or record shard, with the remedy.
+      ValueError: a missing description, metadata file or record shard, or another number of images in
+        a part than `sizes` says, with the remedy.
     """
     remedy = "delete the directory and prepare it again"
     for needed in ("dataset_info.json", "features.json", "metadata.json"):
@@ -253,3 +259,9 @@ def check_complete(directory: Path) -> None:
                 raise ValueError(
                     f"{directory} is no complete data set: {Path(shard).name} is missing; {remedy}"
                 )
+    for part, expected in (sizes or {}).items():
+        if info.splits[part].num_examples != expected:
+            raise ValueError(
+                f"{directory} has {info.splits[part].num_examples} images for {part} instead of "
+                f"{expected}; {remedy}"
+            )
