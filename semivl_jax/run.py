@@ -33,6 +33,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Trains from the newest checkpoint of the workdir, or from the start, to the end."""
     data, experiment = _open(config)
     workdir_lib.claim(workdir, config)
+    workdir_lib.record_lists(workdir, data.lists())
     with loop.StopSignal() as stop, _checkpoints(workdir, config) as checkpoints:
         state, progress = _start(experiment, checkpoints)
         with MetricWriter(workdir, next_step=progress.next_step) as writer:

@@ -37,6 +37,10 @@ def mask(values, *, size=(20, 28)):
     return buffer.getvalue()
 
 
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
 def pack_zip(members):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -123,8 +127,7 @@ def builder(dataset, contents, server: FileServer, tmp_path, **options) -> Publi
         if file.url:
             server.files[file.name] = data
             url = server.url(file.name)
-        sha256 = hashlib.sha256(data).hexdigest()
-        files.append(dataclasses.replace(file, url=url, sha256=sha256, size=len(data)))
+        files.append(dataclasses.replace(file, url=url, sha256=sha256(data), size=len(data)))
     return type(published_builder(dataset, data_dir=tmp_path))(
         data_dir=tmp_path, files=tuple(files), sizes=SIZES, **options
     )
