@@ -5,9 +5,10 @@ PNG, grey or palette, whose values are class indices, 255 = ignore; **empty byte
 `captions` (texts, often none). Splits are "train" and "validation".
 
 Records keep the order in which the builder yields them. The metadata holds, beside names, palette and
-definitions, `ids` {part: [id, …]} in that order and `pixels` {part: [{value: count} | null, …]}, the
-label values of every image (null = no label): choosing labelled images and reporting on them reads no
-record. Every image and label is decoded once while it is written, to be sure that training can.
+definitions, `ids` {part: [id, …]} in that order, `pixels` {part: [{value: count} | null, …]}, the
+label values of every image (null = no label), and `sizes` {part: [[rows, columns], …]}: choosing
+labelled images and reporting on them reads no record. Every image and label is decoded once while it is
+written, to be sure that training can.
 
 TFDS is only handed encoded bytes, therefore neither preparing nor reading needs TensorFlow.
 """
@@ -34,6 +35,8 @@ from semivl_jax.data.catalog import DatasetInfo
 
 PARTS = ("train", "validation")
 
+_NOTES = ("ids", "pixels", "sizes")
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -43,6 +46,7 @@ class Sample:
     """One image on its way into a data set: encoded bytes, or a path to them.
 
     `label` None means unlabelled. `origin` (by default the id) is what error messages call the image.
+    `problems` say why the sample cannot be used, if its builder knows.
     """
 
     id: str
@@ -50,6 +54,16 @@ class Sample:
     label: bytes | os.PathLike | None = None
     captions: tuple[str, ...] = ()
     origin: str = ""
+    problems: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspected:
+    """A sample with its bytes, (rows, columns), and pixels per label value (None = no label)."""
+
+    sample: Sample
+    size: tuple[int, int]
+    pixels: dict[str, int] | None
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -108,12 +122,17 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             features=features(),
             homepage=self.homepage,
             citation=self.citation,
-            metadata=tfds.core.MetadataDict(self.about().to_json() | {"ids": {}, "pixels": {}}),
+            metadata=tfds.core.MetadataDict(self.about().to_json() | {name: {} for name in _NOTES}),
             disable_shuffling=True,  # record i is the i-th sample: the id list stays valid
         )
 
-    def write(self, part: str, samples: Iterable[Sample]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def write(
+        self, part: str, samples: Iterable[Sample], *, then: Iterable[Sample] = ()
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Check samples, turn them into records, note their ids; for use in `_split_generators`.
+
+        After a sample that cannot be used nothing more is written, but all others are looked at, and
+        those of `then` (the other part) as well: one error names everything that is to be repaired.
 
         Raises (while the records are drawn):
           ValueError: an id that occurs twice in the part, a part without any image, and whatever
@@ -122,31 +141,33 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         if part not in PARTS:
             raise ValueError(f"part {part!r} is unknown; use one of {PARTS}")
         about = self.about()
-        ids: list[str] = []
-        pixels: list[dict[str, int] | None] = []
+        notes: dict[str, list[Any]] = {name: [] for name in _NOTES}
         seen: set[str] = set()
-        checked = ordered_map(lambda sample: inspect(sample, about), samples)
-        for index, (sample, counts) in enumerate(checked):
+        problems: list[str] = []
+        for found in ordered_map(lambda sample: _inspected(sample, about), samples):
+            if isinstance(found, tuple):
+                problems += found
+            if problems or isinstance(found, tuple):
+                continue
+            sample = found.sample
             if sample.id in seen:
                 raise ValueError(
                     f"{self.name}: the id {sample.id!r} occurs twice in {part}; rename one image"
                 )
             seen.add(sample.id)
-            ids.append(sample.id)
-            pixels.append(counts)
-            yield (
-                index,
-                {
-                    "id": sample.id,
-                    "image": sample.image,
-                    "label": b"" if sample.label is None else sample.label,
-                    "captions": list(sample.captions),
-                },
+            notes["ids"].append(sample.id)
+            notes["pixels"].append(found.pixels)
+            notes["sizes"].append(list(found.size))
+            yield len(seen) - 1, _record(sample)
+        if problems:
+            others = ordered_map(lambda sample: _inspected(sample, about), then)
+            _raise_all(
+                problems + [p for found in others if isinstance(found, tuple) for p in found]
             )
-        if not ids:
+        if not seen:
             raise ValueError(f"{self.name}: the part {part!r} has no image; add some")
-        self.info.metadata["ids"][part] = ids
-        self.info.metadata["pixels"][part] = pixels
+        for name, values in notes.items():
+            self.info.metadata[name][part] = values
 
     def _generate_examples(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("builders return self.write(...) from _split_generators")
@@ -171,8 +192,34 @@ def ordered_map(
                 future.cancel()
 
 
-def inspect(sample: Sample, about: DatasetInfo) -> tuple[Sample, dict[str, int] | None]:
-    """Decode a sample once; return it with its bytes, and the pixel count of every label value.
+def _record(sample: Sample) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "image": sample.image,
+        "label": b"" if sample.label is None else sample.label,
+        "captions": list(sample.captions),
+    }
+
+
+def _inspected(sample: Sample, about: DatasetInfo) -> Inspected | tuple[str, ...]:
+    """`inspect`, with problems as a value, since others are to be found as well."""
+    if sample.problems:
+        return sample.problems
+    try:
+        return inspect(sample, about)
+    except ValueError as error:
+        return (str(error),)
+
+
+def _raise_all(problems: list[str]) -> None:
+    if len(problems) == 1:
+        raise ValueError(problems[0])
+    listed = "\n".join(f"  {problem}" for problem in problems)
+    raise ValueError(f"{len(problems)} images or labels cannot be used:\n{listed}")
+
+
+def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
+    """Decode a sample once; return it with its bytes, its size, and the pixels of every label value.
 
     Raises:
       ValueError: an image or label that `data.host` cannot decode, a label of another size than its
@@ -182,7 +229,7 @@ def inspect(sample: Sample, about: DatasetInfo) -> tuple[Sample, dict[str, int] 
     data, image = _decode(sample.image, host.decode_image, f"image {origin}")
     sample = dataclasses.replace(sample, image=data)
     if sample.label is None:
-        return sample, None
+        return Inspected(sample, image.shape[:2], None)
     data, label = _decode(sample.label, host.decode_label, f"label of {origin}")
     if label.shape != image.shape[:2]:
         raise ValueError(
@@ -198,7 +245,7 @@ def inspect(sample: Sample, about: DatasetInfo) -> tuple[Sample, dict[str, int] 
                 "one of these or correct the label"
             )
     present = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    return dataclasses.replace(sample, label=data), present
+    return Inspected(dataclasses.replace(sample, label=data), image.shape[:2], present)
 
 
 def _decode(

@@ -187,11 +187,25 @@ def _find(entry: str, by_id: dict[str, int]) -> int | None:
     return None
 
 
+def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """One line on the sizes of all images, or none where they are unknown."""
+    if not sizes:
+        return []
+    (rows, columns), (most_rows, most_columns) = np.min(sizes, axis=0), np.max(sizes, axis=0)
+    different = len(set(sizes))
+    if different == 1:
+        return [f"all images are {columns} x {rows} pixels"]
+    return [
+        f"{different} sizes of image, {columns} to {most_columns} pixels wide and {rows} to "
+        f"{most_rows} high"
+    ]
+
+
 def describe_split(source: Source, split: Split) -> str:
     """What a person should know before training, as lines of text.
 
-    Images, classes that the labelled images show with their share of the labelled pixels, and classes
-    that no labelled image shows.
+    Images and their sizes, classes that the labelled images show with their share of the labelled
+    pixels, and classes that no labelled image shows.
     """
     info = source.info
     counts = np.zeros(256, np.int64)
@@ -207,6 +221,7 @@ def describe_split(source: Source, split: Split) -> str:
         f"{info.name}: {len(source)} training images, {len(split.labelled)} labelled, "
         f"{len(split.unlabelled)} unlabelled",
         *([f"labelled images: {split.origin}"] if split.origin else []),
+        *_describe_sizes(source.sizes),
         f"labelled pixels that count: {100 * total / max(1, total + void):.1f} %",
     ]
     for value, name in enumerate(info.classes):

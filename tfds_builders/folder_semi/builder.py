@@ -6,6 +6,7 @@ become one-channel PNG with the label map applied.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -65,9 +66,17 @@ class FolderSemi(common.SegmentationBuilder):
         return self.folder.about
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        root, orphans = self.folder.root, self.folder.orphans
+        if orphans:
+            print(
+                f"{root}: {len(orphans)} masks belong to no image and are not used, for example "
+                f"{orphans[0].relative_to(root)}",
+                flush=True,
+            )
+        train, validation = self.folder.train, self.folder.validation
         return {
-            "train": self.write("train", self._samples(self.folder.train)),
-            "validation": self.write("validation", self._samples(self.folder.validation)),
+            "train": self.write("train", self._samples(train), then=self._samples(validation)),
+            "validation": self.write("validation", self._samples(validation)),
         }
 
     def _samples(self, part: tuple[Found, ...]) -> Iterator[common.Sample]:
@@ -75,13 +84,20 @@ class FolderSemi(common.SegmentationBuilder):
         return common.ordered_map(self._sample, part)
 
     def _sample(self, found: Found) -> common.Sample:
-        as_it_is = found.image.suffix.lower() in _AS_THEY_ARE
-        return common.Sample(
-            id=found.id,
-            image=found.image if as_it_is else _encode(_read(found.image, host.decode_image)),
-            label=None if found.mask is None else self._label(found.mask),
-            origin=str(found.image),
-        )
+        sample = common.Sample(id=found.id, image=found.image, origin=str(found.image))
+        problems = []
+        if found.mask is not None:
+            try:
+                sample = dataclasses.replace(sample, label=self._label(found.mask))
+            except ValueError as error:
+                problems.append(str(error))
+        if problems or found.image.suffix.lower() not in _AS_THEY_ARE:
+            try:
+                pixels = _read(found.image, host.decode_image)
+                sample = dataclasses.replace(sample, image=_encode(pixels))
+            except ValueError as error:
+                problems.append(str(error))
+        return dataclasses.replace(sample, problems=tuple(problems))
 
     def _label(self, path: Path) -> bytes:
         """The mask with the label map applied, as grey PNG."""
