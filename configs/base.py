@@ -32,7 +32,8 @@ def get_config() -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    # shapes (made by the project), folder (your own images), voc, coco, ade20k, cityscapes
+    # shapes (made by the project), folder (your own images), voc, coco, coco_instances, ade20k,
+    # cityscapes (docs/datasets.md)
     data.dataset = "shapes"
     data.directory = "~/.cache/semivl_jax/data"  # prepared data sets lie here
     data.manual_dir = ""  # folder with archives that you downloaded yourself (docs/datasets.md)

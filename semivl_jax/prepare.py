@@ -26,6 +26,8 @@ DATA_DIR = "~/.cache/semivl_jax/data"
 # Weights are to be prepared by their own name here, beside the data sets.
 TARGETS = (*builders.PUBLISHED, "all")
 
+_ALL = tuple(name for name in builders.PUBLISHED if name != "coco_instances")  # one COCO is enough
+
 
 def main(
     argv: Sequence[str],
@@ -38,7 +40,7 @@ def main(
     `make` builds a data set from its name, `address` is where the published lists are.
     """
     options = _parse(argv)
-    chosen = builders.PUBLISHED if options.target == "all" else (options.target,)
+    chosen = _ALL if options.target == "all" else (options.target,)
     failed = missing = False
     for dataset in chosen:
         try:
@@ -69,7 +71,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Downloads, verifies and converts data sets.",
         allow_abbrev=False,
     )
-    parser.add_argument("target", choices=TARGETS, help="a data set, or all of them")
+    parser.add_argument(
+        "target", choices=TARGETS, help="a data set, or all of them (but coco_instances)"
+    )
     parser.add_argument("--data_dir", default=DATA_DIR, help="default: %(default)s")
     parser.add_argument(
         "--manual_dir", default="", help="folder with archives that you downloaded yourself"
@@ -81,7 +85,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _lists(dataset: str, address: str) -> Iterator[download.RemoteFile]:
-    for split, published in published_splits.LABELLED.get(dataset, {}).items():
+    for split, published in published_splits.lists_of(dataset).items():
         path = f"{split}/labeled.txt"
         yield published_splits.remote_list(dataset, path, published, address=address)
 

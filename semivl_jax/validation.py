@@ -12,7 +12,15 @@ from ml_collections import ConfigDict
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "dtype": ("float32", "bfloat16"),
-    "data.dataset": ("shapes", "folder", "voc", "coco", "ade20k", "cityscapes"),
+    "data.dataset": (
+        "shapes",
+        "folder",
+        "voc",
+        "coco",
+        "coco_instances",
+        "ade20k",
+        "cityscapes",
+    ),
     "data.resize": ("ratio", "long_side"),
     "model.init": ("clip", "random"),
     "model.finetune": ("spatial", "all", "none"),

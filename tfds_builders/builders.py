@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tfds_builders.ade20k_semi import Ade20kSemi
 from tfds_builders.cityscapes_semi import CityscapesSemi
-from tfds_builders.coco_semi import CocoSemi
+from tfds_builders.coco_semi import CocoInstances, CocoSemi
 from tfds_builders.published import PublishedBuilder
 from tfds_builders.voc_semi import VocSemi
 
-_PUBLISHED = (VocSemi, CocoSemi, Ade20kSemi, CityscapesSemi)
+_PUBLISHED = (VocSemi, CocoSemi, CocoInstances, Ade20kSemi, CityscapesSemi)
 
 PUBLISHED = tuple(builder.DATASET for builder in _PUBLISHED)
 """Names of the public data sets."""

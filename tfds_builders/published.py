@@ -43,6 +43,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
     """What the public data sets share; see the module."""
 
     DATASET: ClassVar[str]
+    WORDS: ClassVar[str] = ""  # whose classes it has, if not its own
     FILES: ClassVar[tuple[RemoteFile, ...]]
     SIZES: ClassVar[Mapping[str, int]]
 
@@ -82,7 +83,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
 
     def about(self) -> DatasetInfo:
         """Classes, definitions and colours of the data set."""
-        return names.dataset_info(self.DATASET)
+        return names.dataset_info(self.WORDS or self.DATASET)
 
     def status(self) -> list[tuple[str, bool, str]]:
         """(file name, is it there?, words about it) for every archive."""

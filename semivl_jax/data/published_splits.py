@@ -96,6 +96,18 @@ VOC_PARTS: dict[str, PublishedList] = {
 """The lists that together are the training and validation images of VOC (the augmented set)."""
 
 
+def lists_of(dataset: str) -> dict[str, PublishedList]:
+    """The published labelled lists of a data set by name; none for other data sets.
+
+    The same images with other masks (`coco_instances`) have the same lists.
+    """
+    return LABELLED.get(_images_of(dataset), {})
+
+
+def _images_of(dataset: str) -> str:
+    return dataset.removesuffix("_instances")
+
+
 def labelled_ids(
     dataset: str, split: str, directory: Path, *, address: str = ADDRESS
 ) -> tuple[str, ...] | None:
@@ -110,7 +122,7 @@ def labelled_ids(
     Raises:
       ValueError: the list cannot be fetched, or is not the published one.
     """
-    published = LABELLED.get(dataset, {}).get(split)
+    published = lists_of(dataset).get(split)
     if published is None:
         return None
     return fetch_ids(dataset, f"{split}/labeled.txt", published, directory, address=address)
@@ -143,7 +155,7 @@ def remote_list(
     """Where a list is and what it must be."""
     return RemoteFile(
         name=path.replace("/", "-"),
-        url=f"{address}/{FOLDERS[dataset]}/{path}",
+        url=f"{address}/{FOLDERS[_images_of(dataset)]}/{path}",
         sha256=published.sha256,
         page=f"https://github.com/google-research/semivl/tree/{COMMIT[:7]}/splits",
     )
@@ -151,7 +163,7 @@ def remote_list(
 
 def lists_directory(dataset: str, directory: Path) -> Path:
     """Where the lists of a data set are kept."""
-    return directory / "splits" / dataset
+    return directory / "splits" / _images_of(dataset)
 
 
 def read_ids(path: Path) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.data.archive_files import MAKERS, mask, pack, photo
 from tests.data.file_server import serve
 from tfds_builders import archives, common, published
 from tfds_builders.builders import PUBLISHED, published_builder
+from tfds_builders.coco_semi import instances
 
 LOGIN = "leftImg8bit_trainvaltest.zip"
 
@@ -46,6 +48,8 @@ EXPECTED = {  # ids of both parts, values of the first training mask, values sto
     "voc": (("2007_000001", "2007_000003", "2007_000000"), ("2007_000002", "2007_000004"), [1, 20]),
     "coco": (("000000000009", "000000000025", "000000000030"), ("000000000139", "000000000285"),
              [0, 80]),
+    "coco_instances": (("000000000025", "000000000009", "000000000030"),
+                       ("000000000139", "000000000285"), [0, 1, 2]),
     "ade20k": (tuple(f"ADE_train_{i:08d}" for i in (1, 2, 3)),
                tuple(f"ADE_val_{i:08d}" for i in (1, 2)), [0, 149]),
     "cityscapes": (("bochum_000001_000019", "bochum_000002_000019", "weimar_000000_000019"),
@@ -63,9 +67,9 @@ def test_prepares_what_the_archives_hold(dataset, server, tmp_path):
     assert train.labels_exist().all()
     record = train[train.ids.index(ids[0])]
     label = host.decode_label(record.label)
-    assert sorted(np.unique(label)) == [*values, 255]
+    assert sorted({*np.unique(label)} - {255}) == values
     assert host.decode_image(record.image).shape == (20, 28, 3)
-    assert train.info.name == dataset and build.info.citation and build.info.homepage
+    assert dataset.startswith(train.info.name) and build.info.citation and build.info.homepage
     asked = len(server.requests)
     assert common.prepare(build) == directory
     assert len(server.requests) == asked
@@ -204,6 +208,20 @@ def test_orientation_data_are_dropped_and_pixels_kept(tmp_path):
         assert published.as_stored(same) == same
 
 
+def test_instances_are_drawn_like_their_outlines():
+    big, small = (1, 64, [[4, 4, 12, 4, 12, 12, 4, 12]]), (7, 16, [[6, 6, 10, 6, 10, 10, 6, 10]])
+    label = instances.draw([small, big], (20, 28))
+    expected = np.zeros((20, 28), np.uint8)
+    expected[4:12, 4:12], expected[6:10, 6:10] = 1, 7
+    np.testing.assert_array_equal(label, expected)
+    crowd = instances.run_lengths([21, 3, 536], (20, 28))
+    assert np.argwhere(crowd).tolist() == [[1, 1], [2, 1], [3, 1]]
+    with pytest.raises(ValueError, match="run lengths of 4 pixels for an image of 28x20"):
+        instances.run_lengths([4], (20, 28))
+    with pytest.raises(ValueError, match="holds no instance annotations"):
+        instances.mask_archive(Path("a.json"), b"{}")
+
+
 def test_archives_know_only_what_they_can_open(tmp_path):
     (tmp_path / "a.rar").write_bytes(b"")
     (tmp_path / "a.tar").write_bytes(b"no tar")
@@ -225,7 +243,9 @@ def test_preparing_needs_neither_jax_nor_tensorflow(tmp_path):
 def test_known_checksums_are_read_also_by_tfds():
     for dataset in PUBLISHED:
         build = type(published_builder(dataset, data_dir="unused"))
-        known = {file.url: file.sha256 for file in build.FILES if file.size}
-        assert {url: info.checksum for url, info in (build.url_infos or {}).items()} == known
+        known = {url: info.checksum for url, info in (build.url_infos or {}).items()}
+        for file in build.FILES:
+            if file.size:
+                assert known[file.url] == file.sha256
     with pytest.raises(ValueError, match="'imagenet' is unknown; choose one of voc"):
         published_builder("imagenet", data_dir="unused")

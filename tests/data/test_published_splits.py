@@ -71,6 +71,8 @@ def test_every_copied_list_resolves_whole_and_disjoint(toy_source, server, tmp_p
             assert len(split.labelled) + len(split.unlabelled) == len(ids)
             # The same file as a list of the user's means the same images.
             assert splits.resolve_split(train, str(COPIES / path)) == split
+            rest = published_splits.read_ids((COPIES / path).with_name("unlabeled.txt"))
+            assert {ids[index] for index in split.unlabelled} == set(rest)
 
 
 def test_lists_are_fetched_once_and_verified(server, tmp_path, monkeypatch):
