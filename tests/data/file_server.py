@@ -14,6 +14,7 @@ class FileServer:
         self.files: dict[str, bytes] = {}
         self.break_after: list[int] = []
         self.errors: list[int] = []
+        self.elsewhere: dict[str, str] = {}  # path → path that answers are sent on to
         self.ranges = True
         self.requests: list[tuple[str, str]] = []
 
@@ -29,6 +30,12 @@ def _handler(server: "FileServer") -> type:
         def do_GET(self):
             wanted = self.headers.get("Range", "") if server.ranges else ""
             server.requests.append((self.path[1:], wanted))
+            if self.path[1:] in server.elsewhere:
+                self.send_response(302)
+                self.send_header("Location", server.url(server.elsewhere[self.path[1:]]))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             data = server.files.get(self.path[1:])
             if server.errors or data is None:
                 self.send_error(server.errors.pop(0) if server.errors else 404)

@@ -48,6 +48,15 @@ def test_goes_on_where_it_broke_off(server, tmp_path):
     assert [wanted for _, wanted in server.requests] == ["", "bytes=1000-", "bytes=4000-"]
 
 
+def test_goes_on_behind_a_redirection(server, tmp_path):
+    """Release files of GitHub lie on another server."""
+    server.elsewhere["latest/a.zip"] = "a.zip"
+    server.break_after = [1000]
+    file = RemoteFile(name="a.zip", url=server.url("latest/a.zip"), sha256=SHA)
+    assert download.fetch(file, tmp_path, patience=QUICK).read_bytes() == DATA
+    assert server.requests[-2:] == [("latest/a.zip", "bytes=1000-"), ("a.zip", "bytes=1000-")]
+
+
 def test_goes_on_in_another_process(server, tmp_path):
     """What a killed process leaves is used, and never taken for the file."""
     server.break_after, server.errors = [1000], []

@@ -1,6 +1,7 @@
 """The public data sets from archives of the published layout: records, errors, nothing half-made."""
 
 import dataclasses
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,20 @@ def test_bad_contents(member, data, message, server, tmp_path):
     with pytest.raises(ValueError, match=message):
         common.prepare(build)
     assert nothing_prepared(build)
+
+
+def test_full_disk_while_records_are_written(server, tmp_path, monkeypatch):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    build = make("ade20k", server, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(common, "inspect", full)
+        with pytest.raises(OSError, match="No space left"):
+            common.prepare(build)
+        assert nothing_prepared(build)
+    common.prepare(make("ade20k", server, tmp_path))
+    assert len(server.requests) == 1  # the archive was whole and stayed
 
 
 def test_damaged_archives(server, tmp_path):
