@@ -41,6 +41,17 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class UnusableError(ValueError):
+    """A file that cannot be used: `where` names it, `what` says why.
+
+    `alike` problems are the same in many files (a value that is not mapped) and need not all be listed.
+    """
+
+    def __init__(self, where: str, what: str, *, alike: bool = False) -> None:
+        super().__init__(f"{where} {what}")
+        self.where, self.what, self.alike = where, what, alike
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One image on its way into a data set: encoded bytes, or a path to them.
@@ -54,7 +65,7 @@ class Sample:
     label: bytes | os.PathLike | None = None
     captions: tuple[str, ...] = ()
     origin: str = ""
-    problems: tuple[str, ...] = ()
+    problems: tuple[UnusableError, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +154,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         about = self.about()
         notes: dict[str, list[Any]] = {name: [] for name in _NOTES}
         seen: set[str] = set()
-        problems: list[str] = []
+        problems: list[UnusableError] = []
         for found in ordered_map(lambda sample: _inspected(sample, about), samples):
             if isinstance(found, tuple):
                 problems += found
@@ -201,20 +212,26 @@ def _record(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _inspected(sample: Sample, about: DatasetInfo) -> Inspected | tuple[str, ...]:
+def _inspected(sample: Sample, about: DatasetInfo) -> Inspected | tuple[UnusableError, ...]:
     """`inspect`, with problems as a value, since others are to be found as well."""
     if sample.problems:
         return sample.problems
     try:
         return inspect(sample, about)
-    except ValueError as error:
-        return (str(error),)
+    except UnusableError as error:
+        return (error,)
 
 
-def _raise_all(problems: list[str]) -> None:
+def _raise_all(problems: list[UnusableError]) -> None:
     if len(problems) == 1:
-        raise ValueError(problems[0])
-    listed = "\n".join(f"  {problem}" for problem in problems)
+        raise problems[0]
+    lines: dict[object, str] = {}
+    others = collections.Counter(problem.what for problem in problems if problem.alike)
+    for problem in problems:
+        key = problem.what if problem.alike else problem
+        more = others[problem.what] - 1 if problem.alike else 0
+        lines.setdefault(key, f"{problem}" + f" ({more} more files are like this)" * (more > 0))
+    listed = "\n".join(f"  {line}" for line in lines.values())
     raise ValueError(f"{len(problems)} images or labels cannot be used:\n{listed}")
 
 
@@ -222,7 +239,7 @@ def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
     """Decode a sample once; return it with its bytes, its size, and the pixels of every label value.
 
     Raises:
-      ValueError: an image or label that `data.host` cannot decode, a label of another size than its
+      UnusableError: an image or label that `data.host` cannot decode, a label of another size than its
         image, or with values that are neither a class nor the ignore value.
     """
     origin = sample.origin or sample.id
@@ -232,17 +249,19 @@ def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
         return Inspected(sample, image.shape[:2], None)
     data, label = _decode(sample.label, host.decode_label, f"label of {origin}")
     if label.shape != image.shape[:2]:
-        raise ValueError(
-            f"label of {origin} is {label.shape[1]}x{label.shape[0]} pixels but the image is "
-            f"{image.shape[1]}x{image.shape[0]}; give both the same size"
+        raise UnusableError(
+            f"label of {origin}",
+            f"is {label.shape[1]}x{label.shape[0]} pixels but the image is "
+            f"{image.shape[1]}x{image.shape[0]}; give both the same size",
         )
     counts = np.bincount(label.reshape(-1), minlength=256)
     for value in np.flatnonzero(counts):
         if value >= about.num_classes and value != about.ignore:
-            raise ValueError(
-                f"label of {origin} has the value {value} in {counts[value]} pixels, but the classes "
+            raise UnusableError(
+                f"label of {origin}",
+                f"has the value {value} in {counts[value]} pixels, but the classes "
                 f"are 0 to {about.num_classes - 1} and {about.ignore} is ignored; map the value to "
-                "one of these or correct the label"
+                "one of these or correct the label",
             )
     present = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
     return Inspected(dataclasses.replace(sample, label=data), image.shape[:2], present)
@@ -251,11 +270,11 @@ def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
 def _decode(
     encoded: bytes | os.PathLike, decode: Callable[[bytes], np.ndarray], what: str
 ) -> tuple[bytes, np.ndarray]:
-    data = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
     try:
+        data = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
         return data, decode(data)
-    except ValueError as error:
-        raise ValueError(f"{what} cannot be used: {error}") from error
+    except (ValueError, OSError) as error:
+        raise UnusableError(what, f"cannot be used: {error}") from error
 
 
 def prepare(builder: SegmentationBuilder) -> Path:

@@ -108,17 +108,19 @@ def test_one_report_names_everything_that_cannot_be_used(folder):
         path = folder / "images" / f"{name}.jpg"
         path.write_bytes(path.read_bytes()[:300])
     Image.fromarray(np.full((24, 30), 9, np.uint8)).save(folder / "masks/train/train00.png")
-    Image.fromarray(np.full((29, 37), 7, np.uint8)).save(folder / "masks/train/train01.png")
+    for name in ("train/train01", "val/val00"):
+        mask = folder / "masks" / f"{name}.png"
+        Image.fromarray(np.full_like(np.asarray(Image.open(mask)), 7)).save(mask)
     with pytest.raises(ValueError) as raised:
         prepared(folder)
     first, *problems = str(raised.value).splitlines()
-    assert first == "5 images or labels cannot be used:"
+    assert first == "6 images or labels cannot be used:"
     for line, words in zip(
         problems,
         (
             "train00.png has the value 9",
             "train00.jpg cannot be used",
-            "train01.png has the value 7",
+            "train01.png has the value 7, but",
             "train02.jpg cannot be used",
             "val00.jpg cannot be used",
         ),

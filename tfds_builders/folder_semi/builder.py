@@ -89,14 +89,14 @@ class FolderSemi(common.SegmentationBuilder):
         if found.mask is not None:
             try:
                 sample = dataclasses.replace(sample, label=self._label(found.mask))
-            except ValueError as error:
-                problems.append(str(error))
+            except common.UnusableError as error:
+                problems.append(error)
         if problems or found.image.suffix.lower() not in _AS_THEY_ARE:
             try:
                 pixels = _read(found.image, host.decode_image)
                 sample = dataclasses.replace(sample, image=_encode(pixels))
-            except ValueError as error:
-                problems.append(str(error))
+            except common.UnusableError as error:
+                problems.append(error)
         return dataclasses.replace(sample, problems=tuple(problems))
 
     def _label(self, path: Path) -> bytes:
@@ -108,10 +108,12 @@ class FolderSemi(common.SegmentationBuilder):
         about = self.folder.about
         for value in np.unique(label):
             if value >= about.num_classes and value != about.ignore:
-                raise ValueError(
-                    f"mask {path} has the value {value}, but {self.folder.root}/classes.txt names the "
+                raise common.UnusableError(
+                    f"mask {path}",
+                    f"has the value {value}, but {self.folder.root}/classes.txt names the "
                     f"values 0 to {about.num_classes - 1}; name it there, or ignore it with "
-                    f'--config.data.label_map="{value}:{about.ignore}"'
+                    f'--config.data.label_map="{value}:{about.ignore}"',
+                    alike=True,
                 )
         return _encode(label)
 
@@ -119,8 +121,8 @@ class FolderSemi(common.SegmentationBuilder):
 def _read(path: Path, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     try:
         return decode(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
+    except (ValueError, OSError) as error:
+        raise common.UnusableError(str(path), f"cannot be used: {error}") from error
 
 
 def _encode(pixels: np.ndarray) -> bytes:
