@@ -14,6 +14,7 @@ stands beside it. Memory is the largest sum of proportional set sizes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -25,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from benchmarks import host_views, photos
 
@@ -55,6 +56,7 @@ def main(_: list[str]) -> None:
     if _ONE.value:
         print(json.dumps(_measure(**json.loads(_ONE.value))))
         return
+    logging.set_verbosity(logging.ERROR)
     rows = []
     with tempfile.TemporaryDirectory() as place:
         for name in SETS:
@@ -71,9 +73,12 @@ def main(_: list[str]) -> None:
 
 def _make(root: Path, name: str) -> int:
     """Draws a folder and prepares it; returns the mean size of a JPEG."""
+    import tensorflow_datasets as tfds
+
     from tfds_builders import common
     from tfds_builders.folder_semi import FolderSemi
 
+    tfds.disable_progress_bar()
     facts = SETS[name]
     size = photos.make_folder(
         root / "photos",
@@ -179,6 +184,15 @@ def _processor_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def _proportional_bytes(entry: Path) -> int:
+    """Memory of a process, pages that several share divided among them."""
+    with contextlib.suppress(OSError):  # it may end in this moment
+        for line in (entry / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 class _Memory:
     """Watches the memory of the whole family twice a second; `peak` in bytes."""
 
@@ -189,12 +203,7 @@ class _Memory:
 
     def _watch(self) -> None:
         while True:
-            total = 0
-            for entry in _family():
-                for line in (entry / "smaps_rollup").read_text().splitlines():
-                    if line.startswith("Pss:"):
-                        total += int(line.split()[1]) * 1024
-            self.peak = max(self.peak, total)
+            self.peak = max(self.peak, sum(map(_proportional_bytes, _family())))
             if self._stop.wait(0.5):
                 return
 
