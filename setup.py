@@ -26,7 +26,7 @@ setup(
         "jaxtyping>=0.3,<0.4",
         "ml_collections>=1.1,<2",
         "numpy>=2.0,<3",
-        "opencv-python-headless>=4.10,<6",
+        "opencv-python-headless>=4.11,<6",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "pillow>=11,<14",

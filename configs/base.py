@@ -32,13 +32,18 @@ def get_config() -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.dataset = "shapes"  # shapes (made by the project) or folder (your own images)
+    # shapes (made by the project), folder (your own images), voc, coco, coco_instances, ade20k,
+    # cityscapes (docs/datasets.md)
+    data.dataset = "shapes"
     data.directory = "~/.cache/semivl_jax/data"  # prepared data sets lie here
+    data.manual_dir = ""  # folder with archives that you downloaded yourself (docs/datasets.md)
     data.folder = ""  # dataset = folder: where images/, masks/ and classes.txt are
     # dataset = folder: mask values to change, such as "11:255,12:3"; "n:255": the value after the last
     data.label_map = ""
-    data.split = "1_8"  # labelled share 1_k, a number of labelled images, or a file of ids
-    data.split_seed = 0  # draws the labelled images of a share or number
+    # published list ("92" of voc, "1_512" of coco, …), labelled share 1_k, a number of labelled images,
+    # all, or a file of ids
+    data.split = "1_8"
+    data.split_seed = 0  # draws the labelled images of a share or number; not 0: no published list
     data.unlabelled = ""  # file of ids; empty: every training image that is not labelled
     data.crop = 512
     data.resize = "ratio"  # ratio or long_side (METHOD 6)

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax.data import host, splits
+from semivl_jax.data import host, published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.data.crops import Geometry
@@ -40,7 +40,7 @@ from semivl_jax.train.recipe import Parts, Recipe
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import groups as groups_lib
 from semivl_jax.weights import towers as towers_lib
-from tfds_builders import common
+from tfds_builders import builders, common
 from tfds_builders.folder_semi import FolderSemi
 from tfds_builders.shapes.shapes_dataset_builder import Builder as ShapesBuilder
 
@@ -53,6 +53,13 @@ class Data:
     train: source_lib.Source
     validation: source_lib.Source
     split: splits.Split
+
+    def lists(self) -> dict[str, list[str]]:
+        """Ids of the labelled and the unlabelled images."""
+        return {
+            "labelled": [self.train.ids[index] for index in self.split.labelled],
+            "unlabelled": [self.train.ids[index] for index in self.split.unlabelled],
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,9 +146,15 @@ def open_data(config: ConfigDict) -> Data:
     settings = config.data
     directory = common.prepare(_builder(settings))
     train = source_lib.open_source(directory, "train")
+    published = None
+    if settings.split_seed == 0:
+        published = published_splits.labelled_ids(
+            settings.dataset, settings.split, Path(settings.directory).expanduser()
+        )
     split = splits.resolve_split(
         train,
         settings.split,
+        published=published,
         unlabelled=settings.unlabelled,
         seed=settings.split_seed,
         supervised=not config.method.semi_supervised,
@@ -154,6 +167,10 @@ def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
     directory = Path(settings.directory).expanduser()
     if settings.dataset == "folder":
         return FolderSemi(settings.folder, label_map=settings.label_map, data_dir=directory)
+    if settings.dataset in builders.PUBLISHED:
+        return builders.published_builder(
+            settings.dataset, data_dir=directory, manual_dir=settings.manual_dir
+        )
     return ShapesBuilder(data_dir=directory)
 
 

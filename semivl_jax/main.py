@@ -62,7 +62,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception | str) -> str:
     """The message on one line, without the traceback that ml_collections quotes in it."""
     text = " ".join(str(error).replace("\\n", " ").split())
     return re.sub(r"Traceback .* \w+Error: ", "", text).strip("'")
@@ -93,7 +93,8 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         if _DEBUG.value:
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        # One sentence, or a list of files with a line for each.
+        print("error: " + "\n".join(map(_sentence, str(error).splitlines())), file=sys.stderr)
         return 2
     return 0
 

@@ -36,6 +36,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     data, experiment = _open(config)
     evaluator = experiment.evaluator()  # checks its options, before the folder is taken
     workdir_lib.claim(workdir, config)
+    workdir_lib.record_lists(workdir, data.lists())
     with loop.StopSignal() as stop, _checkpoints(workdir, config) as checkpoints:
         state, progress = _start(experiment, checkpoints)
         with MetricWriter(

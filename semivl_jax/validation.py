@@ -15,7 +15,15 @@ from semivl_jax.language import embeddings
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "dtype": ("float32", "bfloat16"),
-    "data.dataset": ("shapes", "folder"),
+    "data.dataset": (
+        "shapes",
+        "folder",
+        "voc",
+        "coco",
+        "coco_instances",
+        "ade20k",
+        "cityscapes",
+    ),
     "data.resize": ("ratio", "long_side"),
     "model.init": ("clip", "random"),
     "model.finetune": ("spatial", "all", "none"),

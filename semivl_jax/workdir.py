@@ -1,14 +1,14 @@
 """The folder of a run: claimed by one configuration, never mixed with another's.
 
-`config.json` holds the configuration. A run may go on with other values only where they change nothing
-that is computed.
+`config.json` holds the configuration, `labelled.txt` and `unlabelled.txt` the ids of the images that the run
+learns from. A run may go on with other values only where they change nothing that is computed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ FREE = (
     "max_skipped_steps",
     "compilation_cache",
     "data.directory",
+    "data.manual_dir",
     "data.workers",
     "data.prefetch",
     "checkpoint.every",
@@ -69,6 +70,25 @@ def write(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text + "\n", encoding="utf8")
     os.replace(temporary, path)
+
+
+def record_lists(workdir: Path, lists: Mapping[str, Sequence[str]]) -> None:
+    """Writes each list of ids to `NAME.txt`, one per line, or makes sure that it is the same.
+
+    Raises:
+      ValueError: the run began with other images.
+    """
+    for name, ids in lists.items():
+        path = workdir / f"{name}.txt"
+        text = "".join(f"{id}\n" for id in ids)
+        if path.exists() and path.read_text(encoding="utf8") != text:
+            raise ValueError(
+                f"{path} names other images than the data set now has under data.split; choose another "
+                "--workdir, or restore the images and lists that the run began with"
+            )
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf8")
+        os.replace(temporary, path)
 
 
 def _differences(

@@ -5,9 +5,10 @@ PNG, grey or palette, whose values are class indices, 255 = ignore; **empty byte
 `captions` (texts, often none). Splits are "train" and "validation".
 
 Records keep the order in which the builder yields them. The metadata holds, beside names, palette and
-definitions, `ids` {part: [id, …]} in that order and `pixels` {part: [{value: count} | null, …]}, the
-label values of every image (null = no label): choosing labelled images and reporting on them reads no
-record. Every image and label is decoded once while it is written, to be sure that training can.
+definitions, `ids` {part: [id, …]} in that order, `pixels` {part: [{value: count} | null, …]}, the
+label values of every image (null = no label), and `sizes` {part: [[rows, columns], …]}: choosing
+labelled images and reporting on them reads no record. Every image and label is decoded once while it is
+written, to be sure that training can.
 
 TFDS is only handed encoded bytes, therefore neither preparing nor reading needs TensorFlow.
 """
@@ -23,7 +24,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,8 +37,21 @@ from semivl_jax.data.catalog import DatasetInfo
 
 PARTS = ("train", "validation")
 
+_NOTES = ("ids", "pixels", "sizes")
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class UnusableError(ValueError):
+    """A file that cannot be used: `where` names it, `what` says why.
+
+    `alike` problems are the same in many files (a value that is not mapped) and need not all be listed.
+    """
+
+    def __init__(self, where: str, what: str, *, alike: bool = False) -> None:
+        super().__init__(f"{where} {what}")
+        self.where, self.what, self.alike = where, what, alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +59,7 @@ class Sample:
     """One image on its way into a data set: encoded bytes, or a path to them.
 
     `label` None means unlabelled. `origin` (by default the id) is what error messages call the image.
+    `problems` say why the sample cannot be used, if its builder knows.
     """
 
     id: str
@@ -52,6 +67,16 @@ class Sample:
     label: bytes | os.PathLike | None = None
     captions: tuple[str, ...] = ()
     origin: str = ""
+    problems: tuple[UnusableError, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspected:
+    """A sample with its bytes, (rows, columns), and pixels per label value (None = no label)."""
+
+    sample: Sample
+    size: tuple[int, int]
+    pixels: dict[str, int] | None
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -98,6 +123,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         """BibTeX of the data set, if it has one."""
         return None
 
+    @property
+    def expected_sizes(self) -> Mapping[str, int]:
+        """Images that each part must have; parts that are not named may have any number."""
+        return {}
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
@@ -105,12 +135,17 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             features=features(),
             homepage=self.homepage,
             citation=self.citation,
-            metadata=tfds.core.MetadataDict(self.about().to_json() | {"ids": {}, "pixels": {}}),
+            metadata=tfds.core.MetadataDict(self.about().to_json() | {name: {} for name in _NOTES}),
             disable_shuffling=True,  # record i is the i-th sample: the id list stays valid
         )
 
-    def write(self, part: str, samples: Iterable[Sample]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def write(
+        self, part: str, samples: Iterable[Sample], *, then: Iterable[Sample] = ()
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Check samples, turn them into records, note their ids; for use in `_split_generators`.
+
+        After a sample that cannot be used nothing more is written, but all others are looked at, and
+        those of `then` (the other part) as well: one error names everything that is to be repaired.
 
         Raises (while the records are drawn):
           ValueError: an id that occurs twice in the part, a part without any image, and whatever
@@ -119,31 +154,33 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         if part not in PARTS:
             raise ValueError(f"part {part!r} is unknown; use one of {PARTS}")
         about = self.about()
-        ids: list[str] = []
-        pixels: list[dict[str, int] | None] = []
+        notes: dict[str, list[Any]] = {name: [] for name in _NOTES}
         seen: set[str] = set()
-        checked = ordered_map(lambda sample: inspect(sample, about), samples)
-        for index, (sample, counts) in enumerate(checked):
+        problems: list[UnusableError] = []
+        for found in ordered_map(lambda sample: _inspected(sample, about), samples):
+            if isinstance(found, tuple):
+                problems += found
+            if problems or isinstance(found, tuple):
+                continue
+            sample = found.sample
             if sample.id in seen:
                 raise ValueError(
                     f"{self.name}: the id {sample.id!r} occurs twice in {part}; rename one image"
                 )
             seen.add(sample.id)
-            ids.append(sample.id)
-            pixels.append(counts)
-            yield (
-                index,
-                {
-                    "id": sample.id,
-                    "image": sample.image,
-                    "label": b"" if sample.label is None else sample.label,
-                    "captions": list(sample.captions),
-                },
+            notes["ids"].append(sample.id)
+            notes["pixels"].append(found.pixels)
+            notes["sizes"].append(list(found.size))
+            yield len(seen) - 1, _record(sample)
+        if problems:
+            others = ordered_map(lambda sample: _inspected(sample, about), then)
+            _raise_all(
+                problems + [p for found in others if isinstance(found, tuple) for p in found]
             )
-        if not ids:
+        if not seen:
             raise ValueError(f"{self.name}: the part {part!r} has no image; add some")
-        self.info.metadata["ids"][part] = ids
-        self.info.metadata["pixels"][part] = pixels
+        for name, values in notes.items():
+            self.info.metadata[name][part] = values
 
     def _generate_examples(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("builders return self.write(...) from _split_generators")
@@ -168,47 +205,81 @@ def ordered_map(
                 future.cancel()
 
 
-def inspect(sample: Sample, about: DatasetInfo) -> tuple[Sample, dict[str, int] | None]:
-    """Decode a sample once; return it with its bytes, and the pixel count of every label value.
+def _record(sample: Sample) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "image": sample.image,
+        "label": b"" if sample.label is None else sample.label,
+        "captions": list(sample.captions),
+    }
+
+
+def _inspected(sample: Sample, about: DatasetInfo) -> Inspected | tuple[UnusableError, ...]:
+    """`inspect`, with problems as a value, since others are to be found as well."""
+    if sample.problems:
+        return sample.problems
+    try:
+        return inspect(sample, about)
+    except UnusableError as error:
+        return (error,)
+
+
+def _raise_all(problems: list[UnusableError]) -> None:
+    if len(problems) == 1:
+        raise problems[0]
+    lines: dict[object, str] = {}
+    others = collections.Counter(problem.what for problem in problems if problem.alike)
+    for problem in problems:
+        key = problem.what if problem.alike else problem
+        more = others[problem.what] - 1 if problem.alike else 0
+        lines.setdefault(key, f"{problem}" + f" ({more} more files are like this)" * (more > 0))
+    listed = "\n".join(f"  {line}" for line in lines.values())
+    raise ValueError(f"{len(problems)} images or labels cannot be used:\n{listed}")
+
+
+def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
+    """Decode a sample once; return it with its bytes, its size, and the pixels of every label value.
 
     Raises:
-      ValueError: an image or label that `data.host` cannot decode, a label of another size than its
+      UnusableError: an image or label that `data.host` cannot decode, a label of another size than its
         image, or with values that are neither a class nor the ignore value.
     """
     origin = sample.origin or sample.id
     data, image = _decode(sample.image, host.decode_image, f"image {origin}")
     sample = dataclasses.replace(sample, image=data)
     if sample.label is None:
-        return sample, None
+        return Inspected(sample, image.shape[:2], None)
     data, label = _decode(sample.label, host.decode_label, f"label of {origin}")
     if label.shape != image.shape[:2]:
-        raise ValueError(
-            f"label of {origin} is {label.shape[1]}x{label.shape[0]} pixels but the image is "
-            f"{image.shape[1]}x{image.shape[0]}; give both the same size"
+        raise UnusableError(
+            f"label of {origin}",
+            f"is {label.shape[1]}x{label.shape[0]} pixels but the image is "
+            f"{image.shape[1]}x{image.shape[0]}; give both the same size",
         )
     counts = np.bincount(label.reshape(-1), minlength=256)
     for value in np.flatnonzero(counts):
         if value >= about.num_classes and value != about.ignore:
-            raise ValueError(
-                f"label of {origin} has the value {value} in {counts[value]} pixels, but the classes "
+            raise UnusableError(
+                f"label of {origin}",
+                f"has the value {value} in {counts[value]} pixels, but the classes "
                 f"are 0 to {about.num_classes - 1} and {about.ignore} is ignored; map the value to "
-                "one of these or correct the label"
+                "one of these or correct the label",
             )
     present = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    return dataclasses.replace(sample, label=data), present
+    return Inspected(dataclasses.replace(sample, label=data), image.shape[:2], present)
 
 
 def _decode(
     encoded: bytes | os.PathLike, decode: Callable[[bytes], np.ndarray], what: str
 ) -> tuple[bytes, np.ndarray]:
-    data = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
     try:
+        data = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
         return data, decode(data)
-    except ValueError as error:
-        raise ValueError(f"{what} cannot be used: {error}") from error
+    except (ValueError, OSError) as error:
+        raise UnusableError(what, f"cannot be used: {error}") from error
 
 
-def prepare(builder: tfds.core.DatasetBuilder) -> Path:
+def prepare(builder: SegmentationBuilder) -> Path:
     """Prepare a data set unless it is there already; return its directory.
 
     Records are written to a temporary directory that is renamed when complete: an interrupted
@@ -227,10 +298,10 @@ def prepare(builder: tfds.core.DatasetBuilder) -> Path:
             print(f"preparing {builder.name} in {directory} (once)", flush=True)
             if not sys.stderr.isatty():
                 tfds.disable_progress_bar()
-            # What TFDS prints speaks of downloads, of which there are none.
+            # What TFDS prints speaks of downloads of its own, of which there are none.
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(file_format="array_record")
-    check_complete(directory)
+    check_complete(directory, sizes=builder.expected_sizes)
     return directory
 
 
@@ -243,11 +314,12 @@ def _only_one(directory: Path) -> Iterator[None]:
         yield
 
 
-def check_complete(directory: Path) -> None:
+def check_complete(directory: Path, *, sizes: Mapping[str, int] | None = None) -> None:
     """Say what is missing in a prepared directory.
 
     Raises:
-      ValueError: a missing description, metadata file or record shard, with the remedy.
+      ValueError: a missing description, metadata file or record shard, or another number of images in
+        a part than `sizes` says, with the remedy.
     """
     remedy = "delete the directory and prepare it again"
     for needed in ("dataset_info.json", "features.json", "metadata.json"):
@@ -260,3 +332,9 @@ def check_complete(directory: Path) -> None:
                 raise ValueError(
                     f"{directory} is no complete data set: {Path(shard).name} is missing; {remedy}"
                 )
+    for part, expected in (sizes or {}).items():
+        if info.splits[part].num_examples != expected:
+            raise ValueError(
+                f"{directory} has {info.splits[part].num_examples} images for {part} instead of "
+                f"{expected}; {remedy}"
+            )

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from semivl_jax.data import host
+from semivl_jax.data import host, window
 from semivl_jax.data.order import SampleOrder, Share, Stream, generator
 from semivl_jax.data.source import Source
 
@@ -45,21 +45,22 @@ class Geometry:
     def __call__(
         self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray | None
     ) -> host.Crop:
-        """Scale and crop an image uint8 [h, w, 3] and its label uint8 [h, w], if there is one."""
+        """Scale and crop an image uint8 [h, w, 3] and its label uint8 [h, w], if there is one.
+
+        Raises:
+          ValueError: the label has another size than the image.
+        """
+        shape, scale = image.shape[:2], (self.scale_min, self.scale_max)
         if self.resize == "ratio":
-            image, label = host.resize_ratio(
-                rng,
-                image,
-                label,
-                long=self.ratio_long,
-                short=self.ratio_short,
-                scale=(self.scale_min, self.scale_max),
+            size = window.draw_ratio_size(
+                rng, shape, long=self.ratio_long, short=self.ratio_short, scale=scale
             )
+            cut = window.crop_opencv
         else:
-            image, label = host.resize_long_side(
-                rng, image, label, scale=(self.scale_min, self.scale_max)
-            )
-        return host.pad_and_crop(rng, image, label, crop=self.crop)
+            size = window.draw_long_side_size(rng, shape, scale=scale)
+            cut = window.crop_pillow
+        left, top = window.draw_corner(rng, size, crop=self.crop)
+        return cut(image, label, size=size, crop=self.crop, left=left, top=top)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

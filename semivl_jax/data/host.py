@@ -1,18 +1,16 @@
-"""Files to arrays, and the geometry of crops: decoding, scaling, padding, cropping.
+"""Files to arrays, and the geometry of whole images: decoding, scaling, padding, cropping.
 
 In: encoded bytes. Between: images uint8 RGB [h, w, 3] and labels uint8 [h, w] (class indices, 255 = void).
 Out: square crops, black and 255 where they reach beyond the image.
 
-Scaling rules and the order of random draws (METHOD section 6):
+The two ways to scale (METHOD section 6):
 
-    ratio      factor r ~ U(low, high); the image is fitted into int(long · r) × int(short · r);
-               OpenCV: bilinear without antialias for the image, nearest (rounds down) for the label
-    long side  new long side uniform in int(L · low) … int(L · high), both included;
-               Pillow: bilinear with antialias for the image, nearest (pixel centres) for the label
-    crop       left, then top, each uniform over all places inside the padded image
+    OpenCV     bilinear without antialias for the image, nearest (rounds down) for the label
+    Pillow     bilinear with antialias for the image, nearest (pixel centres) for the label
 
-Every draw comes from the `numpy.random.Generator` handed in. No function here uses JAX. Errors do not name
-the file: whoever read the bytes knows its name and adds it.
+Nothing here is random and no function uses JAX; `window` draws scales and places and computes only the
+part of the scaled image that a crop shows. Errors do not name the file: whoever read the bytes knows its
+name and adds it.
 """
 
 from __future__ import annotations
@@ -36,6 +34,9 @@ ScaledLabel = UInt8[np.ndarray, "new_h new_w"]
 # Modes of Pillow whose samples are no 8-bit values.
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
+_PLAIN = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_ORIENTATION = 0x0112  # EXIF tag; 1 = upright
+
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
@@ -52,6 +53,11 @@ def decode_image(data: bytes) -> HostImage:
     Raises:
       ValueError: bytes that are no complete image, or samples of more than 16 bits.
     """
+    if _is_plain_jpeg(data):
+        # The same pixels as Pillow's (a test compares them), without Pillow's copies.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _PLAIN)
+        if pixels is not None:
+            return pixels
     image = _open(data)
     if image.mode in _DEEP_MODES:
         gray = np.asarray(image)
@@ -62,7 +68,7 @@ def decode_image(data: bytes) -> HostImage:
         return np.repeat((gray >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_label(data: bytes) -> HostLabel:
@@ -73,7 +79,7 @@ def decode_label(data: bytes) -> HostLabel:
     """
     image = _open(data)
     if image.mode in ("P", "L", "1"):
-        return np.asarray(image).astype(np.uint8)
+        return np.asarray(image).astype(np.uint8, copy=False)
     if image.mode in _DEEP_MODES and image.mode != "F":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 255:
@@ -116,44 +122,6 @@ def long_side_size(height: int, width: int, *, long: int) -> tuple[int, int]:
     return _at_least_one(height * long / width), long
 
 
-def resize_ratio(
-    rng: np.random.Generator,
-    image: HostImage,
-    label: HostLabel | None,
-    *,
-    long: int,
-    short: int,
-    scale: tuple[float, float],
-) -> tuple[ScaledImage, ScaledLabel | None]:
-    """Fit into long × short times a random factor.
-
-    Raises:
-      ValueError: the label has another size than the image.
-    """
-    _check_pair(image, label)
-    factor = rng.uniform(*scale)
-    limits = {"long": int(long * factor), "short": int(short * factor)}
-    return resize_opencv(image, label, size=fit_size(*image.shape[:2], **limits))
-
-
-def resize_long_side(
-    rng: np.random.Generator,
-    image: HostImage,
-    label: HostLabel | None,
-    *,
-    scale: tuple[float, float],
-) -> tuple[ScaledImage, ScaledLabel | None]:
-    """Bring the long side to itself times a random factor.
-
-    Raises:
-      ValueError: the label has another size than the image.
-    """
-    _check_pair(image, label)
-    side = max(image.shape[:2])
-    long = int(rng.integers(int(side * scale[0]), int(side * scale[1]), endpoint=True))
-    return resize_pillow(image, label, size=long_side_size(*image.shape[:2], long=max(long, 1)))
-
-
 def resize_short_side(image: HostImage, *, short: int) -> ScaledImage:
     """Bring the short side to `short`, without a limit for the long one (METHOD trap 17)."""
     height, width = image.shape[:2]
@@ -182,36 +150,45 @@ def resize_pillow(
     return scaled, np.asarray(Image.fromarray(label).resize(size[::-1], nearest))
 
 
-def pad_and_crop(
-    rng: np.random.Generator, image: HostImage, label: HostLabel | None, *, crop: int
-) -> Crop:
-    """A random crop of side `crop`; an image smaller than that is padded right and below.
-
-    Raises:
-      ValueError: the label has another size than the image.
-    """
-    height, width = image.shape[:2]
-    left = int(rng.integers(max(width - crop, 0), endpoint=True))
-    top = int(rng.integers(max(height - crop, 0), endpoint=True))
-    return crop_at(image, label, crop=crop, left=left, top=top)
-
-
 def crop_at(image: HostImage, label: HostLabel | None, *, crop: int, left: int, top: int) -> Crop:
     """The crop whose upper left pixel is (top, left); black and 255 where there is no image.
 
     Raises:
       ValueError: the label has another size than the image.
     """
-    _check_pair(image, label)
-    window = image[top : top + crop, left : left + crop]
+    check_pair(image, label)
+    place = np.s_[top : top + crop, left : left + crop]
+    return padded(image[place], None if label is None else label[place], crop=crop)
+
+
+def padded(image: HostImage, label: HostLabel | None, *, crop: int) -> Crop:
+    """A window of at most crop × crop pixels as a crop: black and 255 on the right and below."""
+    rows, columns = image.shape[:2]
+    return Crop(
+        _filled(image, crop, 0),
+        None if label is None else _filled(label, crop, IGNORE_INDEX),
+        (rows, columns),
+    )
+
+
+def _filled(window: UInt8[np.ndarray, "..."], crop: int, value: int) -> UInt8[np.ndarray, "..."]:
     rows, columns = window.shape[:2]
-    pixels = np.zeros((crop, crop, 3), np.uint8)
-    pixels[:rows, :columns] = window
-    if label is None:
-        return Crop(pixels, None, (rows, columns))
-    classes = np.full((crop, crop), IGNORE_INDEX, np.uint8)
-    classes[:rows, :columns] = label[top : top + crop, left : left + crop]
-    return Crop(pixels, classes, (rows, columns))
+    if rows == columns == crop:
+        return np.ascontiguousarray(window)
+    whole = np.full((crop, crop, *window.shape[2:]), value, np.uint8)
+    whole[:rows, :columns] = window
+    return whole
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """A JPEG of three colours, whole from its first to its last marker, that needs no turning."""
+    if not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
+        return False
+    try:
+        image = Image.open(io.BytesIO(data))  # reads the header alone
+        return image.mode == "RGB" and image.getexif().get(_ORIENTATION, 1) == 1
+    except Exception:  # `_open` will say what is wrong
+        return False
 
 
 def _open(data: bytes) -> Image.Image:
@@ -219,7 +196,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except Exception as error:
         raise ValueError(
             f"{len(data)} bytes that cannot be read as an image ({error}); replace the file"
@@ -231,7 +209,12 @@ def _at_least_one(length: float) -> int:
     return max(int(length + 0.5), 1)
 
 
-def _check_pair(image: HostImage, label: HostLabel | None) -> None:
+def check_pair(image: HostImage, label: HostLabel | None) -> None:
+    """Image and label must have one size.
+
+    Raises:
+      ValueError: they differ.
+    """
     if label is not None and label.shape != image.shape[:2]:
         (rows, columns), (height, width) = label.shape, image.shape[:2]
         raise ValueError(

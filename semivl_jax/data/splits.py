@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from semivl_jax.data.published_splits import image_id
 from semivl_jax.data.source import Source
 
 _EVERY_LABEL = "all"
@@ -21,14 +22,24 @@ _EVERY_LABEL = "all"
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Record indices of the labelled and the unlabelled images; no index is in both."""
+    """Record indices of the labelled and the unlabelled images; no index is in both.
+
+    `origin` says in words where the labelled list comes from.
+    """
 
     labelled: tuple[int, ...]
     unlabelled: tuple[int, ...]
+    origin: str = dataclasses.field(default="", compare=False)
 
 
 def resolve_split(
-    source: Source, labelled: str, *, unlabelled: str = "", seed: int = 0, supervised: bool = False
+    source: Source,
+    labelled: str,
+    *,
+    published: Sequence[str] | None = None,
+    unlabelled: str = "",
+    seed: int = 0,
+    supervised: bool = False,
 ) -> Split:
     """Turn a description of a split into record indices.
 
@@ -36,6 +47,7 @@ def resolve_split(
       source: the training part.
       labelled: a share "1_k" of the images that have a label, a number of images ("46"), "all" images
         that have a label, or a file with one id per line.
+      published: ids of the published list of this name, if there is one; it takes the place of a draw.
       unlabelled: a file with one id per line; empty: every training image that is not labelled.
       seed: of the draw for a share or a number.
       supervised: nothing unlabelled is needed.
@@ -47,10 +59,14 @@ def resolve_split(
     exists = source.labels_exist()
     by_id = {name: index for index, name in enumerate(source.ids)}
     candidates = [name for name, has_label in zip(source.ids, exists, strict=True) if has_label]
-    if _is_list(labelled):
+    if published is not None:
+        chosen, origin = _known(published, by_id, labelled), f"the published list {labelled!r}"
+    elif _is_list(labelled):
         chosen = _read_list(labelled, by_id, key="config.data.split")
+        origin = f"the list {labelled}"
     else:
         chosen = [by_id[name] for name in _draw(candidates, labelled, seed=seed)]
+        origin = f"{labelled!r} drawn with seed {seed}"
     for index in chosen:
         if not exists[index]:
             raise ValueError(
@@ -73,7 +89,19 @@ def resolve_split(
             f"config.data.split={labelled!r} leaves no unlabelled image; label fewer, add images "
             "without masks, or set config.method.semi_supervised=False"
         )
-    return Split(tuple(chosen), tuple(rest))
+    split = Split(tuple(chosen), tuple(rest), origin)
+    _check(split, total=len(source), whole=not unlabelled)
+    return split
+
+
+def _check(split: Split, *, total: int, whole: bool) -> None:
+    """No image twice, and every training image in one of the lists unless a list says otherwise."""
+    both = [*split.labelled, *split.unlabelled]
+    if len(set(both)) != len(both) or (whole and len(both) != total):
+        raise ValueError(
+            f"config.data.split means {len(split.labelled)} labelled and {len(split.unlabelled)} "
+            f"unlabelled images of {total}, {len(set(both))} of them different; list every image once"
+        )
 
 
 def draw_ids(ids: Sequence[str], count: int, *, seed: int) -> list[str]:
@@ -109,6 +137,17 @@ def _draw(candidates: Sequence[str], labelled: str, *, seed: int) -> list[str]:
     return draw_ids(candidates, count, seed=seed)
 
 
+def _known(names: Sequence[str], by_id: Mapping[str, int], split: str) -> list[int]:
+    missing = [name for name in names if name not in by_id]
+    if missing:
+        raise ValueError(
+            f"the published list config.data.split={split!r} names {missing[0]!r} ({len(missing)} images "
+            "in all), which the prepared data set does not have; prepare the whole data set, or give a "
+            "list of your own"
+        )
+    return [by_id[name] for name in names]
+
+
 def _is_list(text: str) -> bool:
     return text != _EVERY_LABEL and Path(text).expanduser().is_file()
 
@@ -138,19 +177,35 @@ def _read_list(path: str, by_id: dict[str, int], *, key: str) -> list[int]:
 
 
 def _find(entry: str, by_id: dict[str, int]) -> int | None:
-    """An id as it stands, or a file name or path whose stem is one; None if there is none."""
+    """An id as it stands, or a file name or path whose stem is one, also followed by the mask's path as
+    in published lists; None if there is none.
+    """
     path = PurePosixPath(entry)
-    for name in (entry, str(path.with_suffix("")), path.stem):
+    for name in (entry, str(path.with_suffix("")), path.stem, image_id(entry.split()[0])):
         if name in by_id:
             return by_id[name]
     return None
 
 
+def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """One line on the sizes of all images, or none where they are unknown."""
+    if not sizes:
+        return []
+    (rows, columns), (most_rows, most_columns) = np.min(sizes, axis=0), np.max(sizes, axis=0)
+    different = len(set(sizes))
+    if different == 1:
+        return [f"all images are {columns} x {rows} pixels"]
+    return [
+        f"{different} sizes of image, {columns} to {most_columns} pixels wide and {rows} to "
+        f"{most_rows} high"
+    ]
+
+
 def describe_split(source: Source, split: Split) -> str:
     """What a person should know before training, as lines of text.
 
-    Images, classes that the labelled images show with their share of the labelled pixels, and classes
-    that no labelled image shows.
+    Images and their sizes, classes that the labelled images show with their share of the labelled
+    pixels, and classes that no labelled image shows.
     """
     info = source.info
     counts = np.zeros(256, np.int64)
@@ -165,6 +220,8 @@ def describe_split(source: Source, split: Split) -> str:
     lines = [
         f"{info.name}: {len(source)} training images, {len(split.labelled)} labelled, "
         f"{len(split.unlabelled)} unlabelled",
+        *([f"labelled images: {split.origin}"] if split.origin else []),
+        *_describe_sizes(source.sizes),
         f"labelled pixels that count: {100 * total / max(1, total + void):.1f} %",
     ]
     for value, name in enumerate(info.classes):

@@ -68,7 +68,7 @@ def test_examples_come_in_order_at_their_own_size(toy_source):
     assert all(e.image.dtype == e.label.dtype == np.uint8 for e in examples)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
 def test_processes_share_the_examples(toy_source, processes):
     parts = [
         EvalExamples(toy_source, process_index=p, process_count=processes).ids

@@ -7,6 +7,7 @@ from PIL import Image
 
 from semivl_jax.data import host
 from semivl_jax.data.source import open_source
+from semivl_jax.data.splits import describe_split, resolve_split
 from tests.data.photos import make_folder, prepared, write_pair
 from tfds_builders import common
 from tfds_builders.folder_semi import FolderSemi
@@ -100,6 +101,70 @@ def test_palette_masks_and_label_map(folder):
     mask.save(folder / "masks/train/train00.png")
     builder = FolderSemi(folder, label_map="n:255", data_dir=folder.parent / "prepared")
     assert open_source(common.prepare(builder), "train").pixels[0] == {2: 20, 255: 700}
+
+
+def test_one_report_names_everything_that_cannot_be_used(folder):
+    for name in ("train/train00", "train/train02", "val/val00"):
+        path = folder / "images" / f"{name}.jpg"
+        path.write_bytes(path.read_bytes()[:300])
+    Image.fromarray(np.full((24, 30), 9, np.uint8)).save(folder / "masks/train/train00.png")
+    for name in ("train/train01", "val/val00"):
+        mask = folder / "masks" / f"{name}.png"
+        Image.fromarray(np.full_like(np.asarray(Image.open(mask)), 7)).save(mask)
+    with pytest.raises(ValueError) as raised:
+        prepared(folder)
+    first, *problems = str(raised.value).splitlines()
+    assert first == "6 images or labels cannot be used:"
+    for line, words in zip(
+        problems,
+        (
+            "train00.png has the value 9",
+            "train00.jpg cannot be used",
+            "train01.png has the value 7, but",
+            "train02.jpg cannot be used",
+            "val00.jpg cannot be used",
+        ),
+        strict=True,
+    ):
+        assert words in line
+    assert not list(folder.parent.glob("prepared/**/metadata.json"))
+
+
+def test_unlabelled_images_may_lie_apart(folder, tmp_path):
+    apart = tmp_path / "elsewhere"
+    for name in ("train00", "more/x"):
+        write_pair(apart, name, rng=RNG, mask=False)
+    (folder / "unlabelled").symlink_to(apart / "images")
+    source = prepared(folder)
+    assert source.ids[-2:] == ("unlabelled/more/x", "unlabelled/train00")
+    assert source.labels_exist().tolist() == [True, True, False, False, False]
+    listed = tmp_path / "listed.txt"
+    listed.write_text("unlabelled/more/x\n")
+    assert resolve_split(source, "1", unlabelled=str(listed)).unlabelled == (3,)
+    write_pair(folder, "unlabelled/train00", rng=RNG)
+    (folder / "images/train").rename(folder / "images/other")  # ids now start with their folder
+    with pytest.raises(ValueError, match="would have the same id 'unlabelled/train00'"):
+        scan(folder)
+    (folder / "unlabelled").unlink()
+    (folder / "unlabelled").mkdir()
+    with pytest.raises(ValueError, match="unlabelled holds no image"):
+        scan(folder)
+
+
+def test_masks_without_an_image_are_mentioned(folder, capsys):
+    (folder / "masks/train/train01.png").rename(folder / "masks/train/typo.png")
+    prepared(folder)
+    assert "1 masks belong to no image" in (said := capsys.readouterr().out)
+    assert "masks/train/typo.png" in said
+
+
+def test_report_before_training(folder):
+    source = prepared(folder)
+    report = describe_split(source, resolve_split(source, "1"))
+    assert "3 training images, 1 labelled, 2 unlabelled" in report
+    assert "3 sizes of image, 30 to 44 pixels wide and 24 to 34 high" in report
+    assert "never labelled" in report and report.endswith("car")
+    assert source.sizes == ((24, 30), (29, 37), (34, 44))
 
 
 def _break_classes(root):

@@ -27,10 +27,6 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(seed))
-
-
 class TestGolden:
     pytestmark = pytest.mark.golden
 
@@ -95,71 +91,28 @@ class TestGolden:
             assert size == (named["out_h"], named["out_w"]), named
 
 
-class TestRandomGeometry:
-    def test_ratio_stays_in_its_range_and_keeps_the_shape(self):
-        image, label = noise(30, 50, 3), noise(30, 50)
-        for seed in range(20):
-            new, label_too = host.resize_ratio(
-                rng(seed), image, label, long=400, short=60, scale=(0.5, 2.0)
-            )
-            assert new.shape[:2] == label_too.shape
-            assert 30 <= new.shape[0] <= 120
-            assert abs(new.shape[1] / new.shape[0] - 50 / 30) < 0.1
-
-    def test_long_side_draws_both_ends(self):
-        image = noise(3, 4, 3)
-        sides = {
-            host.resize_long_side(rng(seed), image, None, scale=(0.5, 2.0))[0].shape[1]
-            for seed in range(200)
-        }
-        assert sides == set(range(2, 9))
-
-    def test_every_place_of_the_crop_occurs(self):
-        image = np.zeros((6, 7, 3), np.uint8)
-        image[..., 0], image[..., 1] = np.arange(6)[:, None], np.arange(7)[None, :]
-        seen = {
-            tuple(host.pad_and_crop(rng(seed), image, None, crop=5).image[0, 0, :2])
-            for seed in range(200)
-        }
-        assert seen == {(top, left) for top in range(2) for left in range(3)}
-
-    def test_padding_of_a_small_image(self):
-        image, label = noise(3, 9, 3), noise(3, 9)
-        crop = host.pad_and_crop(rng(), image, label, crop=6)
-        assert crop.size == (3, 6)
-        assert not crop.image[3:].any()
-        assert (crop.label[3:] == 255).all()
-
-    def test_without_label(self):
-        crop = host.pad_and_crop(rng(), noise(4, 4, 3), None, crop=4)
-        assert crop.label is None
-        np.testing.assert_array_equal(crop.image, noise(4, 4, 3))
-
-    def test_the_same_generator_gives_the_same_crop(self):
-        def make(seed: int) -> np.ndarray:
-            generator = rng(seed)
-            image, _ = host.resize_long_side(generator, noise(40, 30, 3), None, scale=(0.5, 2.0))
-            return host.pad_and_crop(generator, image, None, crop=16).image
-
-        np.testing.assert_array_equal(make(1), make(1))
-        assert not np.array_equal(make(1), make(2))
-
-    def test_a_thin_image_keeps_a_row(self):
-        image, _ = host.resize_long_side(rng(), noise(1, 100, 3), None, scale=(0.1, 0.2))
-        assert image.shape[0] == 1
-
-    def test_label_of_another_size(self):
-        image, label = noise(4, 5, 3), noise(5, 4)
-        message = "4×5 pixels for an image of 5×4"
-        with pytest.raises(ValueError, match=message):
-            host.resize_ratio(rng(), image, label, long=8, short=8, scale=(0.5, 2.0))
-        with pytest.raises(ValueError, match=message):
-            host.resize_long_side(rng(), image, label, scale=(0.5, 2.0))
-        with pytest.raises(ValueError, match=message):
-            host.pad_and_crop(rng(), image, label, crop=4)
-
-
 class TestDecodeImage:
+    @pytest.mark.parametrize("size", [(48, 64), (37, 51), (1, 9)])
+    @pytest.mark.parametrize("subsampling", [0, 1, 2])
+    def test_jpegs_have_the_pixels_that_pillow_reads(self, size, subsampling):
+        smooth = Image.fromarray(noise(5, 7, 3)).resize(size[::-1], Image.Resampling.BICUBIC)
+        for quality in (40, 75, 95):
+            for progressive in (False, True):
+                options = {"quality": quality, "progressive": progressive}
+                data = encoded(smooth, "JPEG", subsampling=subsampling, **options)
+                theirs = np.asarray(Image.open(io.BytesIO(data)))
+                np.testing.assert_array_equal(host.decode_image(data), theirs)
+
+    def test_jpegs_that_are_not_plain(self):
+        gray = encoded(Image.fromarray(noise(16, 16)), "JPEG")
+        assert np.ptp(host.decode_image(gray), axis=2).max() == 0
+        data = encoded(Image.fromarray(noise(16, 16, 3)), "JPEG")
+        trailing = host.decode_image(data + b"a camera's note")
+        np.testing.assert_array_equal(trailing, host.decode_image(data))
+        middle = len(data) // 2
+        with pytest.raises(ValueError, match="cannot be read as an image"):
+            host.decode_image(data[:middle])
+
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
     def test_modes(self, mode):
         source = Image.fromarray(noise(5, 7, 3)).convert(mode)
@@ -186,6 +139,10 @@ class TestDecodeImage:
         image = noise(5, 7, 3)
         decoded = host.decode_image(encoded(Image.fromarray(image), exif=exif))
         np.testing.assert_array_equal(decoded, np.rot90(image, -1))
+        photo = Image.fromarray(image)
+        upright = host.decode_image(encoded(photo, "JPEG"))
+        turned = host.decode_image(encoded(photo, "JPEG", exif=exif))
+        np.testing.assert_array_equal(turned, np.rot90(upright, -1))
 
     @pytest.mark.parametrize(
         "data", [b"", b"not an image", encoded(Image.new("RGB", (64, 64)))[:60]]

@@ -53,6 +53,20 @@ def test_no_image_is_lost_or_repeated_within_an_epoch(processes):
         assert seen.min() >= 14 and seen.max() <= 15  # 100 repeats of 7 images
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_an_epoch_of_the_pipelines_has_every_image_once(toy_source, processes):
+    pipelines = [
+        make(toy_source, batch=24, process_index=p, process_count=processes)
+        for p in range(processes)
+    ]
+    names = [
+        name for step in range(5) for part in pipelines for name in part.ids(step)["unlabelled"]
+    ]
+    epochs = [sorted(names[start : start + 10]) for start in range(0, 120, 10)]
+    assert epochs == [sorted(toy_source.ids[3:13])] * 12
+    assert len({tuple(names[start : start + 10]) for start in range(0, 120, 10)}) == 12
+
+
 def test_every_labelled_image_is_used_even_if_few_are_unlabelled():
     order = SampleOrder(num_labelled=50, num_unlabelled=4, seed=0)
     assert {order.labelled(place) for place in range(50)} == set(range(50))
@@ -94,11 +108,12 @@ def test_batches_are_what_ids_say(toy_source):
             assert image[:rows, :columns].any()
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, 3, 8])
 def test_processes_share_the_batches_of_one(toy_source, processes):
-    whole = make(toy_source, partner="same_image")
+    options = {"partner": "same_image", "batch": 24}
+    whole = make(toy_source, **options)
     parts = [
-        make(toy_source, partner="same_image", process_index=p, process_count=processes)
+        make(toy_source, **options, process_index=p, process_count=processes)
         for p in range(processes)
     ]
     shares = [first(part, 2, start=5) for part in parts]
@@ -109,12 +124,16 @@ def test_processes_share_the_batches_of_one(toy_source, processes):
         assert names == whole.ids(5 + step)["unlabelled"]
 
 
-def test_resumes_anywhere_with_other_workers(toy_source):
-    here = first(make(toy_source, partner="same_image"), 7)
-    start = 4
-    there = make(toy_source, partner="same_image", workers=2)
-    assert there.ids(start) == make(toy_source).ids(start)
-    for ours, theirs in zip(here[start:], first(there, 3, start=start), strict=True):
+@pytest.mark.parametrize(("workers", "process"), [(1, (0, 1)), (2, (1, 3)), (3, (0, 1))])
+def test_resumes_anywhere_with_other_workers(toy_source, workers, process):
+    """An uninterrupted stream, loaded by threads, against one that begins at a random step."""
+    options = {"partner": "same_image", "process_index": process[0], "process_count": process[1]}
+    start = int(np.random.default_rng(workers).integers(1, 30))
+    here = first(make(toy_source, **options), start + 4)
+    there = make(toy_source, **options, workers=workers)
+    for step in range(start, start + 4):
+        assert there.ids(step) == make(toy_source, **options).ids(step)
+    for ours, theirs in zip(here[start:], first(there, 4, start=start), strict=True):
         assert_equal(ours, theirs)
 
 

@@ -6,6 +6,7 @@ become one-channel PNG with the label map applied.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -65,9 +66,17 @@ class FolderSemi(common.SegmentationBuilder):
         return self.folder.about
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        root, orphans = self.folder.root, self.folder.orphans
+        if orphans:
+            print(
+                f"{root}: {len(orphans)} masks belong to no image and are not used, for example "
+                f"{orphans[0].relative_to(root)}",
+                flush=True,
+            )
+        train, validation = self.folder.train, self.folder.validation
         return {
-            "train": self.write("train", self._samples(self.folder.train)),
-            "validation": self.write("validation", self._samples(self.folder.validation)),
+            "train": self.write("train", self._samples(train), then=self._samples(validation)),
+            "validation": self.write("validation", self._samples(validation)),
         }
 
     def _samples(self, part: tuple[Found, ...]) -> Iterator[common.Sample]:
@@ -75,13 +84,20 @@ class FolderSemi(common.SegmentationBuilder):
         return common.ordered_map(self._sample, part)
 
     def _sample(self, found: Found) -> common.Sample:
-        as_it_is = found.image.suffix.lower() in _AS_THEY_ARE
-        return common.Sample(
-            id=found.id,
-            image=found.image if as_it_is else _encode(_read(found.image, host.decode_image)),
-            label=None if found.mask is None else self._label(found.mask),
-            origin=str(found.image),
-        )
+        sample = common.Sample(id=found.id, image=found.image, origin=str(found.image))
+        problems = []
+        if found.mask is not None:
+            try:
+                sample = dataclasses.replace(sample, label=self._label(found.mask))
+            except common.UnusableError as error:
+                problems.append(error)
+        if problems or found.image.suffix.lower() not in _AS_THEY_ARE:
+            try:
+                pixels = _read(found.image, host.decode_image)
+                sample = dataclasses.replace(sample, image=_encode(pixels))
+            except common.UnusableError as error:
+                problems.append(error)
+        return dataclasses.replace(sample, problems=tuple(problems))
 
     def _label(self, path: Path) -> bytes:
         """The mask with the label map applied, as grey PNG."""
@@ -92,10 +108,12 @@ class FolderSemi(common.SegmentationBuilder):
         about = self.folder.about
         for value in np.unique(label):
             if value >= about.num_classes and value != about.ignore:
-                raise ValueError(
-                    f"mask {path} has the value {value}, but {self.folder.root}/classes.txt names the "
+                raise common.UnusableError(
+                    f"mask {path}",
+                    f"has the value {value}, but {self.folder.root}/classes.txt names the "
                     f"values 0 to {about.num_classes - 1}; name it there, or ignore it with "
-                    f'--config.data.label_map="{value}:{about.ignore}"'
+                    f'--config.data.label_map="{value}:{about.ignore}"',
+                    alike=True,
                 )
         return _encode(label)
 
@@ -103,8 +121,8 @@ class FolderSemi(common.SegmentationBuilder):
 def _read(path: Path, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     try:
         return decode(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
+    except (ValueError, OSError) as error:
+        raise common.UnusableError(str(path), f"cannot be used: {error}") from error
 
 
 def _encode(pixels: np.ndarray) -> bytes:

@@ -6,8 +6,11 @@
     masks/…                PNG with class indices (grey or palette), at the image's relative path;
                            an image without a mask is unlabelled
     val.txt                instead of images/val: ids of the validation images, one per line
+    unlabelled/…           more training images without masks, if you keep them apart; the folder may be a
+                           symbolic link
 
-An image's id is its path below its part (images/train, images/val or images) without the suffix.
+An image's id is its path below its part (images/train, images/val or images) without the suffix; below
+unlabelled/ it starts with "unlabelled/".
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from semivl_jax.data.catalog import IGNORE_INDEX, DatasetInfo, parse_classes
@@ -90,7 +93,8 @@ def scan(root: str | Path) -> Folder:
 
     Raises:
       ValueError: no such folder, no images/, classes.txt or validation images, two images with one
-        id, masks none of which belongs to an image, a validation image without a mask.
+        id, masks none of which belongs to an image, a validation image without a mask, an unlabelled/
+        without images.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -102,6 +106,7 @@ def scan(root: str | Path) -> Folder:
         raise ValueError(f"{root} has no folder images/; put your photos there")
     about = _read_classes(root)
     train, validation = _split_parts(root, images)
+    train = (*train, *_apart(root, {found.id for found in train}))
     used = {found.mask for found in (*train, *validation)}
     masks = root / "masks"
     orphans = tuple(p for p in _files(masks, (".png",)) if p not in used) if masks.is_dir() else ()
@@ -164,6 +169,25 @@ def _split_parts(root: Path, images: Path) -> tuple[tuple[Found, ...], tuple[Fou
         tuple(found for found in everything if found.id not in set(wanted)),
         tuple(found for found in everything if found.id in set(wanted)),
     )
+
+
+def _apart(root: Path, taken: set[str]) -> Iterator[Found]:
+    """The images below unlabelled/, if there is such a folder."""
+    folder = root / "unlabelled"
+    if not folder.is_dir():
+        return
+    paths = _files(folder, IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} holds no image; put some there or remove the folder")
+    for path in paths:
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name in taken:
+            raise ValueError(
+                f"{path.relative_to(root)} and another image would have the same id {name!r}; rename "
+                "one of them"
+            )
+        taken.add(name)
+        yield Found(name, path, None)
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:

@@ -1,0 +1,152 @@
+"""Random scale and place of a crop, and the crop itself without scaling what it does not show.
+
+In: images uint8 [h, w, 3], labels uint8 [h, w], a `numpy.random.Generator`. Out: `host.Crop`.
+
+Rules and order of the draws (METHOD section 6):
+
+    ratio      factor r ~ U(low, high); the image is fitted into int(long · r) × int(short · r); OpenCV
+    long side  new long side uniform in int(L · low) … int(L · high), both included; Pillow
+    place      left, then top, each uniform over all places inside the padded image
+
+`crop_opencv` and `crop_pillow` return, to the bit, what scaling the whole image and cutting afterwards
+would (tests compare them over many sizes). A crop of 801 pixels out of a scene of 2048 × 1024 scaled by
+two is a thirteenth of the scaled scene, so this is where most of the time goes.
+
+Decoding JPEGs at a reduced size would not help: no published recipe halves an image before it crops (the
+smallest factor is 0.5 and drawn with probability zero), and averages over blocks are not what a scaling
+without antialias reads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from semivl_jax.data import host
+
+Size = tuple[int, int]  # rows, columns
+
+
+def draw_ratio_size(
+    rng: np.random.Generator, shape: Size, *, long: int, short: int, scale: tuple[float, float]
+) -> Size:
+    """Size of an image fitted into long × short times a random factor."""
+    factor = rng.uniform(*scale)
+    return host.fit_size(*shape, long=int(long * factor), short=int(short * factor))
+
+
+def draw_long_side_size(
+    rng: np.random.Generator, shape: Size, *, scale: tuple[float, float]
+) -> Size:
+    """Size of an image whose long side is itself times a random factor."""
+    side = max(shape)
+    long = int(rng.integers(int(side * scale[0]), int(side * scale[1]), endpoint=True))
+    return host.long_side_size(*shape, long=max(long, 1))
+
+
+def draw_corner(rng: np.random.Generator, size: Size, *, crop: int) -> tuple[int, int]:
+    """(left, top) of a crop of an image of this size; (0, 0) where the crop is the larger one."""
+    height, width = size
+    left = int(rng.integers(max(width - crop, 0), endpoint=True))
+    top = int(rng.integers(max(height - crop, 0), endpoint=True))
+    return left, top
+
+
+def crop_opencv(
+    image: host.HostImage,
+    label: host.HostLabel | None,
+    *,
+    size: Size,
+    crop: int,
+    left: int,
+    top: int,
+) -> host.Crop:
+    """`host.crop_at` of `host.resize_opencv`.
+
+    OpenCV reads pixel (i + 0.5) · scale − 0.5 counted from the upper left corner, so what lies right of
+    and below the crop can be left away if the scale is given as a number instead of as a size.
+
+    Raises:
+      ValueError: the label has another size than the image.
+    """
+    host.check_pair(image, label)
+    (height, width), (rows, columns) = image.shape[:2], size
+    bottom, right = min(top + crop, rows), min(left + crop, columns)
+    # One pixel more is read and one is for the rounding.
+    used = np.s_[: math.ceil(bottom * height / rows) + 2, : math.ceil(right * width / columns) + 2]
+
+    def scaled(pixels: UInt8[np.ndarray, "..."], rule: int) -> UInt8[np.ndarray, "..."]:
+        factors = {"fx": columns / width, "fy": rows / height}
+        return cv2.resize(pixels[used], None, **factors, interpolation=rule)[top:bottom, left:right]
+
+    return host.padded(
+        scaled(image, cv2.INTER_LINEAR),
+        None if label is None else scaled(label, cv2.INTER_NEAREST),
+        crop=crop,
+    )
+
+
+def crop_pillow(
+    image: host.HostImage,
+    label: host.HostLabel | None,
+    *,
+    size: Size,
+    crop: int,
+    left: int,
+    top: int,
+) -> host.Crop:
+    """`host.crop_at` of `host.resize_pillow`.
+
+    Raises:
+      ValueError: the label has another size than the image.
+    """
+    host.check_pair(image, label)
+    bottom, right = min(top + crop, size[0]), min(left + crop, size[1])
+    place = np.s_[top:bottom, left:right]
+    if _columns_first(image.shape[:2], size):
+        pixels = _antialiased(image, size, place)
+    else:
+        pixels = host.resize_pillow(image, None, size=size)[0][place]
+    if label is None:
+        return host.padded(pixels, None, crop=crop)
+    from_row = _nearest(label.shape[0], size[0])[top:bottom]
+    from_column = _nearest(label.shape[1], size[1])[left:right]
+    return host.padded(pixels, label[from_row][:, from_column], crop=crop)
+
+
+def _columns_first(shape: Size, size: Size) -> bool:
+    """Whether Pillow scales rows of pixels first and columns after that, rounding in between.
+
+    All versions do, except that recent ones turn it round to shrink images of more than twice the
+    height of their width.
+    """
+    return size[0] >= shape[0] or shape[0] < 2 * shape[1]
+
+
+def _antialiased(
+    image: host.HostImage, size: Size, place: tuple[slice, slice]
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Pillow's two passes one by one: along x for the rows that the crop needs, then along y for its
+    columns. Each pass sees the whole length of its axis, since a part of it would have other weights.
+    """
+    height, (rows, columns) = image.shape[0], size
+    in_rows, in_columns = place
+    scale = height / rows
+    reach = max(scale, 1) + 1  # half the filter, and one row for the rounding
+    first = max(math.floor(in_rows.start * scale - reach), 0)
+    last = min(math.ceil(in_rows.stop * scale + reach), height)
+    rule = Image.Resampling.BILINEAR
+    strip = Image.fromarray(image[first:last]).resize((columns, last - first), rule)
+    tall = Image.new("RGB", (in_columns.stop - in_columns.start, height))
+    tall.paste(strip.crop((in_columns.start, 0, in_columns.stop, last - first)), (0, first))
+    return np.asarray(tall.resize((tall.width, rows), rule))[in_rows]
+
+
+def _nearest(length: int, scaled: int) -> np.ndarray:
+    """The pixel that Pillow's nearest rule takes for every pixel of a scaled line, int32 [scaled]."""
+    line = Image.fromarray(np.arange(length, dtype=np.int32)[None, :])
+    return np.asarray(line.resize((scaled, 1), Image.Resampling.NEAREST))[0]

@@ -1,0 +1,116 @@
+"""Downloads, verifies and converts what a training needs, before it needs it.
+
+    python -m semivl_jax.prepare voc
+    python -m semivl_jax.prepare cityscapes --manual_dir=~/Downloads
+    python -m semivl_jax.prepare all --check
+
+The same command again goes on where it stopped, and does nothing where everything is there. Training does the
+same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something missing,
+2 something went wrong (one sentence says what), 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from semivl_jax.data import download, published_splits
+from tfds_builders import builders, common
+from tfds_builders.published import PublishedBuilder
+
+DATA_DIR = "~/.cache/semivl_jax/data"
+"""Where `data.directory` of configs/base.py points."""
+
+# Weights are to be prepared by their own name here, beside the data sets.
+TARGETS = (*builders.PUBLISHED, "all")
+
+_ALL = tuple(name for name in builders.PUBLISHED if name != "coco_instances")  # one COCO is enough
+
+
+def main(
+    argv: Sequence[str],
+    *,
+    make: Callable[..., PublishedBuilder] = builders.published_builder,
+    address: str = published_splits.ADDRESS,
+) -> int:
+    """Does what the arguments say and returns the exit code.
+
+    `make` builds a data set from its name, `address` is where the published lists are.
+    """
+    options = _parse(argv)
+    chosen = _ALL if options.target == "all" else (options.target,)
+    failed = missing = False
+    for dataset in chosen:
+        try:
+            directory = Path(options.data_dir).expanduser()
+            build = make(dataset, data_dir=directory, manual_dir=options.manual_dir)
+            if options.check:
+                missing |= not _check(dataset, build, directory)
+                continue
+            place = common.prepare(build)
+            lists = list(_lists(dataset, address))
+            for file in lists:
+                download.fetch(file, published_splits.lists_directory(dataset, directory))
+            note = f" and {len(lists)} published lists" if lists else ""
+            print(f"{dataset}: prepared in {place}{note}", flush=True)
+        except (ValueError, OSError) as error:
+            # The others may still succeed.
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            failed = True
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            return 130
+    return 2 if failed else int(missing)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m semivl_jax.prepare",
+        description="Downloads, verifies and converts data sets.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "target", choices=TARGETS, help="a data set, or all of them (but coco_instances)"
+    )
+    parser.add_argument("--data_dir", default=DATA_DIR, help="default: %(default)s")
+    parser.add_argument(
+        "--manual_dir", default="", help="folder with archives that you downloaded yourself"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only say what is there and what is missing"
+    )
+    return parser.parse_args(argv)
+
+
+def _lists(dataset: str, address: str) -> Iterator[download.RemoteFile]:
+    for split, published in published_splits.lists_of(dataset).items():
+        path = f"{split}/labeled.txt"
+        yield published_splits.remote_list(dataset, path, published, address=address)
+
+
+def _check(dataset: str, build: PublishedBuilder, directory: Path) -> bool:
+    """Prints what is there and what is missing; returns whether nothing is."""
+    place = Path(build.data_path)
+    prepared, words = False, f"not prepared yet ({place})"
+    if place.exists():
+        try:
+            common.check_complete(place, sizes=build.expected_sizes)
+            prepared, words = True, f"prepared in {place}"
+        except ValueError as error:
+            words = str(error)
+    print(f"{dataset}: {words}")
+    if not prepared:
+        for name, _, about in build.status():
+            print(f"  {name}: {about}")
+    lists = list(_lists(dataset, published_splits.ADDRESS))
+    kept = published_splits.lists_directory(dataset, directory)
+    here = sum(download.status(file, kept)[0] for file in lists)
+    if lists:
+        print(f"  published lists: {here} of {len(lists)} there")
+    return prepared and here == len(lists)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

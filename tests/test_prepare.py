@@ -1,0 +1,118 @@
+"""`prepare` as a user runs it, and a training's view of a public data set."""
+
+import subprocess
+import sys
+
+import pytest
+
+from configs import base
+from semivl_jax import experiment, prepare, workdir
+from semivl_jax.data import published_splits
+from tests.data import archive_files
+from tests.data.archive_files import MAKERS, SIZES
+from tests.data.file_server import serve
+from tfds_builders.ade20k_semi import Ade20kSemi
+
+
+@pytest.fixture
+def server():
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture
+def run(server, tmp_path, capsys, monkeypatch):
+    """`run(arguments)` → (exit code, what was printed); published lists are those of the server."""
+    line = b"train/x.png masks/x.png\n"
+    for dataset, lists in published_splits.LABELLED.items():
+        folder = published_splits.FOLDERS[dataset]
+        for name in lists:
+            server.files[f"{folder}/{name}/labeled.txt"] = line
+            monkeypatch.setitem(
+                lists, name, published_splits.PublishedList(1, archive_files.sha256(line))
+            )
+
+    def make(dataset, *, data_dir, manual_dir):
+        return archive_files.builder(
+            dataset, MAKERS[dataset](), server, data_dir, manual_dir=manual_dir
+        )
+
+    def call(*arguments):
+        argv = [*arguments, f"--data_dir={tmp_path}"]
+        code = prepare.main(argv, make=make, address=server.address)
+        return code, "".join(capsys.readouterr())
+
+    return call
+
+
+def test_one_data_set_and_again(run, server):
+    code, text = run("voc", "--check")
+    assert code == 1
+    assert "voc: not prepared yet" in text and "published lists: 0 of 5 there" in text
+    assert "ground_truth_voc.zip: missing; will be downloaded from http" in text
+    assert server.requests == []
+    code, text = run("voc")
+    assert code == 0 and "voc: prepared in" in text and "and 5 published lists" in text
+    asked = len(server.requests)
+    assert run("voc")[0] == 0 and run("voc", "--check")[0] == 0
+    assert len(server.requests) == asked
+
+
+def test_all_goes_on_after_an_error(run):
+    code, text = run("all")
+    assert code == 2
+    assert [d for d in MAKERS if f"{d}: prepared" in text] == ["voc", "coco", "ade20k"]
+    assert text.count("error: ") == 1 and "cityscapes needs leftImg8bit_trainvaltest.zip" in text
+    code, text = run("all", "--check")
+    assert code == 1 and "leftImg8bit_trainvaltest.zip: missing; needs a login at" in text
+    assert "cityscapes: not prepared yet" in text and "coco: prepared in" in text
+
+
+def test_damaged_copy_is_said(run, tmp_path):
+    run("ade20k")
+    next((tmp_path / "ade20k_semi").glob("*/*train.array_record*")).unlink()
+    code, text = run("ade20k", "--check")
+    assert code == 1 and "array_record-00000-of-00001 is missing; delete the directory" in text
+    assert run("ade20k")[0] == 2
+
+
+def test_command_line(tmp_path):
+    command = [sys.executable, "-m", "semivl_jax.prepare"]
+    done = subprocess.run(
+        [*command, "ade20k", "--check", f"--data_dir={tmp_path}"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "ADEChallengeData2016.zip: missing; will be downloaded" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    done = subprocess.run([*command, "imagenet"], capture_output=True, text=True)
+    assert done.returncode == 2 and "invalid choice: 'imagenet'" in done.stderr
+    assert base.get_config().data.directory == prepare.DATA_DIR
+
+
+def test_training_opens_a_public_data_set(server, tmp_path, monkeypatch):
+    build = archive_files.builder("ade20k", MAKERS["ade20k"](), server, tmp_path)
+    monkeypatch.setattr(Ade20kSemi, "FILES", build.files)
+    monkeypatch.setattr(Ade20kSemi, "SIZES", SIZES)
+    config = base.get_config()
+    config.data.dataset, config.data.split = "ade20k", "1_3"
+    config.data.directory = str(tmp_path)
+    data = experiment.open_data(config)
+    assert data.info.num_classes == 150 and len(data.validation) == 2
+    lists = data.lists()
+    assert len(lists["labelled"]) == 1 and len(lists["unlabelled"]) == 2
+    assert data.split.origin == "'1_3' drawn with seed 0"
+    ids = ("ADE_train_00000003",)
+    monkeypatch.setattr(published_splits, "labelled_ids", lambda dataset, split, directory: ids)
+    assert experiment.open_data(config).lists()["labelled"] == list(ids)
+    config.data.split_seed = 1
+    assert experiment.open_data(config).split.origin == "'1_3' drawn with seed 1"
+
+
+def test_lists_are_written_next_to_the_run(tmp_path):
+    lists = {"labelled": ["a", "b c"], "unlabelled": []}
+    for _ in range(2):
+        workdir.record_lists(tmp_path, lists)
+    assert (tmp_path / "labelled.txt").read_text() == "a\nb c\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["labelled.txt", "unlabelled.txt"]
+    with pytest.raises(ValueError, match=r"labelled\.txt names other images than the data set now"):
+        workdir.record_lists(tmp_path, {"labelled": ["a"], "unlabelled": ["b c"]})
