@@ -119,12 +119,14 @@ def crop_pillow(
 
 
 def _columns_first(shape: Size, size: Size) -> bool:
-    """Whether Pillow scales rows of pixels first and columns after that, rounding in between.
+    """Whether Pillow scales along x first and along y after that, rounding in between.
 
-    All versions do, except that recent ones turn it round to shrink images of more than twice the
-    height of their width.
+    All versions do to enlarge. To shrink, recent ones may turn it round, but not for an image that keeps
+    its shape and is less than twice as high as wide.
     """
-    return size[0] >= shape[0] or shape[0] < 2 * shape[1]
+    (height, width), (rows, columns) = shape, size
+    keeps_shape = abs(columns * height - rows * width) <= max(height, width)
+    return rows >= height or (keeps_shape and height < 2 * width)
 
 
 def _antialiased(
