@@ -12,9 +12,9 @@ Rules and order of the draws (METHOD section 6):
 would (tests compare them over many sizes). A crop of 801 pixels out of a scene of 2048 × 1024 scaled by
 two is a thirteenth of the scaled scene, so this is where most of the time goes.
 
-Decoding JPEGs at a reduced size would not help: no published recipe halves an image before it crops (the
-smallest factor is 0.5 and drawn with probability zero), and averages over blocks are not what a scaling
-without antialias reads.
+JPEGs are not decoded at a reduced size. The long-side rule never shrinks below half, where decoding at half
+size would begin to serve; the ratio rule does with large photos, but it reads single pixels, and a
+reduced JPEG holds averages of blocks: another image, by far more than rounding.
 """
 
 from __future__ import annotations
