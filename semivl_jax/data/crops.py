@@ -157,5 +157,11 @@ class BatchLoader:
           ValueError: as `CropLoader`.
         """
         size = self.loader.share.size
-        rows = [self.loader(local) for local in range(step * size, (step + 1) * size)]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        batch: dict[str, np.ndarray] = {}
+        for position in range(size):
+            # Copied one by one: their memory is used again for the next.
+            for name, array in self.loader(step * size + position).items():
+                if not position:
+                    batch[name] = np.empty((size, *array.shape), array.dtype)
+                batch[name][position] = array
+        return batch

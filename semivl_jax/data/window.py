@@ -12,9 +12,9 @@ Rules and order of the draws (METHOD section 6):
 would (tests compare them over many sizes). A crop of 801 pixels out of a scene of 2048 × 1024 scaled by
 two is a thirteenth of the scaled scene, so this is where most of the time goes.
 
-Decoding JPEGs at a reduced size would not help: no published recipe halves an image before it crops (the
-smallest factor is 0.5 and drawn with probability zero), and averages over blocks are not what a scaling
-without antialias reads.
+JPEGs are not decoded at a reduced size. The long-side rule never shrinks below half, where decoding at half
+size would begin to serve; the ratio rule does with large photos, but it reads single pixels, and a
+reduced JPEG holds averages of blocks: another image, by far more than rounding.
 """
 
 from __future__ import annotations
@@ -119,12 +119,14 @@ def crop_pillow(
 
 
 def _columns_first(shape: Size, size: Size) -> bool:
-    """Whether Pillow scales rows of pixels first and columns after that, rounding in between.
+    """Whether Pillow scales along x first and along y after that, rounding in between.
 
-    All versions do, except that recent ones turn it round to shrink images of more than twice the
-    height of their width.
+    All versions do to enlarge. To shrink, recent ones may turn it round, but not for an image that keeps
+    its shape and is less than twice as high as wide.
     """
-    return size[0] >= shape[0] or shape[0] < 2 * shape[1]
+    (height, width), (rows, columns) = shape, size
+    keeps_shape = abs(columns * height - rows * width) <= max(height, width)
+    return rows >= height or (keeps_shape and height < 2 * width)
 
 
 def _antialiased(

@@ -63,6 +63,17 @@ def test_equals_scaling_the_whole_photo(rule, shape):
 
 
 @pytest.mark.parametrize("rule", RULES)
+def test_equals_scaling_the_whole_image_to_another_shape(rule):
+    draw = np.random.default_rng(2)
+    for number in range(150):
+        height, width, rows, columns = (int(n) for n in draw.integers(20, 160, 4))
+        image, label = noise(height, width, 3, seed=number), noise(height, width, seed=number)
+        left, top = window.draw_corner(draw, (rows, columns), crop=64)
+        place = {"size": (rows, columns), "crop": 64, "left": left, "top": top}
+        assert_same_as_scaling_everything(rule, image, label, **place)
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_edges_and_corners(rule):
     image, label = noise(40, 60, 3), noise(40, 60)
     for size in ((20, 30), (40, 60), (61, 90), (80, 120)):
