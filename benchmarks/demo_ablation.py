@@ -52,6 +52,11 @@ ROWS: tuple[tuple[str, dict[str, object]], ...] = (
 )
 
 
+# Beside the ladder: what the third row is without consistency.
+_BESIDE = "(CLIP initialisation, labelled pictures only)"
+_BESIDE_OF = "+ CLIP initialisation, spatial fine-tuning"
+
+
 def row_options() -> dict[str, dict[str, object]]:
     """Row name → all fields that differ from the demo configuration."""
     fields: dict[str, object] = {}
@@ -59,6 +64,7 @@ def row_options() -> dict[str, dict[str, object]]:
     for name, change in ROWS:
         fields = {k: v for k, v in {**fields, **change}.items() if v is not None}
         rows[name] = fields
+    rows[_BESIDE] = {**rows[_BESIDE_OF], "method.semi_supervised": False}
     return rows
 
 

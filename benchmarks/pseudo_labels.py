@@ -1,0 +1,67 @@
+"""How good the pseudo-labels of a finished run are, class by class.
+
+    python -m benchmarks.pseudo_labels WORKDIR [--images=200]
+
+Makes the teacher's pseudo-labels for training images whose masks were held back, as the training step makes
+them (crops, confidence threshold), and compares them with those masks: share of the pixels of each true
+class that are confident, and how many of these are right. Prints a table (percent).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from semivl_jax import experiment as experiment_lib
+from semivl_jax.data import host
+from semivl_jax.models import normalization
+from semivl_jax.train import step as step_lib
+from semivl_jax.train.checkpoint import Checkpoints
+from semivl_jax.types import IGNORE_INDEX
+
+_IMAGES = flags.DEFINE_integer("images", 200, "Unlabelled training images to look at.")
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table for the run in argv[1]."""
+    if len(argv) != 2:
+        raise app.UsageError("name one workdir of a finished run")
+    workdir = Path(argv[1])
+    config = ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf8")))
+    data = experiment_lib.open_data(config)
+    built = experiment_lib.build(
+        config, data.info, images_per_epoch=len(data.split.unlabelled) or len(data.split.labelled)
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    state, _ = checkpoints.restore(built.abstract_state())
+    checkpoints.close()
+    label = jax.jit(functools.partial(step_lib.pseudo_label, built.parts, built.constants))
+    classes = data.info.num_classes
+    pixels, confident, right = np.zeros((3, classes), np.int64)
+    for index in data.split.unlabelled[: _IMAGES.value]:
+        record = data.train[index]
+        image, truth = host.decode_image(record.image), host.decode_label(record.label)
+        image, truth = (array[: built.crop, : built.crop] for array in (image, truth))
+        if image.shape[:2] != (built.crop, built.crop):
+            continue
+        made = jax.device_get(label(state.teacher(), normalization.normalize(image[None])))
+        valid = truth != IGNORE_INDEX
+        sure = valid & (made.confidence[0] >= config.method.confidence_threshold)
+        pixels += np.bincount(truth[valid], minlength=classes)
+        confident += np.bincount(truth[sure], minlength=classes)
+        right += np.bincount(truth[sure & (made.label[0] == truth)], minlength=classes)
+    width = max(map(len, data.info.classes))
+    print(f"{'class':<{width}}  confident   right of these")
+    for name, row in zip(data.info.classes, np.stack([pixels, confident, right], 1), strict=True):
+        share, accuracy = row[1] / max(row[0], 1), row[2] / max(row[1], 1)
+        print(f"{name:<{width}}  {100 * share:8.1f}  {100 * accuracy:8.1f}")
+
+
+if __name__ == "__main__":
+    app.run(main)
