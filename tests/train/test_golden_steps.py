@@ -229,6 +229,7 @@ def _rounding_of_adam(run: Run, path: str) -> np.ndarray:
         filled = {
             name: np.full_like(run.golden[f"w/{name}"], values["g"], dtype=np.float32)
             for name, values in per_param.items()
+            if "g" in values  # running statistics have no gradient
         }
         run.rounding = flatten(imported(run.golden, filled)["params"])
     group = groups_lib.assign(run.state.trained, run.groups)[path]

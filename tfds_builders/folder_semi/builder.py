@@ -46,6 +46,13 @@ class FolderSemi(common.SegmentationBuilder):
             is neither a class nor ignored.
         """
         self.folder = scan(folder)
+        root, orphans = self.folder.root, self.folder.orphans
+        if orphans:
+            print(
+                f"{root}: {len(orphans)} masks belong to no image and are not used, for example "
+                f"{orphans[0].relative_to(root)}",
+                flush=True,
+            )
         about = self.folder.about
         if isinstance(label_map, str):
             label_map = parse_label_map(label_map, num_classes=about.num_classes)
@@ -66,13 +73,6 @@ class FolderSemi(common.SegmentationBuilder):
         return self.folder.about
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        root, orphans = self.folder.root, self.folder.orphans
-        if orphans:
-            print(
-                f"{root}: {len(orphans)} masks belong to no image and are not used, for example "
-                f"{orphans[0].relative_to(root)}",
-                flush=True,
-            )
         train, validation = self.folder.train, self.folder.validation
         return {
             "train": self.write("train", self._samples(train), then=self._samples(validation)),
