@@ -46,7 +46,7 @@ def pack_zip(members):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in members.items():
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data)  # a fixed date: equal bytes, equal checksum
     return buffer.getvalue()
 
 
