@@ -46,7 +46,8 @@ def pack_zip(members):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name), data)  # a fixed date: equal bytes, equal checksum
+            # A fixed date, so that equal members make equal bytes.
+            archive.writestr(zipfile.ZipInfo(name), data)
     return buffer.getvalue()
 
 
