@@ -35,6 +35,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.ratio_long, config.data.ratio_short = 1024, 256
     config.data.workers = 0
     config.model.weights = "demo"
+    config.method.guidance = False  # this CLIP knows only the words of the drawn pictures
     config.model.taps = (0, 2, 4)
     demo.small_decoder(config)
     config.optim.lr = 3e-4
