@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from semivl_jax import architecture
 from semivl_jax.data import host, published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.catalog import DatasetInfo
@@ -27,12 +27,8 @@ from semivl_jax.data.crops import Geometry
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.language import embeddings, tokenizer
-from semivl_jax.models.deeplab import DeepLabHead
-from semivl_jax.models.resnet import ResNetV1c
 from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.text import TextTransformer
-from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.train import optimizer, sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import Clock
@@ -180,13 +176,10 @@ def build(config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int) -> Ex
     sharding.check_batch(config.batch, mesh)
     clip = towers_lib.load(config.model.weights, config.model.tower)
     total_steps, epoch = training_length(config, images_per_epoch)
-    segmenter = _segmenter(config, info, clip.image)
+    segmenter = architecture.segmenter(config, num_classes=info.num_classes, clip_sizes=clip.image)
     guided = config.method.semi_supervised and config.method.guidance
-    grid = (config.data.crop // clip.image["patch_size"],) * 2
-    tower = VisionTransformer(
-        **clip.image, grid=grid, taps=(clip.image["depth"],), dtype=_dtype(config)
-    )
-    clip_params = towers_lib.resized(clip.image_params, grid)
+    tower = architecture.clip_tower(config, clip.image, taps=(clip.image["depth"],))
+    clip_params = towers_lib.resized(clip.image_params, tower.grid)
     groups = groups_lib.published_groups(
         finetune=config.model.finetune,
         backbone_lr=config.optim.backbone_lr,
@@ -247,43 +240,6 @@ def _clock(config: ConfigDict, total_steps: int, epoch: int) -> Clock:
         log_every=config.log_every,
         max_skipped=config.max_skipped_steps,
         batch=config.batch * (2 if config.method.semi_supervised else 1),
-    )
-
-
-def _dtype(config: ConfigDict) -> jnp.dtype:
-    return jnp.dtype(config.dtype)
-
-
-def _segmenter(config: ConfigDict, info: DatasetInfo, sizes: dict[str, int]) -> Segmenter:
-    crop, dtype = config.data.crop, _dtype(config)
-    taps, depth = tuple(config.model.taps), sizes["depth"]
-    if not taps or taps != tuple(sorted(set(taps))) or taps[0] < 0 or taps[-1] > depth:
-        raise ValueError(
-            f"model.taps = {taps} must rise and end at {depth} or before, because the tower "
-            f"has {depth} blocks ({depth} means the dense embedding)"
-        )
-    if config.model.decoder == "vlg" and taps[-1] != depth:
-        raise ValueError(
-            f"model.taps = {taps} lack the dense embedding, which model.decoder = 'vlg' compares with "
-            f"words; end them with {depth}"
-        )
-    conv_encoder = None
-    if config.model.conv_encoder == "resnet101_v1c":
-        conv_encoder = ResNetV1c(dtype=dtype)
-    decoder: nn.Module
-    if config.model.decoder == "vlg":
-        decoder = VLGDecoder(
-            **config.vlg_decoder, use_conv_features=conv_encoder is not None, dtype=dtype
-        )
-    else:
-        decoder = DeepLabHead(info.num_classes, **config.deeplab_decoder, dtype=dtype)
-    grid = (crop // sizes["patch_size"],) * 2
-    return Segmenter(
-        backbone=VisionTransformer(**sizes, grid=grid, taps=taps, dtype=dtype),
-        decoder=decoder,
-        conv_encoder=conv_encoder,
-        crop=crop,
-        renormalize=config.model.renormalize,
     )
 
 
