@@ -62,3 +62,9 @@ def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
             f"{path} has arrays of a type that cannot be read ({error}); use a copy in float32, float16 "
             "or bfloat16"
         ) from error
+
+
+def damaged(path: str | os.PathLike[str], reason: object) -> ValueError:
+    """The error for a file that a library cannot read, whatever it raised; `reason` may be that."""
+    words = next(iter(str(reason).splitlines()), "") or type(reason).__name__
+    return ValueError(f"{path} cannot be read ({words}); it is damaged or cut off, fetch it again")
