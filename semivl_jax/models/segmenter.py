@@ -34,8 +34,12 @@ class Segmenter(nn.Module):
     renormalize: bool = False
 
     def encode(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
-        """Image to features; `train` matters to batch norms of the convolutional encoder only."""
-        features = self.backbone(renormalize(image) if self.renormalize else image)
+        """Image to features.
+
+        `train` switches batch norms to the statistics of the batch and, where the caller also gives a
+        "dropout" key, dropout and stochastic depth on.
+        """
+        features = self.backbone(renormalize(image) if self.renormalize else image, train=train)
         if self.conv_encoder is not None:
             features = features.replace(conv=self.conv_encoder(image, train=train))
         return features
