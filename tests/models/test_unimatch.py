@@ -8,6 +8,7 @@ import pytest
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resnet import EXPANSION, ResNet
 from semivl_jax.models.segmenter import Segmenter, perturb
+from semivl_jax.types import Features
 from semivl_jax.weights.tree import check, flatten
 from semivl_jax.weights.unimatch import import_resnet, import_unimatch
 from tests.golden_files import Golden, assert_close, nhwc
@@ -103,38 +104,58 @@ def test_published_sizes():
     assert total == {"backbone": 42_623_936, "decoder": 59_468_085 - 42_623_936}
 
 
-@pytest.mark.parametrize("dilated", [(False, False, True), (False, True, True)])
-def test_stages_of_several_blocks_are_those_of_timm(dilated):
-    """An independent implementation with the same stem, also where two stages are dilated."""
+# Per stage: (stride, dilation) of its first block, and dilation of the others, as torchvision documents
+# `replace_stride_with_dilation`.
+DILATIONS = {
+    (False, False, True): [((1, 1), 1), ((2, 1), 1), ((2, 1), 1), ((1, 1), 2)],
+    (False, True, True): [((1, 1), 1), ((2, 1), 1), ((1, 1), 2), ((1, 2), 4)],
+}
+
+
+@pytest.mark.parametrize("dilated", DILATIONS)
+def test_stages_of_several_blocks_are_those_of_torch(dilated):
+    """The golden model has one block per stage; torch's operators say what more of them give."""
     torch = pytest.importorskip("torch")
-    timm_resnet = pytest.importorskip("timm.models.resnet")
-    blocks, channels = (2, 1, 2, 3), (4, 8, 8, 12)
-    torch.manual_seed(0)
-    theirs = timm_resnet.ResNet(
-        timm_resnet.Bottleneck,
-        list(blocks),
-        stem_type="deep",
-        stem_width=16,
-        channels=channels,
-        output_stride=8 if dilated[1] else 16,
-        num_classes=3,
-        zero_init_last=False,
-    ).eval()
-    for name, buffer in theirs.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            torch.nn.init.uniform_(buffer, 0.5, 1.5)
-    image = np.random.default_rng(0).normal(size=(1, 45, 66, 3)).astype(np.float32)
-    with torch.no_grad():
-        expected = theirs.forward_intermediates(
-            torch.from_numpy(image.transpose(0, 3, 1, 2)), intermediates_only=True
-        )[1:]
-    params, statistics = import_resnet({k: v.numpy() for k, v in theirs.state_dict().items()})
     model = ResNet(
-        stem_channels=32, blocks=blocks, channels=channels, dilated=dilated, taps=(0, 1, 2, 3)
+        stem_channels=8,
+        blocks=(2, 1, 2, 3),
+        channels=(4, 8, 8, 12),
+        dilated=dilated,
+        taps=(0, 1, 2, 3),
     )
-    maps = jax.jit(model.apply)({"params": params, "batch_stats": statistics}, image).maps
-    for i, stage in enumerate(maps):
-        assert_close(stage, nhwc(expected[i].numpy()), TOLERANCE, f"stage {i}")
+    image = np.random.default_rng(0).normal(size=(1, 45, 66, 3)).astype(np.float32)
+    variables = drawn(model, image)
+    weights, running = variables["params"], variables["batch_stats"]
+
+    def conv_norm(x, *path, stride=1, dilation=1):
+        kernel, norm, stats = weights, weights, running
+        for name in path:
+            kernel, norm, stats = kernel[name], norm[name], stats[name]
+        kernel = torch.from_numpy(kernel["conv"]["kernel"].transpose(3, 2, 0, 1).copy())
+        padding = dilation * (kernel.shape[-1] // 2)
+        x = torch.conv2d(x, kernel, stride=stride, padding=padding, dilation=dilation)
+        norm, stats = norm["norm"], stats["norm"]
+        arrays = (stats["mean"], stats["var"], norm["scale"], norm["bias"])
+        return torch.nn.functional.batch_norm(x, *map(torch.from_numpy, arrays))
+
+    def block(x, name, stride, dilation):
+        out = conv_norm(x, name, "conv1").relu()
+        out = conv_norm(out, name, "conv2", stride=stride, dilation=dilation).relu()
+        out = conv_norm(out, name, "conv3")
+        if "shortcut" in weights[name]:
+            x = conv_norm(x, name, "shortcut", stride=stride)
+        return (out + x).relu()
+
+    x = torch.from_numpy(image.transpose(0, 3, 1, 2))
+    for i in (1, 2, 3):
+        x = conv_norm(x, "stem", f"conv{i}", stride=2 if i == 1 else 1).relu()
+    x = torch.max_pool2d(x, 3, 2, 1)
+    maps = jax.jit(model.apply)(variables, image).maps
+    for stage, (first, other) in enumerate(DILATIONS[dilated]):
+        x = block(x, f"stage_{stage}_block_0", *first)
+        for i in range(1, model.blocks[stage]):
+            x = block(x, f"stage_{stage}_block_{i}", 1, other)
+        assert_close(maps[stage], nhwc(x.numpy()), TOLERANCE, f"stage {stage}")
 
 
 def test_logits_go_straight_to_the_images_size_with_corners_aligned():
@@ -146,8 +167,6 @@ def test_logits_go_straight_to_the_images_size_with_corners_aligned():
 
     class Columns(ResNet):
         def __call__(self, image, *, train=False):
-            from semivl_jax.types import Features
-
             return Features(maps=(image[:, ::4, ::4, :1],))
 
     model = Segmenter(Columns(), Ramp(1), crop=4, via_square=False, align_corners=True)
