@@ -3,10 +3,10 @@
 That test case itself needs TensorFlow: it inherits from `tf.test.TestCase`, so that already
 `tfds.testing.DatasetBuilderTestCase` raises ModuleNotFoundError without it (tensorflow-datasets 4.9.10), and
 it reads what was prepared through `tf.data`. With TensorFlow 2.21 beside the project it passes for the five
-public data sets on the same dummy data (run once, by hand). Here the same is asked of the random-access reader that training
-uses: the builder is registered and described, prepares its `dummy_data`, counts right (also when opened
-again), decodes to what its features say, and no example is in two splits. Checksums are compared in
-`test_published_builders`.
+public data sets on the same dummy data (run once, by hand). Here the same is asked of the random-access
+reader that training uses: the builder is registered and described, prepares its `dummy_data`, counts right
+(also when opened again), decodes to what its features say, and no example is in two splits. Checksums are
+compared in `test_published_builders`.
 """
 
 import dataclasses
