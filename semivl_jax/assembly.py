@@ -20,7 +20,7 @@ from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.train import optimizer
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.recipe import Parts, Recipe
-from semivl_jax.types import ClassText, PyTree
+from semivl_jax.types import Batch, ClassText, LabelledBatch, PyTree, UnlabelledBatch
 from semivl_jax.weights import groups as groups_lib
 
 
@@ -75,6 +75,20 @@ def create_state(parts: Parts, text: ClassText, clip_params: PyTree | None) -> s
         variables["batch_stats"],
         parts.optimizer,
         ema=parts.recipe.semi_supervised and parts.recipe.teacher == "ema",
+    )
+
+
+def abstract_batch(config: ConfigDict) -> Batch:
+    """Shapes and dtypes of one global batch as the pipeline would send it."""
+    b, s, method = config.batch, config.data.crop, config.method
+    image = jax.ShapeDtypeStruct((b, s, s, 3), jnp.uint8)
+    label = jax.ShapeDtypeStruct((b, s, s), jnp.uint8)
+    unlabelled = UnlabelledBatch(image=image, size=jax.ShapeDtypeStruct((b, 2), jnp.int32))
+    own_partner = method.semi_supervised and method.partner == "same_image"
+    return Batch(
+        labelled=LabelledBatch(image=image, label=label),
+        unlabelled=unlabelled if method.semi_supervised else None,
+        partner=unlabelled if own_partner else None,
     )
 
 
