@@ -11,21 +11,19 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax import architecture, assembly
+from semivl_jax import architecture, assembly, words
 from semivl_jax.data import host, published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.data.crops import Geometry
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
-from semivl_jax.language import embeddings, tokenizer
-from semivl_jax.models.text import TextTransformer
 from semivl_jax.train import sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import Clock
@@ -56,7 +54,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything a run needs, built from one configuration."""
+    """Everything a run needs, built from one configuration; `clip_sizes` are the image tower's."""
 
     config: ConfigDict
     info: DatasetInfo
@@ -65,6 +63,8 @@ class Experiment:
     constants: state_lib.Constants
     clock: Clock
     clip_params: PyTree | None
+    clip_sizes: dict[str, Any]
+    text_tower: words.TextTower
 
     @property
     def crop(self) -> int:
@@ -113,20 +113,12 @@ class Experiment:
     def evaluator(self) -> Evaluator:
         """Sliding-window evaluation of given variables."""
         settings = self.config.evaluation
-        segmenter, text = self.parts.segmenter, self.constants.text
-
-        def apply(variables: PyTree, images: jax.Array) -> jax.Array:
-            features = segmenter.apply(variables, images, method="encode")
-            return segmenter.apply(variables, features, text, method="decode")
-
-        # Padding a window to whole patches on the host must not change its logits (METHOD 1.1).
-        padded = segmenter.conv_encoder is None and not segmenter.renormalize
         resize = functools.partial(host.resize_short_side, short=settings.short_side)
         return Evaluator(
-            apply,
+            architecture.window_network(self.parts.segmenter, self.constants.text),
             num_classes=self.info.num_classes,
             crop=self.crop,
-            patch_size=segmenter.backbone.patch_size if padded else None,
+            patch_size=architecture.padding_patch(self.parts.segmenter),
             mode=settings.mode,
             stride=settings.stride,
             window_batch=settings.window_batch,
@@ -176,7 +168,8 @@ def build(config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int) -> Ex
     guided = assembly.guided(config)
     grid = architecture.clip_tower(config, clip.image, taps=(clip.image["depth"],)).grid
     clip_params = towers_lib.resized(clip.image_params, grid)
-    text = functools.partial(_class_text, info=info, clip=clip)
+    tower_of_words = words.TextTower.of(clip)
+    text = functools.partial(words.class_text, info, tower=tower_of_words, cache=config.text.cache)
     constants = state_lib.Constants(
         text=text(mode=config.text.decoder),
         guidance_params=clip_params if guided else None,
@@ -197,6 +190,8 @@ def build(config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int) -> Ex
         constants=jax.device_put(constants, sharding.replicated(mesh)),
         clock=_clock(config, total_steps, epoch),
         clip_params=clip_params if config.model.init == "clip" else None,
+        clip_sizes=clip.image,
+        text_tower=tower_of_words,
     )
 
 
@@ -223,16 +218,6 @@ def _clock(config: ConfigDict, total_steps: int, epoch: int) -> Clock:
         max_skipped=config.max_skipped_steps,
         batch=config.batch * (2 if config.method.semi_supervised else 1),
     )
-
-
-def _class_text(*, mode: str, info: DatasetInfo, clip: towers_lib.Clip) -> ClassText:
-    tower = TextTransformer(**clip.text)
-
-    def embed(sentences: list[str]) -> np.ndarray:
-        ids = tokenizer.tokenize(sentences, context_length=clip.text["context_length"])
-        return np.asarray(jax.jit(tower.apply)({"params": clip.text_params}, ids))
-
-    return embeddings.class_text(info, mode=mode, embed=embed)
 
 
 def parameter_bytes(tree: PyTree) -> int:

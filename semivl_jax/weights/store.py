@@ -47,3 +47,12 @@ def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, str]]:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}); fetch or write it again"
         ) from error
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The table of texts alone; empty where the file is not readable."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
