@@ -28,7 +28,7 @@ from semivl_jax.train import sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import Clock
 from semivl_jax.train.recipe import Parts
-from semivl_jax.types import ClassText, PyTree
+from semivl_jax.types import PyTree
 from semivl_jax.weights import towers as towers_lib
 from tfds_builders import builders, common
 from tfds_builders.folder_semi import FolderSemi
