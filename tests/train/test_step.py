@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from semivl_jax import experiment
+from semivl_jax import assembly, experiment
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.train import loop, sharding
 from semivl_jax.train import step as step_lib
@@ -191,9 +191,7 @@ def test_the_perturbed_prediction_of_x_is_never_made():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "decode", counting)
         step = functools.partial(step_lib.train_step, built.parts)
-        from semivl_jax import check
-
-        jax.eval_shape(step, built.constants, state, check.abstract_batch(built))
+        jax.eval_shape(step, built.constants, state, assembly.abstract_batch(built.config))
     trained = [count for count, train in seen if train]
     assert trained and max(trained) == 5 * built.config.batch
     teachers = [count for count, train in seen if not train]
