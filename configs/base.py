@@ -116,7 +116,14 @@ def _method() -> ConfigDict:
     method.ohem_min_kept = 100_000  # pixels of the whole batch
     method.confidence_mode = "pixelwise"  # pixelwise, pixelratio or pixelavg
     method.confidence_threshold = 0.95
-    method.perturbation_rate = 0.5
+    method.strong_views = 2  # strong views of an unlabelled image: 1 (FixMatch) or 2
+    # feature (channels of the weak view are dropped, UniMatch), complementary (what one strong view
+    # drops the other keeps, UniMatch V2) or none
+    method.perturbation = "feature"
+    method.perturbation_rate = 0.5  # share of dropped channels, perturbation = feature
+    # Passes of the student in which layers drop something by themselves (prompt dropout, stochastic
+    # depth): none, first (labelled and weak images) or all
+    method.dropout_passes = "none"
     method.guidance = True
     method.guidance_threshold = 0.9
     method.guidance_reduction = "mean_all"  # mean, mean_valid or mean_all

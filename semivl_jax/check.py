@@ -91,10 +91,10 @@ def _residual_bytes(experiment: Experiment, state: PyTree, batch: Batch) -> int:
     parts = experiment.parts
 
     def residuals(constants: PyTree, state: PyTree, batch: Batch) -> PyTree:
-        views, masks = step_lib.draw(parts, state, batch)
+        views, noise = step_lib.draw(parts, state, batch)
 
         def forward(trained: PyTree) -> Array:
-            return student_lib.student_forward(parts, constants, state, trained, views, masks)[0]
+            return student_lib.student_forward(parts, constants, state, trained, views, noise)[0]
 
         return jax.vjp(forward, state.trained)[1]
 

@@ -33,6 +33,9 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "text.guidance": embeddings.MODES,
     "method.teacher": ("ema", "student"),
     "method.partner": ("batch", "same_image"),
+    "method.strong_views": (1, 2),
+    "method.perturbation": ("feature", "complementary", "none"),
+    "method.dropout_passes": ("none", "first", "all"),
     "method.criterion": ("cross_entropy", "ohem"),
     "method.confidence_mode": ("pixelwise", "pixelratio", "pixelavg"),
     "method.guidance_reduction": ("mean", "mean_valid", "mean_all"),
@@ -134,6 +137,11 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
         )
     if method.perturbation_rate == 1:
         yield "method.perturbation_rate = 1 drops every channel; choose less than 1"
+    if method.perturbation == "complementary" and method.strong_views != 2:
+        yield (
+            f"method.strong_views = {method.strong_views} leaves nothing to complement; set it to 2 for "
+            "method.perturbation = 'complementary'"
+        )
     if model.init == "random" and model.finetune != "all" and model.weights != "random":
         yield (
             f"model.init = 'random' with model.finetune = {model.finetune!r} would freeze weights that "
