@@ -9,38 +9,23 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 from clu import parameter_overview
 from jaxtyping import Array
 
+from semivl_jax import assembly
 from semivl_jax.experiment import Experiment, parameter_bytes
 from semivl_jax.train import step as step_lib
 from semivl_jax.train import student as student_lib
-from semivl_jax.types import Batch, LabelledBatch, PyTree, UnlabelledBatch
+from semivl_jax.types import Batch, PyTree
 from semivl_jax.weights import groups as groups_lib
 
 _GIB = 2**30
 
 
-def abstract_batch(experiment: Experiment) -> Batch:
-    """Shapes and dtypes of one global batch as the pipeline would send it."""
-    b, s = experiment.config.batch, experiment.crop
-    method = experiment.config.method
-    image = jax.ShapeDtypeStruct((b, s, s, 3), jnp.uint8)
-    label = jax.ShapeDtypeStruct((b, s, s), jnp.uint8)
-    unlabelled = UnlabelledBatch(image=image, size=jax.ShapeDtypeStruct((b, 2), jnp.int32))
-    own_partner = method.semi_supervised and method.partner == "same_image"
-    return Batch(
-        labelled=LabelledBatch(image=image, label=label),
-        unlabelled=unlabelled if method.semi_supervised else None,
-        partner=unlabelled if own_partner else None,
-    )
-
-
 def report(experiment: Experiment) -> str:
     """Traces the step and writes down parameters, sizes, cost and length of the run."""
     config, state = experiment.config, experiment.abstract_state()
-    batch = abstract_batch(experiment)
+    batch = assembly.abstract_batch(config)
     step = functools.partial(step_lib.train_step, experiment.parts)
     lowered = jax.jit(step, donate_argnums=1).lower(experiment.constants, state, batch)
     flops = lowered.cost_analysis()["flops"]

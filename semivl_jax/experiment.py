@@ -13,13 +13,11 @@ import math
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax import architecture
+from semivl_jax import architecture, assembly
 from semivl_jax.data import host, published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.catalog import DatasetInfo
@@ -27,14 +25,12 @@ from semivl_jax.data.crops import Geometry
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.language import embeddings, tokenizer
-from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.text import TextTransformer
-from semivl_jax.train import optimizer, sharding
+from semivl_jax.train import sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import Clock
-from semivl_jax.train.recipe import Parts, Recipe
+from semivl_jax.train.recipe import Parts
 from semivl_jax.types import ClassText, PyTree
-from semivl_jax.weights import groups as groups_lib
 from semivl_jax.weights import towers as towers_lib
 from tfds_builders import builders, common
 from tfds_builders.folder_semi import FolderSemi
@@ -77,13 +73,14 @@ class Experiment:
 
     def init_state(self) -> state_lib.TrainState:
         """State before the first step, on the mesh; the tower starts from CLIP where asked for."""
-        create = functools.partial(_create_state, self)
+        create = functools.partial(assembly.create_state, self.parts, self.constants.text)
         shardings = sharding.replicated(self.mesh)
         return jax.jit(create, out_shardings=shardings)(self.clip_params)
 
     def abstract_state(self) -> state_lib.TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
-        shapes = jax.eval_shape(functools.partial(_create_state, self), self.clip_params)
+        create = functools.partial(assembly.create_state, self.parts, self.constants.text)
+        shapes = jax.eval_shape(create, self.clip_params)
         place = sharding.replicated(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
@@ -176,36 +173,21 @@ def build(config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int) -> Ex
     sharding.check_batch(config.batch, mesh)
     clip = towers_lib.load(config.model.weights, config.model.tower)
     total_steps, epoch = training_length(config, images_per_epoch)
-    segmenter = architecture.segmenter(config, num_classes=info.num_classes, clip_sizes=clip.image)
-    guided = config.method.semi_supervised and config.method.guidance
-    tower = architecture.clip_tower(config, clip.image, taps=(clip.image["depth"],))
-    clip_params = towers_lib.resized(clip.image_params, tower.grid)
-    groups = groups_lib.published_groups(
-        finetune=config.model.finetune,
-        backbone_lr=config.optim.backbone_lr,
-        conv_encoder_lr=config.optim.conv_encoder_lr,
-        decoder_lr=config.optim.decoder_lr,
-    )
+    guided = assembly.guided(config)
+    grid = architecture.clip_tower(config, clip.image, taps=(clip.image["depth"],)).grid
+    clip_params = towers_lib.resized(clip.image_params, grid)
     text = functools.partial(_class_text, info=info, clip=clip)
     constants = state_lib.Constants(
         text=text(mode=config.text.decoder),
         guidance_params=clip_params if guided else None,
         guidance_text=text(mode=config.text.guidance) if guided else None,
     )
-    schedule = optimizer.polynomial_schedule(
-        lr=config.optim.lr,
+    parts = assembly.build_parts(
+        config,
+        num_classes=info.num_classes,
+        clip_sizes=clip.image,
+        text=constants.text,
         total_steps=total_steps,
-        power=config.optim.power,
-        warmup_steps=config.optim.warmup_steps,
-    )
-    recipe = Recipe(total_steps=total_steps, seed=config.seed, **config.method)
-    parts = Parts(
-        segmenter=segmenter,
-        optimizer=_optimizer(config, segmenter, constants.text, groups, schedule),
-        recipe=recipe,
-        guidance_tower=tower if guided else None,
-        groups=groups,
-        schedule=schedule,
     )
     return Experiment(
         config=config,
@@ -251,47 +233,6 @@ def _class_text(*, mode: str, info: DatasetInfo, clip: towers_lib.Clip) -> Class
         return np.asarray(jax.jit(tower.apply)({"params": clip.text_params}, ids))
 
     return embeddings.class_text(info, mode=mode, embed=embed)
-
-
-def _init_variables(segmenter: Segmenter, text: ClassText, seed: int) -> PyTree:
-    image = jnp.zeros((1, segmenter.crop, segmenter.crop, 3))
-    # "rbg" compiles to far less code than the default generator, once per leaf.
-    variables = segmenter.init(jax.random.key(seed, impl="rbg"), image, text)
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-
-
-def _optimizer(
-    config: ConfigDict,
-    segmenter: Segmenter,
-    text: ClassText,
-    groups: tuple[groups_lib.Group, ...],
-    schedule: optax.Schedule,
-) -> optax.GradientTransformation:
-    shapes = jax.eval_shape(lambda: _init_variables(segmenter, text, config.seed))
-    trained, _ = groups_lib.partition(shapes["params"], groups)
-    return optimizer.build(
-        trained,
-        groups,
-        schedule,
-        name=config.optim.name,
-        weight_decay=config.optim.weight_decay,
-    )
-
-
-def _create_state(experiment: Experiment, clip_params: PyTree | None) -> state_lib.TrainState:
-    parts = experiment.parts
-    variables = _init_variables(parts.segmenter, experiment.constants.text, experiment.config.seed)
-    params = dict(variables["params"])
-    if clip_params is not None:
-        params["backbone"] = clip_params
-    trained, frozen = groups_lib.partition(params, parts.groups)
-    return state_lib.create(
-        trained,
-        frozen,
-        variables["batch_stats"],
-        parts.optimizer,
-        ema=parts.recipe.semi_supervised and parts.recipe.teacher == "ema",
-    )
 
 
 def parameter_bytes(tree: PyTree) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from semivl_jax import check, experiment
+from semivl_jax import assembly, experiment
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.train import loop, sharding
 from semivl_jax.train import step as step_lib
@@ -189,7 +189,8 @@ def decoded_in_training(**fields):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "decode", counting)
         step = functools.partial(step_lib.train_step, built.parts)
-        jax.eval_shape(step, built.constants, built.abstract_state(), check.abstract_batch(built))
+        batch = assembly.abstract_batch(built.config)
+        jax.eval_shape(step, built.constants, built.abstract_state(), batch)
     teachers = [count for count, train in seen if not train]
     assert max(teachers, default=0) <= built.config.batch
     return [count // built.config.batch for count, train in seen if train]
