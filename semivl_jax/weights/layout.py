@@ -104,6 +104,13 @@ def attention(pattern: str, path: str, *, num_heads: int) -> tuple[Rule, ...]:
     )
 
 
+def below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The tensors whose names begin with `prefix`, their names without it."""
+    return {
+        name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)
+    }
+
+
 def convert(state: Mapping[str, np.ndarray], rules: Iterable[Rule], *, source: str) -> PyTree:
     """State dict -> nested dict by the first rule that matches each name.
 
