@@ -29,17 +29,25 @@ def guided(config: ConfigDict) -> bool:
     return config.method.semi_supervised and config.method.guidance
 
 
+def base_lr(config: ConfigDict) -> float:
+    """Learning rate before the multipliers of the groups, after the rule for other batch sizes."""
+    share = config.batch / config.optim.published_batch
+    return config.optim.lr * (share if config.optim.lr_scaling == "linear" else 1.0)
+
+
 def build_parts(
     config: ConfigDict,
     *,
     num_classes: int,
     clip_sizes: dict[str, Any],
-    text: ClassText,
+    text: ClassText | None,
     total_steps: int,
 ) -> Parts:
-    """Model, optimiser and recipe of a training of so many steps; `text` describes the classes."""
+    """Model, optimiser and recipe of a training of so many steps.
+
+    `text` describes the classes; None where nothing reads words.
+    """
     segmenter = architecture.segmenter(config, num_classes=num_classes, clip_sizes=clip_sizes)
-    tower = architecture.clip_tower(config, clip_sizes, taps=(clip_sizes["depth"],))
     groups = groups_lib.published_groups(
         finetune=config.model.finetune,
         backbone_lr=config.optim.backbone_lr,
@@ -47,7 +55,7 @@ def build_parts(
         decoder_lr=config.optim.decoder_lr,
     )
     schedule = optimizer.polynomial_schedule(
-        lr=config.optim.lr,
+        lr=base_lr(config),
         total_steps=total_steps,
         power=config.optim.power,
         warmup_steps=config.optim.warmup_steps,
@@ -56,13 +64,15 @@ def build_parts(
         segmenter=segmenter,
         optimizer=_optimizer(config, segmenter, text, groups, schedule),
         recipe=Recipe(total_steps=total_steps, seed=config.seed, **config.method),
-        guidance_tower=tower if guided(config) else None,
+        guidance_tower=architecture.guidance_tower(config, clip_sizes) if guided(config) else None,
         groups=groups,
         schedule=schedule,
     )
 
 
-def create_state(parts: Parts, text: ClassText, clip_params: PyTree | None) -> state_lib.TrainState:
+def create_state(
+    parts: Parts, text: ClassText | None, clip_params: PyTree | None
+) -> state_lib.TrainState:
     """State before the first step; the tower starts from `clip_params` where they are given."""
     variables = _init_variables(parts.segmenter, text, parts.recipe.seed)
     params = dict(variables["params"])
@@ -92,7 +102,7 @@ def abstract_batch(config: ConfigDict) -> Batch:
     )
 
 
-def _init_variables(segmenter: Segmenter, text: ClassText, seed: int) -> PyTree:
+def _init_variables(segmenter: Segmenter, text: ClassText | None, seed: int) -> PyTree:
     image = jnp.zeros((1, segmenter.crop, segmenter.crop, 3))
     # "rbg" compiles to far less code than the default generator, once per leaf.
     variables = segmenter.init(jax.random.key(seed, impl="rbg"), image, text)
@@ -102,7 +112,7 @@ def _init_variables(segmenter: Segmenter, text: ClassText, seed: int) -> PyTree:
 def _optimizer(
     config: ConfigDict,
     segmenter: Segmenter,
-    text: ClassText,
+    text: ClassText | None,
     groups: tuple[groups_lib.Group, ...],
     schedule: optax.Schedule,
 ) -> optax.GradientTransformation:

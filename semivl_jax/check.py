@@ -1,6 +1,6 @@
 """The whole step with shapes only: what a run would take, before anyone pays for it.
 
-Nothing is computed and no weights are needed beyond what the configuration names; the step is traced
+Nothing is computed, and neither the weights nor a public data set has to be there; the step is traced
 with abstract arrays, so a wrong shape anywhere fails here as it would in training.
 """
 
@@ -31,7 +31,10 @@ def report(experiment: Experiment) -> str:
     flops = lowered.cost_analysis()["flops"]
     params = groups_lib.merge(state.trained, state.frozen)
     table = groups_lib.parameter_table(
-        params, experiment.parts.groups, lr=config.optim.lr, decay=config.optim.weight_decay
+        params,
+        experiment.parts.groups,
+        lr=assembly.base_lr(config),
+        decay=config.optim.weight_decay,
     )
     on_every_device = {
         "parameters": parameter_bytes(params),
@@ -59,6 +62,8 @@ def report(experiment: Experiment) -> str:
         f"{flops / 1e9:,.1f} GFLOP per step (counted by XLA before optimisation), "
         f"{length:,} steps of {images} images, "
         f"{len(experiment.clock.evaluation_steps | {length})} evaluations",
+        f"learning rate {assembly.base_lr(config):g} (published: {config.optim.lr:g} at batch "
+        f"{config.optim.published_batch}; optim.lr_scaling = {config.optim.lr_scaling})",
         f"{devices} device(s): {experiment.mesh.devices.flat[0].device_kind}",
     ]
     return "\n".join(lines)
@@ -76,10 +81,10 @@ def _residual_bytes(experiment: Experiment, state: PyTree, batch: Batch) -> int:
     parts = experiment.parts
 
     def residuals(constants: PyTree, state: PyTree, batch: Batch) -> PyTree:
-        views, masks = step_lib.draw(parts, state, batch)
+        views, noise = step_lib.draw(parts, state, batch)
 
         def forward(trained: PyTree) -> Array:
-            return student_lib.student_forward(parts, constants, state, trained, views, masks)[0]
+            return student_lib.student_forward(parts, constants, state, trained, views, noise)[0]
 
         return jax.vjp(forward, state.trained)[1]
 

@@ -83,8 +83,18 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path) -> None:
     """Goes through the whole step with shapes only and prints what the run would take."""
     del workdir
-    _, experiment = _open(config)
-    print(check_lib.report(experiment))
+    print(check_lib.report(outlined(config)))
+
+
+def outlined(config: ConfigDict) -> Experiment:
+    """The parts of a run for tracing; of public data sets and weights only facts are needed."""
+    facts = experiment_lib.published_facts(config)
+    if facts is None:
+        return _open(config)[1]
+    validate(config)
+    _set_up_jax(config)
+    info, images = facts
+    return experiment_lib.build(config, info, images_per_epoch=images, outline=True)
 
 
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
