@@ -68,3 +68,12 @@ def damaged(path: str | os.PathLike[str], reason: object) -> ValueError:
     """The error for a file that a library cannot read, whatever it raised; `reason` may be that."""
     words = next(iter(str(reason).splitlines()), "") or type(reason).__name__
     return ValueError(f"{path} cannot be read ({words}); it is damaged or cut off, fetch it again")
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The table of texts alone; empty where the file is not readable."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
