@@ -59,7 +59,7 @@ class Mlp(nn.Module):
         return nn.Dense(channels, kernel_init=init, dtype=self.dtype, name="Dense_1")(x)
 
 
-def layer_norm(name: str, *, eps: float, dtype: DTypeLike) -> nn.LayerNorm:
+def layer_norm(name: str | None, *, eps: float, dtype: DTypeLike) -> nn.LayerNorm:
     """LayerNorm over channels; the variance from differences, not from E[x²] − E[x]²."""
     return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
 
