@@ -32,7 +32,7 @@ from semivl_jax.types import ClassText, Features
 
 _PROMPT_EPS = 1e-6
 _CLIP_EPS = 1e-5
-_TRUNCATED = nn.initializers.truncated_normal(0.02)
+_NORMAL = nn.initializers.normal(0.02)
 
 
 class Prompts(nn.Module):
@@ -220,14 +220,14 @@ class MaskAttention(nn.Module):
         width = query.shape[-1]
         split = (self.num_heads, width // self.num_heads)
         q, k, v = (
-            nn.DenseGeneral(split, kernel_init=_TRUNCATED, dtype=self.dtype, name=name)(x)
+            nn.DenseGeneral(split, kernel_init=_NORMAL, dtype=self.dtype, name=name)(x)
             for name, x in (("query", query), ("key", patches), ("value", patches))
         )
         scores = jnp.einsum("bkhd,bthd->bhkt", q, k, preferred_element_type=jnp.float32)
         scores = scores * split[1] ** -0.5
         mixed = jnp.einsum("bhkt,bthd->bkhd", jax.nn.softmax(scores).astype(self.dtype), v)
         out = nn.DenseGeneral(
-            width, axis=(-2, -1), kernel_init=_TRUNCATED, dtype=self.dtype, name="out"
+            width, axis=(-2, -1), kernel_init=_NORMAL, dtype=self.dtype, name="out"
         )
         return out(mixed), scores.mean(axis=1)
 
@@ -246,7 +246,7 @@ class MaskLayer(nn.Module):
         """(next queries, masks)."""
 
         def dense(name: str, width: int, x: Array) -> Array:
-            return nn.Dense(width, kernel_init=_TRUNCATED, dtype=self.dtype, name=name)(x)
+            return nn.Dense(width, kernel_init=_NORMAL, dtype=self.dtype, name=name)(x)
 
         attend = MaskAttention(self.num_heads, dtype=self.dtype, name="attention")
         mixed, masks = attend(query, patches)
@@ -282,7 +282,7 @@ class MaskDecoder(nn.Module):
         batch, rows, cols, width = dense.shape
         words = jnp.broadcast_to(embeddings[None], (batch, *embeddings.shape))
         descriptor = jnp.concatenate([features.pooled[:, None] * words, words], axis=-1)
-        query = nn.Dense(width, kernel_init=_TRUNCATED, dtype=self.dtype, name="query_projection")(
+        query = nn.Dense(width, kernel_init=_NORMAL, dtype=self.dtype, name="query_projection")(
             descriptor.astype(self.dtype)
         )
         patches = dense.reshape(batch, rows * cols, width).astype(self.dtype)

@@ -12,7 +12,7 @@ from semivl_jax.weights.tree import check, flatten
 from semivl_jax.weights.zegclip import import_zegclip
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.golden_models import class_text
-from tests.models.drawn import drawn
+from tests.models.drawn import assert_same_distributions, drawn, fresh_statistics, numbered
 
 TOLERANCE = 1e-5
 
@@ -110,6 +110,18 @@ def test_published_names_cover_the_model(golden):
     image = jnp.zeros((1, model.crop, model.crop, 3))
     shapes = jax.eval_shape(model.init, jax.random.key(0), image, class_text(golden["in/text"]))
     check(golden_params(golden), shapes, source="zegclip.npz")
+
+
+@pytest.mark.golden
+def test_a_fresh_decoder_is_drawn_as_published():
+    shapes, stats = fresh_statistics("decode_head.", having="q_proj.weight")
+    rows = {f"decode_head.{name}": array for name, array in numbered(shapes).items()}
+    rows = import_zegclip(rows, backbone_heads=1, decoder_heads=8)["params"]["decoder"]
+    features = Features(maps=(jnp.zeros((1, 2, 2, 64)),), pooled=jnp.zeros((1, 64)))
+    key = jax.random.key(0, impl="rbg")  # compiles faster than the default
+    text = class_text(np.zeros((3, 64), np.float32))
+    params = jax.jit(MaskDecoder().init)(key, features, text)["params"]
+    assert_same_distributions(params, stats, rows)
 
 
 def published():
