@@ -91,7 +91,7 @@ def from_openai(
     }
     trained = {"quick_gelu": True, "eps": 1e-5}
     rules = (
-        *placed(_image_rules(image["num_heads"]), prefix="visual.", branch="image"),
+        *placed(vision_rules(image["num_heads"]), prefix="visual.", branch="image"),
         *placed(_text_rules(text["num_heads"]), prefix="", branch="text"),
     )
     sizes = {"image": image | (trained if as_trained else {}), "text": text}
@@ -152,7 +152,7 @@ def import_vision(
 ) -> PyTree:
     """Parameters of OpenAI's image tower, float32, the position table resized to `tower.grid`."""
     visual = {name: np.float32(a) for name, a in state.items() if name.startswith("visual.")}
-    rules = placed(_image_rules(tower.num_heads), prefix="visual.", branch="image")
+    rules = placed(vision_rules(tower.num_heads), prefix="visual.", branch="image")
     translation = translate(visual, rules, source=source)
     params = translation.tree.get("image", {})
     if "pos_embedding" in params:
@@ -246,7 +246,8 @@ def _facts(config: Mapping[str, Any], part: str, source: str) -> dict[str, Any]:
     return {"heads": heads, "trained": {"quick_gelu": _ACTIVATIONS[activation], "eps": eps}}
 
 
-def _image_rules(heads: int) -> tuple[Rule, ...]:
+def vision_rules(heads: int) -> tuple[Rule, ...]:
+    """How the names and layouts of OpenAI's image tower become ours."""
     return (
         Rule("class_embedding", "cls", _first_axes(2)),
         Rule("positional_embedding", "pos_embedding", _first_axes(1)),

@@ -36,6 +36,11 @@ def conv(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
 
 
+def upsample(weight: np.ndarray) -> np.ndarray:
+    """ConvTranspose2d (in, out, f, f) with stride f -> Upsample kernel (f, f, in, out)."""
+    return np.ascontiguousarray(weight.transpose(2, 3, 0, 1))
+
+
 def conv_1x1_as_linear(weight: np.ndarray) -> np.ndarray:
     """Conv2d (out, in, 1, 1) that acts on single pixels -> Dense kernel (in, out)."""
     if weight.shape[2:] != (1, 1):
@@ -43,23 +48,29 @@ def conv_1x1_as_linear(weight: np.ndarray) -> np.ndarray:
     return linear(weight[:, :, 0, 0])
 
 
+def attention_in(num_heads: int) -> Layout:
+    """Fused q, k, v projection -> {"query", "key", "value"}.
+
+    Weight (3c, c) -> kernels (c, heads, c / heads); bias (3c,) -> biases (heads, c / heads).
+    """
+    one = heads_in(num_heads)
+    return lambda array: {
+        name: one(part)
+        for name, part in zip(("query", "key", "value"), np.split(array, 3), strict=True)
+    }
+
+
 def heads_in(num_heads: int) -> Layout:
-    """Query, key or value projection: weight (c, c) -> kernel (c, heads, c / heads), bias likewise."""
+    """One of the projections into heads.
+
+    Weight (c, d) -> kernel (d, heads, c / heads); bias (c,) -> bias (heads, c / heads).
+    """
 
     def split(array: np.ndarray) -> np.ndarray:
         heads = array.reshape(num_heads, -1, *array.shape[1:])
         return heads if array.ndim == 1 else np.ascontiguousarray(np.moveaxis(heads, -1, 0))
 
     return split
-
-
-def attention_in(num_heads: int) -> Layout:
-    """Fused q, k, v projection -> {"query", "key", "value"}.
-
-    Weight (3c, c) -> kernels (c, heads, c / heads); bias (3c,) -> biases (heads, c / heads).
-    """
-    part, names = heads_in(num_heads), ("query", "key", "value")
-    return lambda array: dict(zip(names, map(part, np.split(array, 3)), strict=True))
 
 
 def attention_out(num_heads: int) -> Layout:
