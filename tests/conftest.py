@@ -24,6 +24,7 @@ ROOMS = ("models", "augment", "data", "language", "weights", "evaluation", "expe
 TRAIN = (
     "losses",
     "noise",
+    "mask_losses",
     "pseudo",
     "teacher",
     "optimizer",

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from semivl_jax.models.layers import ConvNorm
+from semivl_jax.models.transformer import check_taps
 from semivl_jax.types import Features
 
 EXPANSION = 4
@@ -132,10 +133,7 @@ class ResNet(nn.Module):
                 f"blocks={self.blocks}, channels={self.channels} and dilated={self.dilated} do not "
                 "describe the same stages: give one of each per stage, dilated none for the first"
             )
-        if not self.taps or any(tap not in range(stages) for tap in self.taps):
-            raise ValueError(f"taps={self.taps}: name one or more of the stages 0 … {stages - 1}")
-        if list(self.taps) != sorted(set(self.taps)):
-            raise ValueError(f"taps={self.taps} must ascend without repetition")
+        check_taps(self.taps, last=stages - 1, meaning="the last stage")
 
 
 class ResNetV1c(nn.Module):

@@ -28,21 +28,12 @@ def import_vision(
     state: Mapping[str, np.ndarray], tower: VisionTransformer, *, source: str = "the CLIP weights"
 ) -> PyTree:
     """Parameters of the image tower, its position table resized to `tower.grid`."""
-    rules = (
-        Rule("class_embedding", "cls", lambda row: row[None, None]),
-        Rule("positional_embedding", "pos_embedding", lambda table: table[None]),
-        Rule(r"conv1\.weight", "embedding/kernel", conv),
-        *norm("ln_pre", "pre_norm"),
-        *_block_rules(tower.num_heads),
-        *norm("ln_post", "Transformer/encoder_norm"),
-        Rule("proj", "projection/kernel"),
-    )
     visual = {
         name.removeprefix("visual."): array
         for name, array in state.items()
         if name.startswith("visual.")
     }
-    params = _convert(visual, rules, source)
+    params = _convert(visual, vision_rules(tower.num_heads), source)
     if "pos_embedding" in params:
         stored = square_grid(params["pos_embedding"].shape[1], source=source)
         params["pos_embedding"] = resize_table(params["pos_embedding"], stored, tower.grid)
@@ -70,6 +61,19 @@ def import_text(
     params = _convert(textual, rules, source)
     check(params, _shapes(tower, jnp.zeros((1, tower.context_length), jnp.int32)), source=source)
     return params
+
+
+def vision_rules(num_heads: int) -> tuple[Rule, ...]:
+    """How the names and layouts of CLIP's image tower become ours."""
+    return (
+        Rule("class_embedding", "cls", lambda row: row[None, None]),
+        Rule("positional_embedding", "pos_embedding", lambda table: table[None]),
+        Rule(r"conv1\.weight", "embedding/kernel", conv),
+        *norm("ln_pre", "pre_norm"),
+        *_block_rules(num_heads),
+        *norm("ln_post", "Transformer/encoder_norm"),
+        Rule("proj", "projection/kernel"),
+    )
 
 
 def _block_rules(num_heads: int) -> tuple[Rule, ...]:

@@ -46,14 +46,22 @@ def attention_in(num_heads: int) -> Layout:
     Weight (3c, c) -> kernels (c, heads, c / heads); bias (3c,) -> biases (heads, c / heads).
     """
 
-    def split(array: np.ndarray) -> dict[str, np.ndarray]:
-        parts = np.split(array, 3)
-        heads = [part.reshape(num_heads, -1, *part.shape[1:]) for part in parts]
-        names = ("query", "key", "value")
-        if array.ndim == 1:
-            return dict(zip(names, heads, strict=True))
-        kernels = [np.ascontiguousarray(np.moveaxis(part, -1, 0)) for part in heads]
-        return dict(zip(names, kernels, strict=True))
+    one = heads_in(num_heads)
+    return lambda array: {
+        name: one(part)
+        for name, part in zip(("query", "key", "value"), np.split(array, 3), strict=True)
+    }
+
+
+def heads_in(num_heads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """One of the projections into heads.
+
+    Weight (c, d) -> kernel (d, heads, c / heads); bias (c,) -> bias (heads, c / heads).
+    """
+
+    def split(array: np.ndarray) -> np.ndarray:
+        heads = array.reshape(num_heads, -1, *array.shape[1:])
+        return heads if array.ndim == 1 else np.ascontiguousarray(np.moveaxis(heads, -1, 0))
 
     return split
 

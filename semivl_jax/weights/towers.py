@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from semivl_jax.models.position import Grid, resize_table, square_grid
+from semivl_jax.models.position import Grid, Resizing, resize_table, square_grid
 from semivl_jax.models.text import TextTransformer
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import PyTree
@@ -104,11 +104,11 @@ def load(weights: str | os.PathLike[str], tower: str) -> Clip:
     return _load_openai(path, tree, _known(tower))
 
 
-def resized(image_params: PyTree, grid: Grid) -> PyTree:
+def resized(image_params: PyTree, grid: Grid, *, resizing: Resizing = "bicubic") -> PyTree:
     """The image tower's parameters with its position table for another grid."""
     table = image_params["pos_embedding"]
     stored = square_grid(table.shape[1], source="the image tower")
-    return {**image_params, "pos_embedding": resize_table(table, stored, grid)}
+    return {**image_params, "pos_embedding": resize_table(table, stored, grid, resizing=resizing)}
 
 
 def save(

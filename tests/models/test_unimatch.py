@@ -183,7 +183,7 @@ def test_another_stem_is_named():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"taps": (0, 4)}, r"taps=\(0, 4\): name one or more of the stages 0 … 3"),
+        ({"taps": (0, 4)}, r"taps=\(0, 4\): name one or more of 0 … the last stage=3"),
         ({"taps": (3, 0)}, "must ascend"),
         ({"dilated": (True,)}, "do not describe the same stages"),
     ],
