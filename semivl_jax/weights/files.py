@@ -32,7 +32,9 @@ SEGMENTER = "semivl_jax segmenter"
 """Encoder and decoder: a whole model."""
 
 _PARTS = {CLIP: ("image", "text", "logit_scale"), BACKBONE: ("params",), SEGMENTER: ("params",)}
-_USES = {CLIP: "model.weights", BACKBONE: "model.backbone_weights", SEGMENTER: "model.checkpoint"}
+USES = {CLIP: "model.weights", BACKBONE: "model.backbone_weights", SEGMENTER: "model.checkpoint"}
+"""The configuration key that takes a file of the format."""
+
 _FIELDS = ("format", "kind", "sizes")
 
 
@@ -74,7 +76,7 @@ def parse(
     found = metadata.get("format", "")
     if found != expect:
         raise ValueError(
-            f"{path} {_what(found)}, but {_USES[expect]} takes {expect!r}; {_hint(found)}"
+            f"{path} {_what(found)}, but {USES[expect]} takes {expect!r}; {_hint(found)}"
         )
     try:
         sizes = json.loads(metadata.get("sizes", "{}"))
@@ -101,8 +103,8 @@ def _what(found: str) -> str:
 
 
 def _hint(found: str) -> str:
-    if found in _USES:
-        return f"name it in {_USES[found]}"
+    if found in USES:
+        return f"name it in {USES[found]}"
     return "make one with python -m semivl_jax.convert"
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 
 from semivl_jax.types import PyTree
@@ -37,7 +38,19 @@ def conv(weight: np.ndarray) -> np.ndarray:
 
 def conv_1x1_as_linear(weight: np.ndarray) -> np.ndarray:
     """Conv2d (out, in, 1, 1) that acts on single pixels -> Dense kernel (in, out)."""
+    if weight.shape[2:] != (1, 1):
+        raise ValueError(f"a convolution of shape {weight.shape} is not pointwise")
     return linear(weight[:, :, 0, 0])
+
+
+def heads_in(num_heads: int) -> Layout:
+    """Query, key or value projection: weight (c, c) -> kernel (c, heads, c / heads), bias likewise."""
+
+    def split(array: np.ndarray) -> np.ndarray:
+        heads = array.reshape(num_heads, -1, *array.shape[1:])
+        return heads if array.ndim == 1 else np.ascontiguousarray(np.moveaxis(heads, -1, 0))
+
+    return split
 
 
 def attention_in(num_heads: int) -> Layout:
@@ -45,25 +58,8 @@ def attention_in(num_heads: int) -> Layout:
 
     Weight (3c, c) -> kernels (c, heads, c / heads); bias (3c,) -> biases (heads, c / heads).
     """
-
-    one = heads_in(num_heads)
-    return lambda array: {
-        name: one(part)
-        for name, part in zip(("query", "key", "value"), np.split(array, 3), strict=True)
-    }
-
-
-def heads_in(num_heads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """One of the projections into heads.
-
-    Weight (c, d) -> kernel (d, heads, c / heads); bias (c,) -> bias (heads, c / heads).
-    """
-
-    def split(array: np.ndarray) -> np.ndarray:
-        heads = array.reshape(num_heads, -1, *array.shape[1:])
-        return heads if array.ndim == 1 else np.ascontiguousarray(np.moveaxis(heads, -1, 0))
-
-    return split
+    part, names = heads_in(num_heads), ("query", "key", "value")
+    return lambda array: dict(zip(names, map(part, np.split(array, 3)), strict=True))
 
 
 def attention_out(num_heads: int) -> Layout:
@@ -112,6 +108,25 @@ def attention(pattern: str, path: str, *, num_heads: int) -> tuple[Rule, ...]:
     )
 
 
+def separate_attention(pattern: str, path: str, *, num_heads: int) -> tuple[Rule, ...]:
+    """Rules for q_proj, k_proj, v_proj and out_proj -> Linen's MultiHeadDotProductAttention."""
+    parts = (("q", "query"), ("k", "key"), ("v", "value"))
+    return (
+        *(
+            rule
+            for old, new in parts
+            for rule in (
+                Rule(
+                    rf"{pattern}\.{old}_proj\.weight", f"{path}/{new}/kernel", heads_in(num_heads)
+                ),
+                Rule(rf"{pattern}\.{old}_proj\.bias", f"{path}/{new}/bias", heads_in(num_heads)),
+            )
+        ),
+        Rule(rf"{pattern}\.out_proj\.weight", rf"{path}/out/kernel", attention_out(num_heads)),
+        Rule(rf"{pattern}\.out_proj\.bias", rf"{path}/out/bias"),
+    )
+
+
 def below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The tensors whose names begin with `prefix`, their names without it."""
     return {
@@ -138,14 +153,11 @@ class Translation:
         `like` holds arrays or `jax.ShapeDtypeStruct`s. Tensors are listed under their published names.
         """
         have, want = flatten(self.tree), flatten(like)
-        misshapen = {
-            self.origin[
-                path
-            ]: f"{self.origin[path]} makes {path} {tuple(have[path].shape)} instead of "
-            f"{tuple(leaf.shape)}"
+        misshapen = [
+            f"{self.origin[path]} ({path}: {tuple(have[path].shape)} instead of {tuple(leaf.shape)})"
             for path, leaf in want.items()
             if path in have and tuple(have[path].shape) != tuple(leaf.shape)
-        }
+        ]
         raise_problems(
             source,
             {
@@ -153,9 +165,27 @@ class Translation:
                     published_name(path, self.rules) for path in want if path not in have
                 ),
                 "unexpected": _unique(self.origin[path] for path in have if path not in want),
-                "of another shape": list(misshapen.values()),
+                "of another shape": misshapen,
             },
         )
+
+
+def placed(rules: Iterable[Rule], *, prefix: str, branch: str) -> tuple[Rule, ...]:
+    """The rules for names that begin with `prefix`, their arrays below `branch`.
+
+    Paths in a collection ("params", "batch_stats") stay in it: "params/x" becomes "params/branch/x".
+    """
+
+    def below_branch(path: str | None) -> str | None:
+        if path is None:
+            return None
+        collection, _, rest = path.partition("/")
+        if collection in ("params", "batch_stats"):
+            return f"{collection}/{branch}/{rest}"
+        return f"{branch}/{path}"
+
+    start = re.escape(prefix)
+    return tuple(Rule(start + r.pattern, below_branch(r.path), r.layout) for r in rules)
 
 
 def translate(
@@ -164,14 +194,14 @@ def translate(
     """Every tensor by the first rule that matches its name.
 
     Raises:
-      ValueError: names that no rule knows and tensors whose number of axes no layout fits, all of them;
-        `source` says where they stood.
+      ValueError: names that no rule knows, tensors whose axes do not fit their layout, tensors that mean
+        the same as another, all of them; `source` says where they stood.
     """
     rules = tuple(rules)
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     flat: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
-    unknown, misshapen = [], []
+    unknown, misshapen, twice, odd = [], [], [], []
     for name, array in state.items():
         matches = ((pattern.fullmatch(name), rule) for pattern, rule in compiled)
         found = next(((match, rule) for match, rule in matches if match), None)
@@ -179,6 +209,8 @@ def translate(
             unknown.append(name)
         elif found[1].path is not None:
             match, rule = found
+            if not jnp.issubdtype(np.asarray(array).dtype, jnp.floating):
+                odd.append(f"{name} {np.asarray(array).dtype}")
             try:
                 arrays = rule.layout(np.asarray(array))
             except (ValueError, IndexError):
@@ -187,10 +219,17 @@ def translate(
             named = arrays if isinstance(arrays, dict) else {"*": arrays}
             for part, value in named.items():
                 path = match.expand(rule.path).replace("*", part)
+                if path in flat:
+                    twice.append(f"{name} and {origin[path]}")
                 flat[path], origin[path] = value, name
-    if unknown or misshapen:
-        found_problems = {"tensors of unknown name": unknown, "tensors of an odd shape": misshapen}
-        texts = [f"{what}: {listed(names)}" for what, names in found_problems.items() if names]
+    kinds = {
+        "of unknown name": unknown,
+        "of an odd shape": misshapen,
+        "of one meaning": twice,
+        "that are no floating-point numbers": odd,
+    }
+    texts = [f"tensors {kind}: {listed(names)}" for kind, names in kinds.items() if names]
+    if texts:
         raise ValueError(f"{source} has {'; '.join(texts)}")
     return Translation(unflatten(flat), origin, rules)
 
@@ -231,6 +270,21 @@ def count(state: Mapping[str, np.ndarray], pattern: str) -> int:
     """How many different numbers stand in the group of `pattern`, which begins a name: blocks, layers."""
     found = (re.match(pattern, name) for name in state)
     return len({match[1] for match in found if match})
+
+
+def num_heads(width: int, told: int | None, option: str, *, source: str) -> int:
+    """Attention heads of a layer of so many channels: as told by the option, else of 64 channels each.
+
+    ValueError where that does not divide the width.
+    """
+    heads = told or width // 64
+    if heads < 1 or width % heads or not (told or width % 64 == 0):
+        wrong = f"{told} heads do not divide" if told else "heads of 64 channels do not divide"
+        raise ValueError(
+            f"{source}: {wrong} the width {width}, and the weights do not say how many there are; give "
+            f"--{option}"
+        )
+    return heads
 
 
 def _unique(names: Iterable[str]) -> list[str]:
