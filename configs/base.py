@@ -110,6 +110,7 @@ def _text() -> ConfigDict:
     text = ConfigDict()
     text.decoder = "name"  # what describes a class: name, concept or concept_average (METHOD 2)
     text.guidance = "concept"
+    text.cache = "~/.cache/semivl_jax/text"  # embeddings are kept here; empty: made anew every time
     return text
 
 

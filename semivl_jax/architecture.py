@@ -6,6 +6,9 @@ run always find the model that they belong to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
@@ -15,6 +18,7 @@ from semivl_jax.models.resnet import ResNet, ResNetV1c
 from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
+from semivl_jax.types import ClassText, PyTree
 
 RESNET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
@@ -80,6 +84,27 @@ def guidance_tower(config: ConfigDict, clip_sizes: dict[str, int]) -> VisionTran
     """The frozen tower that labels unlabelled images: only the dense embedding."""
     depth, side = clip_sizes["depth"], config.model.guidance_grid
     return clip_tower(config, clip_sizes, taps=(depth,), side=side)
+
+
+def window_network(
+    segmenter: Segmenter, text: ClassText | None
+) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """(variables, normalised windows [w, h, w', 3]) -> logits of the crop's square [w, crop, crop, n]."""
+
+    def apply(variables: PyTree, images: jax.Array) -> jax.Array:
+        features = segmenter.apply(variables, images, method="encode")
+        return segmenter.apply(variables, features, text, method="decode")
+
+    return apply
+
+
+def padding_patch(segmenter: Segmenter) -> int | None:
+    """Whole patches that the host may fill a window up to, or None where that would change its logits.
+
+    The tower itself pads with zeros (METHOD 1.1), before which an image is renormalised or convolved.
+    """
+    plain = segmenter.conv_encoder is None and not segmenter.renormalize
+    return segmenter.backbone.patch_size if plain else None
 
 
 def _taps(config: ConfigDict, depth: int) -> tuple[int, ...]:

@@ -18,15 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax import architecture, assembly
+from semivl_jax import architecture, assembly, words
 from semivl_jax.data import host, published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.data.crops import Geometry
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
-from semivl_jax.language import embeddings, names, tokenizer
-from semivl_jax.models.text import TextTransformer
+from semivl_jax.language import embeddings, names
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.train import sharding
 from semivl_jax.train import state as state_lib
@@ -59,7 +58,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything a run needs, built from one configuration."""
+    """Everything a run needs, built from one configuration; `clip_sizes` are the image tower's."""
 
     config: ConfigDict
     info: DatasetInfo
@@ -68,6 +67,8 @@ class Experiment:
     constants: state_lib.Constants
     clock: Clock
     clip_params: PyTree | None
+    clip_sizes: dict[str, Any]
+    text_tower: words.TextTower | None
 
     @property
     def crop(self) -> int:
@@ -116,20 +117,12 @@ class Experiment:
     def evaluator(self) -> Evaluator:
         """Sliding-window evaluation of given variables."""
         settings = self.config.evaluation
-        segmenter, text = self.parts.segmenter, self.constants.text
-
-        def apply(variables: PyTree, images: jax.Array) -> jax.Array:
-            features = segmenter.apply(variables, images, method="encode")
-            return segmenter.apply(variables, features, text, method="decode")
-
-        # Padding a window to whole patches on the host must not change its logits (METHOD 1.1).
-        padded = segmenter.conv_encoder is None and not segmenter.renormalize
         resize = functools.partial(host.resize_short_side, short=settings.short_side)
         return Evaluator(
-            apply,
+            architecture.window_network(self.parts.segmenter, self.constants.text),
             num_classes=self.info.num_classes,
             crop=self.crop,
-            patch_size=segmenter.backbone.patch_size if padded else None,
+            patch_size=architecture.padding_patch(self.parts.segmenter),
             mode=settings.mode,
             stride=settings.stride,
             window_batch=settings.window_batch,
@@ -198,14 +191,14 @@ def build(
     mesh = sharding.make_mesh()
     sharding.check_batch(config.batch, mesh)
     total_steps, epoch = training_length(config, images_per_epoch)
-    constants, clip_sizes, clip_params = state_lib.Constants(text=None), {}, None
+    clip = _ClipParts(constants=state_lib.Constants(text=None))
     if architecture.needs_clip(config):
-        constants, clip_sizes, clip_params = _clip_parts(config, info, mesh, outline=outline)
+        clip = _clip_parts(config, info, mesh, outline=outline)
     parts = assembly.build_parts(
         config,
         num_classes=info.num_classes,
-        clip_sizes=clip_sizes,
-        text=constants.text,
+        clip_sizes=clip.sizes,
+        text=clip.constants.text,
         total_steps=total_steps,
     )
     return Experiment(
@@ -213,29 +206,44 @@ def build(
         info=info,
         mesh=mesh,
         parts=parts,
-        constants=constants,
+        constants=clip.constants,
         clock=_clock(config, total_steps, epoch),
-        clip_params=clip_params,
+        clip_params=clip.start,
+        clip_sizes=clip.sizes,
+        text_tower=clip.text_tower,
     )
 
 
-def _clip_parts(
-    config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: bool
-) -> tuple[state_lib.Constants, dict[str, Any], PyTree | None]:
-    """What the step reads of CLIP, sizes of its image tower, and what a trained tower starts from."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ClipParts:
+    """What a run takes from CLIP: `start` is what the trained tower begins with."""
+
+    constants: state_lib.Constants
+    sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    start: PyTree | None = None
+    text_tower: words.TextTower | None = None
+
+
+def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: bool) -> _ClipParts:
     absent = outline and config.model.weights not in ("demo", "random")
     if absent:
         clip = outline_lib.clip_outline(config.model.tower)
     else:
         clip = towers_lib.load(config.model.weights, config.model.tower)
+    tower = None if absent else words.TextTower.of(clip)
 
-    def params(tower: VisionTransformer) -> PyTree:
+    def params(vision: VisionTransformer) -> PyTree:
         if absent:
-            return outline_lib.image_shapes(clip.image, tower.grid)
-        return towers_lib.resized(clip.image_params, tower.grid)
+            return outline_lib.image_shapes(clip.image, vision.grid)
+        return towers_lib.resized(clip.image_params, vision.grid)
 
     def text(mode: str) -> ClassText:
-        return _class_text(mode=mode, info=info, clip=clip, absent=absent)
+        if tower is None:  # rows of the right number and length, meaning nothing
+            width = clip.text["out_dim"]
+            return embeddings.class_text(
+                info, mode=mode, embed=lambda rows: np.ones((len(rows), width))
+            )
+        return words.class_text(info, mode=mode, tower=tower, cache=config.text.cache)
 
     constants = state_lib.Constants(text=text(config.text.decoder))
     if assembly.guided(config):
@@ -248,7 +256,7 @@ def _clip_parts(
     start = None
     if config.model.backbone == "clip_vit" and config.model.init == "clip":
         start = params(architecture.clip_tower(config, clip.image, taps=(clip.image["depth"],)))
-    return constants, clip.image, start
+    return _ClipParts(constants=constants, sizes=clip.image, start=start, text_tower=tower)
 
 
 def training_length(config: ConfigDict, images_per_epoch: int) -> tuple[int, int]:
@@ -274,18 +282,6 @@ def _clock(config: ConfigDict, total_steps: int, epoch: int) -> Clock:
         max_skipped=config.max_skipped_steps,
         batch=config.batch * (2 if config.method.semi_supervised else 1),
     )
-
-
-def _class_text(*, mode: str, info: DatasetInfo, clip: towers_lib.Clip, absent: bool) -> ClassText:
-    tower = TextTransformer(**clip.text)
-
-    def embed(sentences: list[str]) -> np.ndarray:
-        if absent:  # rows of the right number and length, meaning nothing
-            return np.ones((len(sentences), clip.text["out_dim"]))
-        ids = tokenizer.tokenize(sentences, context_length=clip.text["context_length"])
-        return np.asarray(jax.jit(tower.apply)({"params": clip.text_params}, ids))
-
-    return embeddings.class_text(info, mode=mode, embed=embed)
 
 
 def parameter_bytes(tree: PyTree) -> int:

@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 batches=functools.partial(_batches, experiment, data),
                 evaluate=evaluation,
                 score=evaluation.score,
-                export=functools.partial(_export, experiment, workdir),
+                export=functools.partial(_export, experiment, workdir, evaluation),
             )
             step = jax.jit(functools.partial(train_step, experiment.parts), donate_argnums=1)
             loop.run(
@@ -141,13 +141,18 @@ def _batches(experiment: Experiment, data: Data, start: int) -> Iterator[Iterato
         yield batches
 
 
-def _export(experiment: Experiment, workdir: Path, state: TrainState) -> None:
+def _export(
+    experiment: Experiment, workdir: Path, evaluation: _Evaluation, state: TrainState
+) -> None:
     serving.export(
         workdir / "serving",
         state.teacher(),
-        experiment.constants.text,
-        experiment.info,
-        experiment.config,
+        text=experiment.constants.text,
+        tower=experiment.text_tower,
+        clip_sizes=experiment.clip_sizes,
+        info=experiment.info,
+        config=experiment.config,
+        metrics=evaluation.newest,
     )
 
 
@@ -172,6 +177,7 @@ class _Evaluation:
         recipe = experiment.parts.recipe
         self._averages = recipe.semi_supervised and recipe.teacher == "ema"
         self.score = "eval/miou_ema" if self._averages else "eval/miou"
+        self.newest: Mapping[str, float] = {}
 
     def __call__(self, state: TrainState, step: int) -> Mapping[str, float]:
         """Scalars by name; the per-class IoU is that of the weights that decide what is best."""
@@ -193,6 +199,7 @@ class _Evaluation:
         for name, picture in self._gallery.draw(state, step, self._examples(), self._evaluator):
             if self._picture is not None:
                 self._picture(step, name, picture)
+        self.newest = {"step": step, **values}
         return values
 
     def _examples(self) -> Iterator[EvalExample]:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from semivl_jax.data.catalog import read_lines
 from semivl_jax.data.published_splits import PublishedList, image_id
 from semivl_jax.data.source import Source
 
@@ -175,7 +176,7 @@ def _read_list(path: str, by_id: dict[str, int], *, key: str) -> list[int]:
         raise ValueError(f"{key}={path!r} is no file; give a file with one image id per line")
     indices: list[int] = []
     seen: set[int] = set()
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
         index = _find(line.strip(), by_id)
