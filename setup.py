@@ -40,5 +40,6 @@ setup(
         "torch": ["torch>=2.6"],
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "tpu_compile": ["libtpu>=0.0.51"],
     },
 )

@@ -76,11 +76,19 @@ def load_config(source: str, changes: Iterable[str] = ()) -> ConfigDict:
         config = published(source)
     for change in changes:
         key, _, value = change.partition("=")
-        try:
-            config.update_from_flattened_dict({key: _value(value)})
-        except (KeyError, AttributeError) as error:
-            raise ValueError(f"--set={change}: the configuration has no key {key}") from error
+        if not _has(config, key):
+            raise ValueError(f"--set={change}: the configuration has no key {key}")
+        config.update_from_flattened_dict({key: _value(value)})
     return config
+
+
+def _has(config: ConfigDict, key: str) -> bool:
+    node: Any = config
+    for name in key.split("."):
+        if not isinstance(node, ConfigDict) or name not in node:
+            return False
+        node = node[name]
+    return True
 
 
 def _value(text: str) -> Any:
