@@ -11,7 +11,7 @@ setup(
     packages=find_packages(include=["semivl_jax*", "configs*", "tfds_builders*"]),
     package_data={
         "semivl_jax": ["language/*.json", "weights/*.safetensors", "weights/*.json"],
-        "tfds_builders": ["*/*.tsv"],
+        "tfds_builders": ["*/*.tsv", "*/*.bib"],
     },
     install_requires=[
         "absl-py>=2.1",

@@ -54,7 +54,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 batches=functools.partial(_batches, experiment, data),
                 evaluate=evaluation,
                 score=evaluation.score,
-                export=functools.partial(_export, experiment, workdir),
+                export=functools.partial(_export, experiment, workdir, evaluation),
             )
             step = jax.jit(functools.partial(train_step, experiment.parts), donate_argnums=1)
             with memory.session(facts, first_step=progress.next_step):
@@ -89,8 +89,18 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path) -> None:
     """Goes through the whole step with shapes only and prints what the run would take."""
     del workdir
-    _, experiment = _open(config)
-    print(check_lib.report(experiment))
+    print(check_lib.report(outlined(config)))
+
+
+def outlined(config: ConfigDict) -> Experiment:
+    """The parts of a run for tracing; of public data sets and weights only facts are needed."""
+    facts = experiment_lib.published_facts(config)
+    if facts is None:
+        return _open(config)[1]
+    validate(config)
+    _set_up_jax(config)
+    info, images = facts
+    return experiment_lib.build(config, info, images_per_epoch=images, outline=True)
 
 
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
@@ -137,13 +147,18 @@ def _batches(experiment: Experiment, data: Data, start: int) -> Iterator[Iterato
         yield batches
 
 
-def _export(experiment: Experiment, workdir: Path, state: TrainState) -> None:
+def _export(
+    experiment: Experiment, workdir: Path, evaluation: _Evaluation, state: TrainState
+) -> None:
     serving.export(
         workdir / "serving",
         state.teacher(),
-        experiment.constants.text,
-        experiment.info,
-        experiment.config,
+        text=experiment.constants.text,
+        tower=experiment.text_tower,
+        clip_sizes=experiment.clip_sizes,
+        info=experiment.info,
+        config=experiment.config,
+        metrics=evaluation.newest,
     )
 
 
@@ -171,6 +186,7 @@ class _Evaluation:
         recipe = experiment.parts.recipe
         self._averages = recipe.semi_supervised and recipe.teacher == "ema"
         self.score = "eval/miou_ema" if self._averages else "eval/miou"
+        self.newest: Mapping[str, float] = {}
 
     def __call__(self, state: TrainState, step: int) -> Mapping[str, float]:
         """Scalars by name; the per-class IoU is that of the weights that decide what is best."""
@@ -196,6 +212,7 @@ class _Evaluation:
         print(format_table(result.confusion, names), flush=True)
         self._remember(step, confusions, quality, result)
         self._draw(state, step, result)
+        self.newest = {"step": step, **values}
         return values
 
     def _remember(

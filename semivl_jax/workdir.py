@@ -24,6 +24,7 @@ FREE = (
     "data.directory",
     "data.manual_dir",
     "data.workers",
+    "text.cache",
     "data.prefetch",
     "checkpoint.every",
     "checkpoint.keep",

@@ -23,6 +23,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 ROOMS = ("models", "augment", "data", "language", "weights", "evaluation", "experiment", "gallery")
 TRAIN = (
     "losses",
+    "noise",
     "pseudo",
     "teacher",
     "optimizer",

@@ -45,8 +45,12 @@ class VisionTransformer(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, image: Float[Array, "b h w 3"]) -> Features:
-        """Encode images. ValueError for taps that the tower does not have or not in order."""
+    def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
+        """Encode images; `train` changes nothing: there are no batch norms and no dropout.
+
+        ValueError for taps that the tower does not have or not in order.
+        """
+        del train
         self._check()
         x = self._patches(image)
         batch, rows, cols, _ = x.shape

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from semivl_jax.types import PyTree
-from semivl_jax.weights.tree import listed, unflatten
+from semivl_jax.weights.tree import flatten, listed, raise_problems, unflatten
 
 Layout = Callable[[np.ndarray], np.ndarray | dict[str, np.ndarray]]
 
@@ -104,14 +104,66 @@ def attention(pattern: str, path: str, *, num_heads: int) -> tuple[Rule, ...]:
     )
 
 
-def convert(state: Mapping[str, np.ndarray], rules: Iterable[Rule], *, source: str) -> PyTree:
-    """State dict -> nested dict by the first rule that matches each name.
+def below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The tensors whose names begin with `prefix`, their names without it."""
+    return {
+        name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)
+    }
 
-    Names that no rule knows: one ValueError that lists them, `source` saying where they stood.
+
+@dataclass(frozen=True)
+class Translation:
+    """A state dict in our names and layouts, and where every array came from.
+
+    tree     nested dict of arrays
+    origin   published name by our path
+    rules    the rules that translated, to say a path in published names
     """
+
+    tree: PyTree
+    origin: dict[str, str]
+    rules: tuple[Rule, ...]
+
+    def check(self, like: PyTree, *, source: str) -> None:
+        """Raise one ValueError that lists every missing, unexpected and misshapen tensor.
+
+        `like` holds arrays or `jax.ShapeDtypeStruct`s. Tensors are listed under their published names.
+        """
+        have, want = flatten(self.tree), flatten(like)
+        misshapen = {
+            self.origin[
+                path
+            ]: f"{self.origin[path]} makes {path} {tuple(have[path].shape)} instead of "
+            f"{tuple(leaf.shape)}"
+            for path, leaf in want.items()
+            if path in have and tuple(have[path].shape) != tuple(leaf.shape)
+        }
+        raise_problems(
+            source,
+            {
+                "missing": _unique(
+                    published_name(path, self.rules) for path in want if path not in have
+                ),
+                "unexpected": _unique(self.origin[path] for path in have if path not in want),
+                "of another shape": list(misshapen.values()),
+            },
+        )
+
+
+def translate(
+    state: Mapping[str, np.ndarray], rules: Iterable[Rule], *, source: str
+) -> Translation:
+    """Every tensor by the first rule that matches its name.
+
+    Raises:
+      ValueError: names that no rule knows and tensors whose number of axes no layout fits, all of them;
+        `source` says where they stood.
+    """
+    rules = tuple(rules)
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     flat: dict[str, np.ndarray] = {}
-    unknown = []
+    origin: dict[str, str] = {}
+    unknown, misshapen = [], []
     for name, array in state.items():
         matches = ((pattern.fullmatch(name), rule) for pattern, rule in compiled)
         found = next(((match, rule) for match, rule in matches if match), None)
@@ -119,9 +171,59 @@ def convert(state: Mapping[str, np.ndarray], rules: Iterable[Rule], *, source: s
             unknown.append(name)
         elif found[1].path is not None:
             match, rule = found
-            path, arrays = match.expand(rule.path), rule.layout(np.asarray(array))
+            try:
+                arrays = rule.layout(np.asarray(array))
+            except (ValueError, IndexError):
+                misshapen.append(f"{name} {np.shape(array)}")
+                continue
             named = arrays if isinstance(arrays, dict) else {"*": arrays}
-            flat.update({path.replace("*", part): value for part, value in named.items()})
-    if unknown:
-        raise ValueError(f"{source} has tensors of unknown name: {listed(unknown)}")
-    return unflatten(flat)
+            for part, value in named.items():
+                path = match.expand(rule.path).replace("*", part)
+                flat[path], origin[path] = value, name
+    if unknown or misshapen:
+        found_problems = {"tensors of unknown name": unknown, "tensors of an odd shape": misshapen}
+        texts = [f"{what}: {listed(names)}" for what, names in found_problems.items() if names]
+        raise ValueError(f"{source} has {'; '.join(texts)}")
+    return Translation(unflatten(flat), origin, rules)
+
+
+def convert(state: Mapping[str, np.ndarray], rules: Iterable[Rule], *, source: str) -> PyTree:
+    """The tree alone; see `translate`."""
+    return translate(state, rules, source=source).tree
+
+
+def published_name(path: str, rules: Iterable[Rule]) -> str:
+    """The name that rules of plain patterns translate to `path`; `path` itself where there is none."""
+    for rule in rules:
+        if rule.path is None:
+            continue
+        template = re.escape(rule.path).replace(r"\*", r"\w+")
+        template = re.sub(r"\\\\(\d+)", lambda found: rf"(?P<g{found[1]}>\d+)", template)
+        match = re.fullmatch(template, path)
+        if match is not None:
+            groups = iter(match.groups())
+            name = re.sub(r"\([^)]*\)", lambda _, groups=groups: next(groups, "?"), rule.pattern)
+            return name.replace("\\d+", "*").replace("\\", "")
+    return path
+
+
+def shape(state: Mapping[str, np.ndarray], name: str, rank: int, *, source: str) -> tuple[int, ...]:
+    """Shape of a tensor that sizes are read from; ValueError where it is missing or has other axes."""
+    if name not in state:
+        raise ValueError(f"{source} lacks {name}, which says the size of the model")
+    found = tuple(np.shape(state[name]))
+    if len(found) != rank or 0 in found:
+        raise ValueError(
+            f"{source}: {name} has the shape {found} instead of {rank} axes that are not empty"
+        )
+    return found
+
+
+def count(state: Mapping[str, np.ndarray], pattern: str) -> int:
+    """How many different numbers stand in the group of `pattern`, which begins a name: blocks, layers."""
+    found = (re.match(pattern, name) for name in state)
+    return len({match[1] for match in found if match})
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
