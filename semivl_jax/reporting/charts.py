@@ -157,9 +157,16 @@ def confusion(run: Run) -> Chart | None:
     np.fill_diagonal(off, 0)
     worst = np.dstack(np.unravel_index(np.argsort(off, axis=None)[::-1][:12], off.shape))[0]
     rows = tuple((names[i], names[j], f"{off[i, j]:.1f} %") for i, j in worst if off[i, j] >= 0.05)
-    return Chart(id="confusion", title="Which class is taken for which", height=min(900, 150 + 36 * max(6, len(names))), about=about, wide=True,
-                 figure=_figure([trace], layout), head=("truth", "taken for", "share"),
-                 rows=rows)  # fmt: skip
+    return Chart(
+        id="confusion",
+        title="Which class is taken for which",
+        about=about,
+        wide=True,
+        height=min(900, 150 + 36 * max(6, len(names))),
+        figure=_figure([trace], layout),
+        head=("truth", "taken for", "share"),
+        rows=rows,
+    )
 
 
 def balance(run: Run) -> Chart | None:
