@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int64
 from plotly import graph_objects as go
 
 from semivl_jax.reporting.read import Curve, Run
@@ -113,7 +114,9 @@ def _curve_chart(
                  figure=_figure(traces, layout))  # fmt: skip
 
 
-def thin(curve: Curve) -> Curve:
+def thin(
+    curve: Curve,
+) -> tuple[Int64[np.ndarray, " thinned"], Float64[np.ndarray, " thinned"]]:
     """At most POINTS points: means over neighbouring steps, the first and the last point kept."""
     steps, values = curve
     if len(steps) <= POINTS:
