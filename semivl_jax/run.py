@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import jax
@@ -57,7 +57,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 export=functools.partial(_export, experiment, workdir, evaluation),
             )
             step = jax.jit(functools.partial(train_step, experiment.parts), donate_argnums=1)
-            with memory.session(facts, first_step=progress.next_step):
+            ended = progress.next_step >= experiment.clock.total_steps
+            session = memory.session(facts, first_step=progress.next_step)
+            with nullcontext() if ended else session:
                 loop.run(
                     functools.partial(step, experiment.constants),
                     state,

@@ -137,7 +137,8 @@ def _evaluations(folder: Path, num_classes: int) -> tuple[EvaluationRecord, ...]
     found: list[EvaluationRecord] = []
     for path in sorted(folder.glob("*.npz"), reverse=True):
         try:
-            with np.load(path) as arrays:
+            # Opened here, because NumPy leaves a damaged file open.
+            with path.open("rb") as file, np.load(file) as arrays:
                 there = dict(arrays)
             record = EvaluationRecord(
                 step=int(path.stem),
