@@ -18,6 +18,7 @@ ALLOWED = {
     "weights": {"types", "models"},
     "train": {"types", "models", "augment", "weights"},
     "evaluation": {"types", "models"},
+    "reporting": {"evaluation"},
 }
 FORBIDDEN = {
     "models": {"grain", "tensorflow_datasets", "optax", "orbax", "ml_collections"},
@@ -27,6 +28,7 @@ FORBIDDEN = {
     "train": {"grain", "tensorflow_datasets"},
     "data": {"jax.numpy", "flax", "optax"},
     "language": {"jax.numpy", "flax", "optax"},
+    "reporting": {"jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets"},
 }
 NOWHERE = {"tensorflow", "torch", "torchvision", "transformers"}
 
