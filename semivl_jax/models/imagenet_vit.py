@@ -14,7 +14,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from semivl_jax.models.resize import bilinear
-from semivl_jax.models.transformer import TappedEncoder, check_heads, check_taps, patch_embedding
+from semivl_jax.models.transformer import (
+    TappedEncoder,
+    check_heads,
+    check_taps,
+    patch_embedding,
+    with_class_token,
+)
 from semivl_jax.types import Features
 
 
@@ -67,10 +73,8 @@ class ImageNetViT(nn.Module):
         return Features(maps=maps, pooled=tokens[:, 0])
 
     def _tokens(self, patches: Array) -> Array:
-        batch, rows, cols, width = patches.shape
+        _, rows, cols, width = patches.shape
         cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, width))
         table_shape = (1, 1 + rows * cols, width)
         table = self.param("pos_embedding", nn.initializers.normal(0.02), table_shape)
-        first = jnp.broadcast_to(jnp.asarray(cls, self.dtype), (batch, 1, width))
-        x = jnp.concatenate([first, patches.reshape(batch, rows * cols, width)], axis=1)
-        return x + jnp.asarray(table, self.dtype)
+        return with_class_token(cls, patches) + jnp.asarray(table, self.dtype)

@@ -78,6 +78,15 @@ def patch_embedding(width: int, patch_size: int, *, use_bias: bool, dtype: DType
     )
 
 
+def with_class_token(
+    token: Float[Array, "1 1 c"], patches: Float[Array, "b y x c"]
+) -> Float[Array, "b 1+y*x c"]:
+    """A map of patches as a sequence behind the class token, in the map's dtype."""
+    batch, rows, cols, width = patches.shape
+    first = jnp.broadcast_to(jnp.asarray(token, patches.dtype), (batch, 1, width))
+    return jnp.concatenate([first, patches.reshape(batch, rows * cols, width)], axis=1)
+
+
 def check_taps(taps: tuple[int, ...], *, last: int, meaning: str) -> None:
     """ValueError unless `taps` ascend within 0 … `last`, which the message calls by its `meaning`."""
     if not taps or any(tap not in range(last + 1) for tap in taps):

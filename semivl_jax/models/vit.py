@@ -87,11 +87,10 @@ class VisionTransformer(nn.Module):
         return embed(image.astype(self.dtype))
 
     def _tokens(self, patches: Array) -> Array:
-        batch, rows, cols, width = patches.shape
+        width = patches.shape[-1]
         cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, width))
         table_shape = (1, 1 + self.grid[0] * self.grid[1], width)
         table = self.param("pos_embedding", nn.initializers.normal(width**-0.5), table_shape)
-        first = jnp.broadcast_to(cls.astype(self.dtype), (batch, 1, width))
-        x = jnp.concatenate([first, patches.reshape(batch, rows * cols, width)], axis=1)
-        x = x + table_at(jnp.asarray(table), self.grid, (rows, cols)).astype(self.dtype)
+        table = table_at(jnp.asarray(table), self.grid, patches.shape[1:3])
+        x = with_class_token(cls, patches) + table.astype(self.dtype)
         return layer_norm("pre_norm", eps=self.eps, dtype=self.dtype)(x)

@@ -192,11 +192,11 @@ class PromptedVisionTransformer(nn.Module):
             )
 
     def _tokens(self, patches: Array) -> Array:
-        batch, rows, cols, width = patches.shape
+        width = patches.shape[-1]
         cls = jnp.asarray(self.param("cls", nn.initializers.normal(width**-0.5), (1, 1, width)))
         table_shape = (1, 1 + self.grid[0] * self.grid[1], width)
         table = self.param("pos_embedding", nn.initializers.normal(width**-0.5), table_shape)
-        table = table_at(jnp.asarray(table), self.grid, (rows, cols), resizing="bilinear")
+        table = table_at(jnp.asarray(table), self.grid, patches.shape[1:3], resizing="bilinear")
         # The class embedding is a token and, once more, part of the token's position.
         first = jnp.broadcast_to((2 * cls).astype(self.dtype), (batch, 1, width))
         x = jnp.concatenate([first, patches.reshape(batch, rows * cols, width)], axis=1)

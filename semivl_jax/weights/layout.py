@@ -36,6 +36,11 @@ def conv(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
 
 
+def upsample(weight: np.ndarray) -> np.ndarray:
+    """ConvTranspose2d (in, out, f, f) with stride f -> Upsample kernel (f, f, in, out)."""
+    return np.ascontiguousarray(weight.transpose(2, 3, 0, 1))
+
+
 def conv_1x1_as_linear(weight: np.ndarray) -> np.ndarray:
     """Conv2d (out, in, 1, 1) that acts on single pixels -> Dense kernel (in, out)."""
     if weight.shape[2:] != (1, 1):

@@ -20,7 +20,16 @@ from semivl_jax.weights.conv_nets import (
     pyramid,
     residual_block,
 )
-from semivl_jax.weights.layout import Rule, attention, below, conv, convert, layer, norm
+from semivl_jax.weights.layout import (
+    Rule,
+    attention,
+    below,
+    conv,
+    convert,
+    layer,
+    norm,
+    upsample,
+)
 from semivl_jax.weights.semivl import import_backbone
 
 State = Mapping[str, np.ndarray]
@@ -70,11 +79,6 @@ def import_segmenter(state: State, *, backbone_heads: int, decoder_heads: int) -
     return {"params": params, "batch_stats": statistics}
 
 
-def _upsample(weight: np.ndarray) -> np.ndarray:
-    """ConvTranspose2d (in, out, 2, 2) with stride 2 -> Upsample kernel (2, 2, in, out)."""
-    return np.ascontiguousarray(weight.transpose(2, 3, 0, 1))
-
-
 def vlg_rules(num_heads: int) -> tuple[Rule, ...]:
     """How the published decoder's names and layouts become ours."""
     torch_block, block = r"layers\.(\d+)\.transformer", r"semantic_\1/block"
@@ -92,7 +96,7 @@ def vlg_rules(num_heads: int) -> tuple[Rule, ...]:
         *layer(rf"{torch_block}\.ffn\.layers\.1", f"{block}/mlp_out"),
         *layer(r"text_proj\.0", "text_projection"),
         *layer(r"skip_proj\.(\d+)\.0", r"skip_projection_\1", conv),
-        *layer(r"up(\d+)\.up", r"up\1/up", _upsample),
+        *layer(r"up(\d+)\.up", r"up\1/up", upsample),
         *conv_norm(r"up(\d+)\.conv\.0", r"up(\d+)\.conv\.1", r"up\1/conv1"),
         *conv_norm(r"up(\d+)\.conv\.3", r"up(\d+)\.conv\.4", r"up\1/conv2"),
         *layer("head", "head", conv),

@@ -29,7 +29,8 @@ def import_timm_vit(
     is made for another image size. ValueError for unknown names, naming `source`.
     """
     names = {name.removeprefix("m."): array for name, array in state.items()}
-    params = convert(names, vit_rules(num_heads), source=source)
+    classifier = Rule(r"head\.(weight|bias)", None)
+    params = convert(names, (*vit_rules(num_heads), classifier), source=source)
     if grid is not None and "pos_embedding" in params:
         table = params["pos_embedding"]
         stored = square_grid(table.shape[1], source=source)
@@ -54,5 +55,4 @@ def vit_rules(num_heads: int) -> tuple[Rule, ...]:
         *layer(rf"{old}\.mlp\.fc1", f"{new}/MlpBlock_0/Dense_0"),
         *layer(rf"{old}\.mlp\.fc2", f"{new}/MlpBlock_0/Dense_1"),
         *norm("norm", "Transformer/encoder_norm"),
-        Rule(r"head\.(weight|bias)", None),
     )
