@@ -38,7 +38,10 @@ def step_flops(work: Workload) -> dict[str, float] | None:
 
 
 def tower_forward(work: Workload) -> tuple[float, float]:
-    """Of one image: (products with weights, products of tokens with tokens)."""
+    """Of one image: (products with weights, products of tokens with tokens).
+
+    Of the last block only the value path reaches the decoder (METHOD trap 1).
+    """
     tower = work.parts.segmenter.backbone
     patches = (-(-work.config.data.crop // tower.patch_size)) ** 2
     tokens, width = patches + 1, tower.width
@@ -46,31 +49,39 @@ def tower_forward(work: Workload) -> tuple[float, float]:
     value_path = width**2 + 2 * width * tower.mlp_dim
     taps = len({*tower.taps, tower.depth - 1} - {tower.depth})
     embed = patches * 3 * tower.patch_size**2 * width + patches * width * tower.out_dim
-    weights = tokens * tower.depth * block + patches * taps * value_path + embed
-    return 2.0 * weights, 2.0 * tower.depth * 2 * tokens**2 * width
+    last = patches * width**2
+    weights = tokens * (tower.depth - 1) * block + last + patches * taps * value_path + embed
+    return 2.0 * weights, 2.0 * (tower.depth - 1) * 2 * tokens**2 * width
 
 
 def decoder_forward(work: Workload) -> float:
     """Of one image: the convolutions over the maps of all rows of text, and what is shared by them."""
     d, tower = work.parts.segmenter.decoder, work.parts.segmenter.backbone
     side = -(-work.config.data.crop // tower.patch_size)
-    rows, area, c = len(work.constants.text.class_of), side**2, d.channels
-    branches = sum(1 if rate == 1 else 9 for rate in d.dilations)
-    per_class = area * (d.kernel_size**2 * c + branches * c**2 + len(d.dilations) * c**2)
+    rows, area, grid, c = len(work.constants.text.class_of), side**2, side, d.channels
+    branches = sum(1.0 if rate == 1 else _taps(side, 3, rate) for rate in d.dilations)
+    first = _taps(side, d.kernel_size)
+    per_class = area * (first * c + branches * c**2 + len(d.dilations) * c**2)
     pooled = area if d.pool_size is None else (side // d.pool_size[0]) * (side // d.pool_size[1])
     both = c + d.text_channels
     layer = 4 * both**2 + 2 * both * d.mlp_dim + 2 * rows * both
     per_class += d.num_layers * pooled * layer
     shared = area * tower.out_dim * rows
     for skip, up in zip(d.skip_channels, d.up_channels, strict=True):
-        shared += 9 * area * tower.width * skip
+        shared += _taps(side, 3) * side**2 * tower.width * skip
         per_class += area * c * 4 * (c - skip)
-        area, own = 4 * area, c - skip
-        per_class += 9 * area * (own * up + up * up)
-        shared += 9 * area * skip * up
+        area, own, grid = 4 * area, c - skip, 2 * grid
+        per_class += _taps(grid, 3) * area * (own * up + up * up)
+        shared += _taps(grid, 3) * area * skip * up
         c = up
-    per_class += 9 * area * c
+    per_class += _taps(grid, 3) * area * c
     return 2.0 * (rows * per_class + shared)
+
+
+def _taps(side: int, size: int, dilation: int = 1) -> float:
+    """Taps of a square kernel that lie inside a square map, on average over its pixels."""
+    offsets = (dilation * abs(i - size // 2) for i in range(size))
+    return sum(max(0.0, 1 - offset / side) for offset in offsets) ** 2
 
 
 def _attention_share(work: Workload) -> float:

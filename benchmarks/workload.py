@@ -76,11 +76,19 @@ def load_config(source: str, changes: Iterable[str] = ()) -> ConfigDict:
         config = published(source)
     for change in changes:
         key, _, value = change.partition("=")
-        try:
-            config.update_from_flattened_dict({key: _value(value)})
-        except (KeyError, AttributeError) as error:
-            raise ValueError(f"--set={change}: the configuration has no key {key}") from error
+        if not _has(config, key):
+            raise ValueError(f"--set={change}: the configuration has no key {key}")
+        config.update_from_flattened_dict({key: _value(value)})
     return config
+
+
+def _has(config: ConfigDict, key: str) -> bool:
+    node: Any = config
+    for name in key.split("."):
+        if not isinstance(node, ConfigDict) or name not in node:
+            return False
+        node = node[name]
+    return True
 
 
 def _value(text: str) -> Any:
@@ -119,7 +127,8 @@ class Workload:
 
     def _create_state(self, guidance_params: PyTree | None) -> TrainState:
         clip = guidance_params if self.config.model.init == "clip" else None
-        return assembly.create_state(self.parts, self.constants.text, clip)
+        start = None if clip is None else {"params": {"backbone": clip}}
+        return assembly.create_state(self.parts, self.constants.text, start)
 
     def _pixels(self, rng: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if leaf.dtype == jnp.int32:  # sizes: three quarters of the columns are image

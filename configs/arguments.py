@@ -3,8 +3,6 @@
 configs/voc.py:92            configs/voc.py:92,recipe=paper            configs/voc_ablation.py:clip_init,1464
 """
 
-from collections.abc import Mapping, Sequence
-
 RECIPES = {
     "default": "the published losses with an EMA teacher and the reversed batch as CutMix partner",
     "paper": "exactly the published training: the student teaches itself, the partner is the same image",
@@ -15,7 +13,7 @@ RECIPES = {
 
 
 def parse(
-    argument: str, *, file: str, **choices: Sequence[str] | Mapping[str, object]
+    argument: str, *, file: str, **choices: tuple[str, ...] | dict[str, object]
 ) -> dict[str, str]:
     """The argument of a configuration file as values by name.
 

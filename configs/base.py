@@ -164,5 +164,10 @@ def _evaluation() -> ConfigDict:
     evaluation.window_batch = 8  # windows per forward pass
     evaluation.every_epochs = 1  # after epoch 0, n, 2n, … and at the end
     evaluation.every_steps = 0  # if set, counts instead of epochs
-    evaluation.pictures = 8  # validation images drawn at every evaluation
+    evaluation.pictures = (
+        8  # validation images drawn at every evaluation; as many of the worst ones
+    )
+    # unlabelled training images whose masks exist, on which pseudo-labels and guidance are scored at
+    # every evaluation; training never sees these masks. 0: none
+    evaluation.held_back = 32
     return evaluation

@@ -79,6 +79,7 @@ NOT_NEGATIVE = (
     "evaluation.every_epochs",
     "evaluation.every_steps",
     "evaluation.pictures",
+    "evaluation.held_back",
     "method.guidance_start",
     "method.guidance_end",
     "method.ohem_min_kept",

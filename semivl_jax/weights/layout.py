@@ -53,24 +53,8 @@ def attention_in(num_heads: int) -> Layout:
 
     Weight (3c, c) -> kernels (c, heads, c / heads); bias (3c,) -> biases (heads, c / heads).
     """
-    one = heads_in(num_heads)
-    return lambda array: {
-        name: one(part)
-        for name, part in zip(("query", "key", "value"), np.split(array, 3), strict=True)
-    }
-
-
-def heads_in(num_heads: int) -> Layout:
-    """One of the projections into heads.
-
-    Weight (c, d) -> kernel (d, heads, c / heads); bias (c,) -> bias (heads, c / heads).
-    """
-
-    def split(array: np.ndarray) -> np.ndarray:
-        heads = array.reshape(num_heads, -1, *array.shape[1:])
-        return heads if array.ndim == 1 else np.ascontiguousarray(np.moveaxis(heads, -1, 0))
-
-    return split
+    part, names = heads_in(num_heads), ("query", "key", "value")
+    return lambda array: dict(zip(names, map(part, np.split(array, 3)), strict=True))
 
 
 def attention_out(num_heads: int) -> Layout:
