@@ -21,9 +21,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from semivl_jax.data.catalog import IGNORE_INDEX, DatasetInfo, parse_classes
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+from semivl_jax.data.catalog import IGNORE_INDEX, IMAGE_SUFFIXES, DatasetInfo, parse_classes
 
 _VALIDATION_FOLDERS = ("val", "validation")
 
