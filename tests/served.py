@@ -29,11 +29,14 @@ def clip() -> towers.Clip:
     vision = VisionTransformer(**image, grid=(4, 4), taps=(image["depth"],))
     pixels = np.zeros((1, 32, 32, 3), np.float32)
     ids = np.zeros((1, text["context_length"]), np.int32)
+    words = drawn(TextTransformer(**text), ids)["params"]
+    # Drawn like a matrix it would be tiny, and all words the same.
+    words["token_embedding"]["embedding"] *= 200
     return towers.Clip(
         image=image,
         image_params=drawn(vision, pixels)["params"],
         text=text,
-        text_params=drawn(TextTransformer(**text), ids)["params"],
+        text_params=words,
         logit_scale=100.0,
     )
 
