@@ -24,11 +24,13 @@ FREE = (
     "data.directory",
     "data.manual_dir",
     "data.workers",
+    "text.cache",
     "data.prefetch",
     "checkpoint.every",
     "checkpoint.keep",
     "evaluation.window_batch",
     "evaluation.pictures",
+    "evaluation.held_back",
 )
 
 

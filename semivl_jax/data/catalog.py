@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
+import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,23 +115,51 @@ class DatasetInfo:
         )
 
 
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file of the user's; a byte order mark and Windows' line ends do no harm.
+
+    Accented letters come composed, as keyboards write them, however the file has them.
+
+    Raises:
+      ValueError: text that is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    return unicodedata.normalize("NFC", text).splitlines()
+
+
 def parse_classes(lines: Sequence[str], *, where: str) -> tuple[list[str], list[tuple[str, ...]]]:
     """Class names and concepts from text lines `name` or `name: concept, concept`.
 
-    Empty lines are skipped. Without concepts a class is described by its name.
+    Empty lines are skipped. Without a colon a class is described by its name.
 
     Raises:
-      ValueError: a line that starts with a colon; `where` names the file.
+      ValueError: a line without a name before its colon, an empty concept, a name that an earlier line
+        has; `where` names the file.
     """
-    names, definitions = [], []
+    names: list[str] = []
+    definitions = []
     for number, line in enumerate(lines, start=1):
-        name, _, rest = line.partition(":")
+        name, colon, rest = line.partition(":")
         name = " ".join(name.split())
-        concepts = tuple(" ".join(c.split()) for c in rest.split(",") if c.strip())
-        if not name and not concepts:
+        if not name and not rest.strip():
             continue
         if not name:
             raise ValueError(f"{where} line {number} has concepts but no class name before ':'")
+        # A comma at the end is no further concept.
+        parts = rest.strip().removesuffix(",").split(",")
+        concepts = tuple(" ".join(part.split()) for part in parts)
+        if colon and not all(concepts):
+            raise ValueError(
+                f"{where} line {number}: class {name!r} has an empty concept; name it, or remove a comma "
+                "or the colon"
+            )
+        if name in names:
+            raise ValueError(
+                f"{where} line {number} names the class {name!r} twice; rename or remove one of them"
+            )
         names.append(name)
-        definitions.append(concepts or (name,))
+        definitions.append(concepts if colon else (name,))
     return names, definitions

@@ -40,17 +40,17 @@ GUIDANCE = "clip_encoder."
 
 def import_decoder(state: State, *, num_heads: int) -> PyTree:
     """Parameters of `VLGDecoder`; `num_heads` are those of its semantic layers."""
-    return convert(state, _vlg_rules(num_heads), source="the language-guided decoder")
+    return convert(state, vlg_rules(num_heads), source="the language-guided decoder")
 
 
 def import_deeplab_head(state: State) -> tuple[PyTree, PyTree]:
     """Parameters and batch statistics of `DeepLabHead`."""
-    return convert_with_statistics(state, _DEEPLAB, source="the DeepLabV3+ head")
+    return convert_with_statistics(state, DEEPLAB_RULES, source="the DeepLabV3+ head")
 
 
 def import_conv_encoder(state: State) -> tuple[PyTree, PyTree]:
     """Parameters and batch statistics of `ResNetV1c`."""
-    return convert_with_statistics(state, _RESNET, source="the convolutional encoder")
+    return convert_with_statistics(state, RESNET_RULES, source="the convolutional encoder")
 
 
 def import_segmenter(state: State, *, backbone_heads: int, decoder_heads: int) -> dict[str, PyTree]:
@@ -79,7 +79,8 @@ def import_segmenter(state: State, *, backbone_heads: int, decoder_heads: int) -
     return {"params": params, "batch_stats": statistics}
 
 
-def _vlg_rules(num_heads: int) -> tuple[Rule, ...]:
+def vlg_rules(num_heads: int) -> tuple[Rule, ...]:
+    """How the published decoder's names and layouts become ours."""
     torch_block, block = r"layers\.(\d+)\.transformer", r"semantic_\1/block"
     return (
         *layer("conv1", "conv1", conv),
@@ -102,7 +103,7 @@ def _vlg_rules(num_heads: int) -> tuple[Rule, ...]:
     )
 
 
-_DEEPLAB = (
+DEEPLAB_RULES = (
     *pyramid("aspp", "aspp"),
     *conv_batch_norm(r"c1_proj\.0", r"c1_proj\.1", "low_projection"),
     *conv_batch_norm(r"head\.0", r"head\.1", "fuse1"),
@@ -110,7 +111,7 @@ _DEEPLAB = (
     *layer(r"head\.6", "params/classifier", conv),
 )
 
-_RESNET = (
+RESNET_RULES = (
     *conv_batch_norm(r"stem\.0", r"stem\.1", "stem/conv1"),
     *conv_batch_norm(r"stem\.3", r"stem\.4", "stem/conv2"),
     *conv_batch_norm(r"stem\.6", r"stem\.7", "stem/conv3"),

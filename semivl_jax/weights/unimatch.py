@@ -31,7 +31,7 @@ def import_unimatch(state: State, *, source: str = "the UniMatch weights") -> di
     decoder = {name: array for name, array in state.items() if not name.startswith(BACKBONE)}
     parts = {
         "backbone": import_resnet(encoder, source=source),
-        "decoder": convert_with_statistics(decoder, _DECODER, source=source),
+        "decoder": convert_with_statistics(decoder, DECODER_RULES, source=source),
     }
     present = {name: part for name, part in parts.items() if any(part)}
     return {
@@ -51,10 +51,10 @@ def import_resnet(state: State, *, source: str = "the ImageNet weights") -> tupl
             f"{source} have a stem of one 7×7 convolution, the encoder has one of three 3×3: use the "
             "ImageNet weights that UniMatch distributes (resnet50.pth, resnet101.pth)"
         )
-    return convert_with_statistics(state, _ENCODER, source=source)
+    return convert_with_statistics(state, ENCODER_RULES, source=source)
 
 
-_ENCODER = (
+ENCODER_RULES = (
     *conv_batch_norm(r"conv1\.0", r"conv1\.1", "stem/conv1"),
     *conv_batch_norm(r"conv1\.3", r"conv1\.4", "stem/conv2"),
     *conv_batch_norm(r"conv1\.6", "bn1", "stem/conv3"),
@@ -66,7 +66,7 @@ _ENCODER = (
     Rule(r"fc\.(weight|bias)", None),
 )
 
-_DECODER = (
+DECODER_RULES = (
     *pyramid("head", "aspp"),
     *conv_batch_norm(r"reduce\.0", r"reduce\.1", "low_projection"),
     *conv_batch_norm(r"fuse\.0", r"fuse\.1", "fuse1"),
