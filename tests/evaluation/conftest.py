@@ -20,3 +20,11 @@ def compiled():
     """A list that grows by one with every program that XLA compiles."""
     _events.clear()
     return _events
+
+
+@pytest.fixture
+def quick_compiler():
+    """The golden networks run a few times each: compiling them well is what would take long."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
