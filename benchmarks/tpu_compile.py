@@ -77,7 +77,7 @@ def main(_: list[str]) -> None:
     for recipe in _RECIPES.value:
         for name in _TARGETS.value:
             for part in _PARTS.value:
-                row = compile_one(recipe, name, part, _SET.value)
+                row = compile_one(recipe, name, part, _SET.value, dump=_DUMP.value)
                 rows.append(row)
                 print(format_row(row), flush=True)
                 Path(_OUT.value).write_text(json.dumps(rows, indent=1))
@@ -85,8 +85,9 @@ def main(_: list[str]) -> None:
 
 def devices_of(target: Target) -> list[jax.Device]:
     """The devices of a slice, for compiling only. ValueError without the compiler's package."""
-    # Without this libtpu looks for a TPU's metadata server, and waits.
+    # Nothing is run: no metadata server to wait for, and no TPU that one process must have to itself.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         description = topologies.get_topology_desc(
             platform="tpu", topology_name=target.topology, **target.options
@@ -96,8 +97,13 @@ def devices_of(target: Target) -> list[jax.Device]:
     return list(description.devices)
 
 
-def compile_one(recipe: str, target_name: str, part: str, changes: list[str]) -> dict[str, Any]:
-    """One function of one recipe for one target; a row of the table as a dict."""
+def compile_one(
+    recipe: str, target_name: str, part: str, changes: list[str], *, dump: str = ""
+) -> dict[str, Any]:
+    """One function of one recipe for one target; a row of the table as a dict.
+
+    `dump` is a folder for the optimised program as text, empty: none.
+    """
     target = TARGETS[target_name]
     config = workload.load_config(recipe, ["dtype=bfloat16", *changes])
     devices = devices_of(target)
@@ -116,8 +122,8 @@ def compile_one(recipe: str, target_name: str, part: str, changes: list[str]) ->
         if needs is None:
             raise
         return row | {"fits": False, "needs_gib": float(needs[1]), "limit_gib": float(needs[2])}
-    if _DUMP.value:
-        folder = Path(_DUMP.value)
+    if dump:
+        folder = Path(dump)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{Path(recipe).stem}-{target_name}-{part}.txt").write_text(compiled.as_text())
     return row | {"fits": True, "compile_s": time.monotonic() - start} | analysis(compiled, target)

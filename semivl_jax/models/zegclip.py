@@ -27,6 +27,7 @@ from semivl_jax.models.transformer import (
     check_taps,
     layer_norm,
     patch_embedding,
+    with_class_token,
 )
 from semivl_jax.types import ClassText, Features
 
@@ -198,9 +199,8 @@ class PromptedVisionTransformer(nn.Module):
         table = self.param("pos_embedding", nn.initializers.normal(width**-0.5), table_shape)
         table = table_at(jnp.asarray(table), self.grid, patches.shape[1:3], resizing="bilinear")
         # The class embedding is a token and, once more, part of the token's position.
-        first = jnp.broadcast_to((2 * cls).astype(self.dtype), (batch, 1, width))
-        x = jnp.concatenate([first, patches.reshape(batch, rows * cols, width)], axis=1)
-        return layer_norm("pre_norm", eps=_CLIP_EPS, dtype=self.dtype)(x + table.astype(self.dtype))
+        x = with_class_token(2 * cls, patches) + table.astype(self.dtype)
+        return layer_norm("pre_norm", eps=_CLIP_EPS, dtype=self.dtype)(x)
 
 
 class MaskAttention(nn.Module):
