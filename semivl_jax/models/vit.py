@@ -25,6 +25,7 @@ from semivl_jax.models.transformer import (
     check_taps,
     layer_norm,
     patch_embedding,
+    with_class_token,
 )
 from semivl_jax.types import Features
 
