@@ -50,7 +50,7 @@ def convert(
         raise ValueError(f"--out={out} must end with .safetensors")
     checkpoint = checkpoints.read(src)
     recognised = kinds.recognise(checkpoint, kind)
-    weights = recognised.read(checkpoint, options or kinds.Options())
+    weights = recognised.convert(checkpoint, options or kinds.Options())
     files.save(out, weights)
     return weights
 

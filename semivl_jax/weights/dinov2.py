@@ -23,7 +23,7 @@ BACKBONE, DECODER = "backbone.", "head."
 
 def import_dinov2(state: State, *, num_heads: int, source: str = "the DINOv2 weights") -> PyTree:
     """Parameters of `DinoV2`; the position table stays as it is, the tower resizes it."""
-    return convert(state, _encoder_rules(num_heads), source=source)
+    return convert(state, encoder_rules(num_heads), source=source)
 
 
 def import_unimatch_v2(
@@ -34,12 +34,13 @@ def import_unimatch_v2(
     convert(rest, [], source=source)  # raises for every name outside the parts
     parts = {
         "backbone": import_dinov2(below(state, BACKBONE), num_heads=num_heads, source=source),
-        "decoder": convert(below(state, DECODER), _DECODER, source=source),
+        "decoder": convert(below(state, DECODER), DPT_RULES, source=source),
     }
     return {"params": {name: part for name, part in parts.items() if part}}
 
 
-def _encoder_rules(num_heads: int) -> tuple[Rule, ...]:
+def encoder_rules(num_heads: int) -> tuple[Rule, ...]:
+    """How DINOv2's names and layouts become ours."""
     block = r"Transformer/encoderblock_\1"
     return (
         *vit_rules(num_heads),
@@ -59,7 +60,7 @@ def _fusion_rules(number: int) -> tuple[Rule, ...]:
     )
 
 
-_DECODER = (
+DPT_RULES = (
     Rule(r"scratch\.refinenet4\.resConfUnit1\..*", None),
     *layer(r"projects\.(\d)", r"tap_\1", conv),
     *layer(r"resize_layers\.([01])", r"scale_\1", upsample),

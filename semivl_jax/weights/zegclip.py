@@ -34,8 +34,8 @@ def import_zegclip(
     rest = {name: state[name] for name in state if not name.startswith((BACKBONE, DECODER))}
     convert(rest, [], source=source)  # raises for every name outside the parts
     rules = {
-        "backbone": (BACKBONE, (*vision_rules(backbone_heads), *_PROMPTS)),
-        "decoder": (DECODER, _decoder_rules(decoder_heads)),
+        "backbone": (BACKBONE, backbone_rules(backbone_heads)),
+        "decoder": (DECODER, decoder_rules(decoder_heads)),
     }
     parts = {
         name: convert(below(state, prefix), part, source=source)
@@ -44,15 +44,19 @@ def import_zegclip(
     return {"params": {name: part for name, part in parts.items() if part}}
 
 
-_PROMPTS = (
-    Rule("prompt_embeddings", "prompt/embedding"),
-    Rule("deep_prompt_embeddings", "prompt/deep_embedding"),
-    *layer("prompt_proj", "prompt/projection"),
-    *norm("prompt_norm", "prompt/norm"),
-)
+def backbone_rules(num_heads: int) -> tuple[Rule, ...]:
+    """How names and layouts of the prompted tower become ours."""
+    return (
+        *vision_rules(num_heads),
+        Rule("prompt_embeddings", "prompt/embedding"),
+        Rule("deep_prompt_embeddings", "prompt/deep_embedding"),
+        *layer("prompt_proj", "prompt/projection"),
+        *norm("prompt_norm", "prompt/norm"),
+    )
 
 
-def _decoder_rules(num_heads: int) -> tuple[Rule, ...]:
+def decoder_rules(num_heads: int) -> tuple[Rule, ...]:
+    """How names and layouts of the mask decoder become ours."""
     old, new = r"decoder_1\.layers\.(\d+)", r"layer_\1"
     split = heads_in(num_heads)
     names = {"q": "query", "k": "key", "v": "value"}
