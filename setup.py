@@ -10,8 +10,13 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["semivl_jax*", "configs*", "tfds_builders*"]),
     package_data={
-        "semivl_jax": ["language/*.json", "weights/*.safetensors", "weights/*.json"],
-        "tfds_builders": ["*/*.tsv"],
+        "semivl_jax": [
+            "language/*.json",
+            "weights/*.safetensors",
+            "weights/*.json",
+            "reporting/page.*",
+        ],
+        "tfds_builders": ["*/*.tsv", "*/*.bib"],
     },
     install_requires=[
         "absl-py>=2.1",
@@ -23,6 +28,7 @@ setup(
         "importlib_resources>=6",  # tensorflow-datasets needs it and does not ask for it
         "instant-clip-tokenizer>=0.1.1,<0.2",
         "jax>=0.10,<0.13",
+        "jinja2>=3.1,<4",
         "jaxtyping>=0.3,<0.4",
         "ml_collections>=1.1,<2",
         "numpy>=2.0,<3",
@@ -30,15 +36,26 @@ setup(
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "pillow>=11,<14",
+        "plotly>=7,<8",
         "safetensors>=0.5,<1",
         "tensorboardX>=2.6,<3",
         "tensorflow-datasets>=4.9.10,<4.10",
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "test": ["beartype>=0.21", "pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "ruff==0.17.5"],
+        "test": [
+            "beartype>=0.21",
+            "ipykernel>=7,<8",
+            "nbclient>=0.11,<0.12",
+            "nbformat>=5.11,<6",
+            "pytest>=8.3,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff==0.17.5",
+            "selenium>=4.51,<5",
+        ],
         "torch": ["torch>=2.6"],
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "tpu_compile": ["libtpu>=0.0.51"],
     },
 )

@@ -11,15 +11,12 @@ are not run again. Prints a Markdown table and writes `<out>/ablation.json`.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
 
 from absl import app, flags
+
+from semivl_jax import sweep
 
 _OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of the runs and of ablation.json.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of initialisation, order and views.")
@@ -68,83 +65,46 @@ def row_options() -> dict[str, dict[str, object]]:
     return rows
 
 
-def command(fields: dict[str, object], seed: str, workdir: Path) -> list[str]:
-    """The command line of one run."""
+def planned() -> dict[str, list[sweep.Run]]:
+    """The runs of every row, one per seed."""
     steps = {"steps": _STEPS.value} if _STEPS.value else {}
-    options = {**fields, "seed": seed, **steps, **_QUIET}
-    return [
-        sys.executable,
-        "-m",
-        "semivl_jax.main",
-        "--config=configs/demo.py",
-        f"--workdir={workdir}",
-        *(f"--config.{key}={value}" for key, value in options.items()),
-    ]
-
-
-def final_score(workdir: Path) -> float | None:
-    """mIoU at the end of the run, None if it is not there yet."""
-    path = workdir / "metrics.jsonl"
-    if not path.exists():
-        return None
-    scores = [
-        line.get("eval/miou_ema", line["eval/miou"])
-        for line in map(json.loads, path.read_text(encoding="utf8").splitlines())
-        if "eval/miou" in line
-    ]
-    return scores[-1] if scores else None
+    return {
+        name: [
+            sweep.Run(
+                name=f"{name}, seed {seed}",
+                config="configs/demo.py",
+                workdir=Path(_OUT.value) / f"{number}-seed{seed}",
+                fields={**fields, "seed": seed, **steps, **_QUIET},
+            )
+            for seed in _SEEDS.value
+        ]
+        for number, (name, fields) in enumerate(row_options().items())
+    }
 
 
 def main(argv: list[str]) -> None:
     """Runs what is missing and prints the table."""
     del argv
-    out, rows = Path(_OUT.value), row_options()
-    places = {
-        (name, seed): out / f"{number}-seed{seed}"
-        for number, name in enumerate(rows)
-        for seed in _SEEDS.value
-    }
-    cores = sorted(os.sched_getaffinity(0))
-    shares: Queue[set[int]] = Queue()
-    for job in range(_JOBS.value):
-        shares.put(set(cores[job :: _JOBS.value]) or set(cores))
-
-    def run(key: tuple[str, str]) -> None:
-        workdir = places[key]
-        if final_score(workdir) is not None:
-            return
-        share = shares.get()
-        workdir.mkdir(parents=True, exist_ok=True)
-        with (workdir / "log.txt").open("w") as log:
-            subprocess.run(
-                command(rows[key[0]], key[1], workdir),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-                preexec_fn=lambda: os.sched_setaffinity(0, share),
-            )
-        shares.put(share)
-        print(f"{key[0]}, seed {key[1]}: {final_score(workdir)}", flush=True)
-
-    with ThreadPoolExecutor(_JOBS.value) as pool:
-        list(pool.map(run, sorted(places, key=lambda key: key[1])))
-    report(out, {key: final_score(workdir) for key, workdir in places.items()})
+    runs = planned()
+    every = [one for of_row in runs.values() for one in of_row]
+    sweep.run_all(sorted(every, key=lambda one: one.fields["seed"]), jobs=_JOBS.value)
+    report(runs)
 
 
-def report(out: Path, scores: dict[tuple[str, str], float | None]) -> None:
+def report(runs: dict[str, list[sweep.Run]]) -> None:
     """Prints the table and writes it as JSON."""
     table = []
-    for name in row_options():
-        values = [score for (row, _), score in scores.items() if row == name and score is not None]
-        if not values:
-            raise ValueError(f"row {name!r} has no result; see the log.txt files in {out}")
-        mean = statistics.mean(values)
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        table.append({"row": name, "mean": mean, "deviation": deviation, "values": values})
     print(f"\n| shapes, {len(_SEEDS.value)} seeds | mIoU (%) |\n| --- | --- |")
-    for line in table:
-        print(f"| {line['row']} | {line['mean']:.1f} ± {line['deviation']:.1f} |")
-    (out / "ablation.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf8")
+    for name, of_row in runs.items():
+        values = [result.last for one in of_row if (result := one.result()) is not None]
+        if not values:
+            raise ValueError(f"row {name!r} has no result; see the log.txt files in {_OUT.value}")
+        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+        mean = statistics.mean(values)
+        table.append({"row": name, "mean": mean, "deviation": deviation, "values": values})
+        print(f"| {name} | {sweep.mean_and_deviation(values)} |")
+    text = json.dumps(table, indent=1) + "\n"
+    (Path(_OUT.value) / "ablation.json").write_text(text, encoding="utf8")
 
 
 if __name__ == "__main__":

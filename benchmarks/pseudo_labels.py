@@ -9,21 +9,16 @@ class that are confident, and how many of these are right. Prints a table (perce
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from semivl_jax import experiment as experiment_lib
-from semivl_jax.data import host
-from semivl_jax.models import normalization
-from semivl_jax.train import step as step_lib
+from semivl_jax.targets import HeldBack
 from semivl_jax.train.checkpoint import Checkpoints
-from semivl_jax.types import IGNORE_INDEX
 
 _IMAGES = flags.DEFINE_integer("images", 200, "Unlabelled training images to look at.")
 
@@ -41,21 +36,13 @@ def main(argv: list[str]) -> None:
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state, _ = checkpoints.restore(built.abstract_state())
     checkpoints.close()
-    label = jax.jit(functools.partial(step_lib.pseudo_label, built.parts, built.constants))
-    classes = data.info.num_classes
-    pixels, confident, right = np.zeros((3, classes), np.int64)
-    for index in data.split.unlabelled[: _IMAGES.value]:
-        record = data.train[index]
-        image, truth = host.decode_image(record.image), host.decode_label(record.label)
-        image, truth = (array[: built.crop, : built.crop] for array in (image, truth))
-        if image.shape[:2] != (built.crop, built.crop):
-            continue
-        made = jax.device_get(label(state.teacher(), normalization.normalize(image[None])))
-        valid = truth != IGNORE_INDEX
-        sure = valid & (made.confidence[0] >= config.method.confidence_threshold)
-        pixels += np.bincount(truth[valid], minlength=classes)
-        confident += np.bincount(truth[sure], minlength=classes)
-        right += np.bincount(truth[sure & (made.label[0] == truth)], minlength=classes)
+    quality = HeldBack(built, data, images=_IMAGES.value).score(state)
+    if quality is None:
+        raise app.UsageError(
+            f"{workdir} has no unlabelled training image with a mask, or no teacher"
+        )
+    pixels, confident = quality.pseudo.sum(1), quality.pseudo[:, :-1].sum(1)
+    right = np.diagonal(quality.pseudo)
     width = max(map(len, data.info.classes))
     print(f"{'class':<{width}}  confident   right of these")
     for name, row in zip(data.info.classes, np.stack([pixels, confident, right], 1), strict=True):

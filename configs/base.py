@@ -13,6 +13,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.steps = 0  # length of training; 0: `epochs` decides
     config.epochs = 80.0  # passes over the unlabelled images
+    # Images that count as one epoch; 0: the unlabelled ones (labelled, where only they are used)
+    config.epoch_images = 0
     config.batch = 8  # labelled images per step = unlabelled images per step, over all devices
     config.dtype = "float32"  # of the computation (or bfloat16); parameters are always float32
     config.max_skipped_steps = 5  # non-finite steps in a row that are skipped before the run stops
@@ -58,6 +60,9 @@ def _data() -> ConfigDict:
 
 def _model() -> ConfigDict:
     model = ConfigDict()
+    # clip_vit (CLIP's image tower as a dense encoder), resnet50 or resnet101 (stem of three convolutions,
+    # last stage dilated; the two taps are its first and last stage)
+    model.backbone = "clip_vit"
     model.tower = "clip_vit_b16"  # sizes of the image tower: see semivl_jax/weights/towers.py
     model.weights = ""  # CLIP weights (.safetensors), `demo` for the small tower of the demo
     model.init = (
@@ -69,6 +74,9 @@ def _model() -> ConfigDict:
         12,
     )  # blocks whose features the decoder gets; the depth = the dense embedding
     model.finetune = "spatial"  # spatial (attention and positions), all, or none
+    model.guidance_grid = (
+        0  # side of the frozen tower's position table in patches; 0: that of the crop
+    )
     model.conv_encoder = "none"  # none or resnet101_v1c
     model.renormalize = False  # feed the towers with CLIP's image statistics instead of ImageNet's
     model.decoder = "vlg"  # vlg (language-guided) or deeplab
@@ -117,7 +125,14 @@ def _method() -> ConfigDict:
     method.ohem_min_kept = 100_000  # pixels of the whole batch
     method.confidence_mode = "pixelwise"  # pixelwise, pixelratio or pixelavg
     method.confidence_threshold = 0.95
-    method.perturbation_rate = 0.5
+    method.strong_views = 2  # strong views of an unlabelled image: 1 (FixMatch) or 2
+    # feature (channels of the weak view are dropped, UniMatch), complementary (what one strong view
+    # drops the other keeps, UniMatch V2) or none
+    method.perturbation = "feature"
+    method.perturbation_rate = 0.5  # share of dropped channels, perturbation = feature
+    # Passes of the student in which layers drop something by themselves (prompt dropout, stochastic
+    # depth): none, first (labelled and weak images) or all
+    method.dropout_passes = "none"
     method.guidance = True
     method.guidance_threshold = 0.9
     method.guidance_reduction = "mean_all"  # mean, mean_valid or mean_all
@@ -130,6 +145,8 @@ def _optim() -> ConfigDict:
     optim = ConfigDict()
     optim.name = "adamw"  # or sgd
     optim.lr = 1e-4
+    optim.lr_scaling = "none"  # or linear: lr is multiplied with batch / published_batch
+    optim.published_batch = 8  # labelled images per step with which lr was published
     optim.weight_decay = 0.01
     optim.power = 0.9  # of the polynomial decay
     optim.warmup_steps = 0
@@ -147,5 +164,10 @@ def _evaluation() -> ConfigDict:
     evaluation.window_batch = 8  # windows per forward pass
     evaluation.every_epochs = 1  # after epoch 0, n, 2n, … and at the end
     evaluation.every_steps = 0  # if set, counts instead of epochs
-    evaluation.pictures = 8  # validation images drawn at every evaluation
+    evaluation.pictures = (
+        8  # validation images drawn at every evaluation; as many of the worst ones
+    )
+    # unlabelled training images whose masks exist, on which pseudo-labels and guidance are scored at
+    # every evaluation; training never sees these masks. 0: none
+    evaluation.held_back = 32
     return evaluation

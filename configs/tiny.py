@@ -42,5 +42,6 @@ def get_config(folder: str = "") -> ConfigDict:
     config.evaluation.window_batch = 2
     config.evaluation.every_steps = 4
     config.evaluation.pictures = 1
+    config.evaluation.held_back = 2
     config.checkpoint.every = 2
     return config

@@ -14,45 +14,76 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from semivl_jax.models.deeplab import DeepLabHead
-from semivl_jax.models.resnet import ResNetV1c
+from semivl_jax.models.resnet import ResNet, ResNetV1c
 from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import ClassText, PyTree
 
+RESNET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+def needs_clip(config: ConfigDict) -> bool:
+    """Whether anything of CLIP takes part: its image tower, words in the decoder, or guidance."""
+    model, method = config.model, config.method
+    return (
+        model.backbone == "clip_vit"
+        or model.decoder == "vlg"
+        or (method.semi_supervised and method.guidance)
+    )
+
 
 def segmenter(config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, int]) -> Segmenter:
     """The model that a configuration describes.
 
-    `clip_sizes` are the constructor arguments of the CLIP image tower (`weights.towers.Clip.image`).
-    ValueError for taps that the tower does not have or the decoder cannot use.
+    `clip_sizes` are the constructor arguments of the CLIP image tower (`weights.towers.Clip.image`),
+    not read where the backbone is another. ValueError for taps that the tower does not have or the
+    decoder cannot use.
     """
-    dtype = jnp.dtype(config.dtype)
+    dtype, model = jnp.dtype(config.dtype), config.model
     conv_encoder = None
-    if config.model.conv_encoder == "resnet101_v1c":
+    if model.conv_encoder == "resnet101_v1c":
         conv_encoder = ResNetV1c(dtype=dtype)
+    backbone: nn.Module
+    residual = model.backbone in RESNET_BLOCKS
+    if residual:
+        backbone = ResNet(blocks=RESNET_BLOCKS[model.backbone], dtype=dtype)
+    else:
+        backbone = clip_tower(config, clip_sizes, taps=_taps(config, clip_sizes["depth"]))
     decoder: nn.Module
-    if config.model.decoder == "vlg":
+    if model.decoder == "vlg":
         decoder = VLGDecoder(
             **config.vlg_decoder, use_conv_features=conv_encoder is not None, dtype=dtype
         )
     else:
-        decoder = DeepLabHead(num_classes, **config.deeplab_decoder, dtype=dtype)
+        decoder = DeepLabHead(
+            num_classes, **config.deeplab_decoder, align_corners=residual, dtype=dtype
+        )
     return Segmenter(
-        backbone=clip_tower(config, clip_sizes, taps=_taps(config, clip_sizes["depth"])),
+        backbone=backbone,
         decoder=decoder,
         conv_encoder=conv_encoder,
         crop=config.data.crop,
-        renormalize=config.model.renormalize,
+        renormalize=model.renormalize,
+        via_square=not residual,
+        align_corners=residual,
     )
 
 
 def clip_tower(
-    config: ConfigDict, clip_sizes: dict[str, int], *, taps: tuple[int, ...]
+    config: ConfigDict, clip_sizes: dict[str, int], *, taps: tuple[int, ...], side: int = 0
 ) -> VisionTransformer:
-    """CLIP's image tower at the grid of the training crop."""
-    grid = (config.data.crop // clip_sizes["patch_size"],) * 2
-    return VisionTransformer(**clip_sizes, grid=grid, taps=taps, dtype=jnp.dtype(config.dtype))
+    """CLIP's image tower; its position table has `side` rows (0: the grid of the training crop)."""
+    side = side or config.data.crop // clip_sizes["patch_size"]
+    return VisionTransformer(
+        **clip_sizes, grid=(side, side), taps=taps, dtype=jnp.dtype(config.dtype)
+    )
+
+
+def guidance_tower(config: ConfigDict, clip_sizes: dict[str, int]) -> VisionTransformer:
+    """The frozen tower that labels unlabelled images: only the dense embedding."""
+    depth, side = clip_sizes["depth"], config.model.guidance_grid
+    return clip_tower(config, clip_sizes, taps=(depth,), side=side)
 
 
 def window_network(

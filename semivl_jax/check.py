@@ -1,6 +1,6 @@
 """The whole step with shapes only: what a run would take, before anyone pays for it.
 
-Nothing is computed and no weights are needed beyond what the configuration names; the step is traced
+Nothing is computed, and neither the weights nor a public data set has to be there; the step is traced
 with abstract arrays, so a wrong shape anywhere fails here as it would in training.
 """
 
@@ -9,44 +9,32 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 from clu import parameter_overview
 from jaxtyping import Array
 
+from semivl_jax import assembly
 from semivl_jax.experiment import Experiment, parameter_bytes
 from semivl_jax.train import step as step_lib
 from semivl_jax.train import student as student_lib
-from semivl_jax.types import Batch, LabelledBatch, PyTree, UnlabelledBatch
+from semivl_jax.types import Batch, PyTree
 from semivl_jax.weights import groups as groups_lib
 
 _GIB = 2**30
 
 
-def abstract_batch(experiment: Experiment) -> Batch:
-    """Shapes and dtypes of one global batch as the pipeline would send it."""
-    b, s = experiment.config.batch, experiment.crop
-    method = experiment.config.method
-    image = jax.ShapeDtypeStruct((b, s, s, 3), jnp.uint8)
-    label = jax.ShapeDtypeStruct((b, s, s), jnp.uint8)
-    unlabelled = UnlabelledBatch(image=image, size=jax.ShapeDtypeStruct((b, 2), jnp.int32))
-    own_partner = method.semi_supervised and method.partner == "same_image"
-    return Batch(
-        labelled=LabelledBatch(image=image, label=label),
-        unlabelled=unlabelled if method.semi_supervised else None,
-        partner=unlabelled if own_partner else None,
-    )
-
-
 def report(experiment: Experiment) -> str:
     """Traces the step and writes down parameters, sizes, cost and length of the run."""
     config, state = experiment.config, experiment.abstract_state()
-    batch = abstract_batch(experiment)
+    batch = assembly.abstract_batch(config)
     step = functools.partial(step_lib.train_step, experiment.parts)
     lowered = jax.jit(step, donate_argnums=1).lower(experiment.constants, state, batch)
     flops = lowered.cost_analysis()["flops"]
     params = groups_lib.merge(state.trained, state.frozen)
     table = groups_lib.parameter_table(
-        params, experiment.parts.groups, lr=config.optim.lr, decay=config.optim.weight_decay
+        params,
+        experiment.parts.groups,
+        lr=assembly.base_lr(config),
+        decay=config.optim.weight_decay,
     )
     on_every_device = {
         "parameters": parameter_bytes(params),
@@ -74,6 +62,8 @@ def report(experiment: Experiment) -> str:
         f"{flops / 1e9:,.1f} GFLOP per step (counted by XLA before optimisation), "
         f"{length:,} steps of {images} images, "
         f"{len(experiment.clock.evaluation_steps | {length})} evaluations",
+        f"learning rate {assembly.base_lr(config):g} (published: {config.optim.lr:g} at batch "
+        f"{config.optim.published_batch}; optim.lr_scaling = {config.optim.lr_scaling})",
         f"{devices} device(s): {experiment.mesh.devices.flat[0].device_kind}",
     ]
     return "\n".join(lines)
@@ -91,10 +81,10 @@ def _residual_bytes(experiment: Experiment, state: PyTree, batch: Batch) -> int:
     parts = experiment.parts
 
     def residuals(constants: PyTree, state: PyTree, batch: Batch) -> PyTree:
-        views, masks = step_lib.draw(parts, state, batch)
+        views, noise = step_lib.draw(parts, state, batch)
 
         def forward(trained: PyTree) -> Array:
-            return student_lib.student_forward(parts, constants, state, trained, views, masks)[0]
+            return student_lib.student_forward(parts, constants, state, trained, views, noise)[0]
 
         return jax.vjp(forward, state.trained)[1]
 

@@ -14,25 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax import architecture, words
+from semivl_jax import architecture, assembly, words
 from semivl_jax.data import host, published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.data.crops import Geometry
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
-from semivl_jax.models.segmenter import Segmenter
-from semivl_jax.train import optimizer, sharding
+from semivl_jax.language import embeddings, names
+from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.train import sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import Clock
-from semivl_jax.train.recipe import Parts, Recipe
+from semivl_jax.train.recipe import Parts
 from semivl_jax.types import ClassText, PyTree
-from semivl_jax.weights import groups as groups_lib
+from semivl_jax.weights import outline as outline_lib
 from semivl_jax.weights import towers as towers_lib
 from tfds_builders import builders, common
 from tfds_builders.folder_semi import FolderSemi
@@ -68,7 +68,7 @@ class Experiment:
     clock: Clock
     clip_params: PyTree | None
     clip_sizes: dict[str, Any]
-    text_tower: words.TextTower
+    text_tower: words.TextTower | None
 
     @property
     def crop(self) -> int:
@@ -77,13 +77,14 @@ class Experiment:
 
     def init_state(self) -> state_lib.TrainState:
         """State before the first step, on the mesh; the tower starts from CLIP where asked for."""
-        create = functools.partial(_create_state, self)
+        create = functools.partial(assembly.create_state, self.parts, self.constants.text)
         shardings = sharding.replicated(self.mesh)
         return jax.jit(create, out_shardings=shardings)(self.clip_params)
 
     def abstract_state(self) -> state_lib.TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
-        shapes = jax.eval_shape(functools.partial(_create_state, self), self.clip_params)
+        create = functools.partial(assembly.create_state, self.parts, self.constants.text)
+        shapes = jax.eval_shape(create, self.clip_params)
         place = sharding.replicated(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
@@ -151,6 +152,24 @@ def open_data(config: ConfigDict) -> Data:
     return Data(info=train.info, train=train, validation=validation, split=split)
 
 
+def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
+    """Classes and images per epoch of a public data set, known without it being there.
+
+    None for other data sets, and for a split that only the images themselves decide.
+    """
+    settings = config.data
+    if settings.dataset not in builders.PUBLISHED or settings.unlabelled:
+        return None
+    train = builders.published_sizes(settings.dataset)["train"]
+    labelled = splits.labelled_count(
+        settings.split, train, published=published_splits.lists_of(settings.dataset)
+    )
+    if labelled is None:
+        return None
+    info = names.dataset_info(settings.dataset.removesuffix("_instances"))
+    return info, train - labelled if config.method.semi_supervised else labelled
+
+
 def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
     directory = Path(settings.directory).expanduser()
     if settings.dataset == "folder":
@@ -162,62 +181,89 @@ def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
     return ShapesBuilder(data_dir=directory)
 
 
-def build(config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int) -> Experiment:
-    """Puts the parts together for a data set with these classes and so many images to pass over."""
+def build(
+    config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int, outline: bool = False
+) -> Experiment:
+    """Puts the parts together for a data set with these classes and so many images to pass over.
+
+    With `outline` weights that are not there are shapes only: enough to trace a step.
+    """
     mesh = sharding.make_mesh()
     sharding.check_batch(config.batch, mesh)
-    clip = towers_lib.load(config.model.weights, config.model.tower)
     total_steps, epoch = training_length(config, images_per_epoch)
-    segmenter = architecture.segmenter(config, num_classes=info.num_classes, clip_sizes=clip.image)
-    guided = config.method.semi_supervised and config.method.guidance
-    tower = architecture.clip_tower(config, clip.image, taps=(clip.image["depth"],))
-    clip_params = towers_lib.resized(clip.image_params, tower.grid)
-    groups = groups_lib.published_groups(
-        finetune=config.model.finetune,
-        backbone_lr=config.optim.backbone_lr,
-        conv_encoder_lr=config.optim.conv_encoder_lr,
-        decoder_lr=config.optim.decoder_lr,
-    )
-    tower_of_words = words.TextTower.of(clip)
-    text = functools.partial(words.class_text, info, tower=tower_of_words, cache=config.text.cache)
-    constants = state_lib.Constants(
-        text=text(mode=config.text.decoder),
-        guidance_params=clip_params if guided else None,
-        guidance_text=text(mode=config.text.guidance) if guided else None,
-    )
-    schedule = optimizer.polynomial_schedule(
-        lr=config.optim.lr,
+    clip = _ClipParts(constants=state_lib.Constants(text=None))
+    if architecture.needs_clip(config):
+        clip = _clip_parts(config, info, mesh, outline=outline)
+    parts = assembly.build_parts(
+        config,
+        num_classes=info.num_classes,
+        clip_sizes=clip.sizes,
+        text=clip.constants.text,
         total_steps=total_steps,
-        power=config.optim.power,
-        warmup_steps=config.optim.warmup_steps,
-    )
-    recipe = Recipe(total_steps=total_steps, seed=config.seed, **config.method)
-    parts = Parts(
-        segmenter=segmenter,
-        optimizer=_optimizer(config, segmenter, constants.text, groups, schedule),
-        recipe=recipe,
-        guidance_tower=tower if guided else None,
-        groups=groups,
-        schedule=schedule,
     )
     return Experiment(
         config=config,
         info=info,
         mesh=mesh,
         parts=parts,
-        constants=jax.device_put(constants, sharding.replicated(mesh)),
+        constants=clip.constants,
         clock=_clock(config, total_steps, epoch),
-        clip_params=clip_params if config.model.init == "clip" else None,
-        clip_sizes=clip.image,
-        text_tower=tower_of_words,
+        clip_params=clip.start,
+        clip_sizes=clip.sizes,
+        text_tower=clip.text_tower,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ClipParts:
+    """What a run takes from CLIP: `start` is what the trained tower begins with."""
+
+    constants: state_lib.Constants
+    sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    start: PyTree | None = None
+    text_tower: words.TextTower | None = None
+
+
+def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: bool) -> _ClipParts:
+    absent = outline and config.model.weights not in ("demo", "random")
+    if absent:
+        clip = outline_lib.clip_outline(config.model.tower)
+    else:
+        clip = towers_lib.load(config.model.weights, config.model.tower)
+    tower = None if absent else words.TextTower.of(clip)
+
+    def params(vision: VisionTransformer) -> PyTree:
+        if absent:
+            return outline_lib.image_shapes(clip.image, vision.grid)
+        return towers_lib.resized(clip.image_params, vision.grid)
+
+    def text(mode: str) -> ClassText:
+        if tower is None:  # rows of the right number and length, meaning nothing
+            width = clip.text["out_dim"]
+            return embeddings.class_text(
+                info, mode=mode, embed=lambda rows: np.ones((len(rows), width))
+            )
+        return words.class_text(info, mode=mode, tower=tower, cache=config.text.cache)
+
+    constants = state_lib.Constants(text=text(config.text.decoder))
+    if assembly.guided(config):
+        constants = constants.replace(
+            guidance_params=params(architecture.guidance_tower(config, clip.image)),
+            guidance_text=text(config.text.guidance),
+        )
+    if not absent:
+        constants = jax.device_put(constants, sharding.replicated(mesh))
+    start = None
+    if config.model.backbone == "clip_vit" and config.model.init == "clip":
+        start = params(architecture.clip_tower(config, clip.image, taps=(clip.image["depth"],)))
+    return _ClipParts(constants=constants, sizes=clip.image, start=start, text_tower=tower)
 
 
 def training_length(config: ConfigDict, images_per_epoch: int) -> tuple[int, int]:
     """(steps of the whole training, steps of an epoch); an epoch is a pass over the unlabelled
-    images (over the labelled ones where only they are used).
+    images (over the labelled ones where only they are used), or as many images as `epoch_images` says.
     """
-    epoch = max(1, images_per_epoch // config.batch)
+    epoch = max(1, (config.epoch_images or images_per_epoch) // config.batch)
     return config.steps or max(1, round(config.epochs * epoch)), epoch
 
 
@@ -235,47 +281,6 @@ def _clock(config: ConfigDict, total_steps: int, epoch: int) -> Clock:
         log_every=config.log_every,
         max_skipped=config.max_skipped_steps,
         batch=config.batch * (2 if config.method.semi_supervised else 1),
-    )
-
-
-def _init_variables(segmenter: Segmenter, text: ClassText, seed: int) -> PyTree:
-    image = jnp.zeros((1, segmenter.crop, segmenter.crop, 3))
-    # "rbg" compiles to far less code than the default generator, once per leaf.
-    variables = segmenter.init(jax.random.key(seed, impl="rbg"), image, text)
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-
-
-def _optimizer(
-    config: ConfigDict,
-    segmenter: Segmenter,
-    text: ClassText,
-    groups: tuple[groups_lib.Group, ...],
-    schedule: optax.Schedule,
-) -> optax.GradientTransformation:
-    shapes = jax.eval_shape(lambda: _init_variables(segmenter, text, config.seed))
-    trained, _ = groups_lib.partition(shapes["params"], groups)
-    return optimizer.build(
-        trained,
-        groups,
-        schedule,
-        name=config.optim.name,
-        weight_decay=config.optim.weight_decay,
-    )
-
-
-def _create_state(experiment: Experiment, clip_params: PyTree | None) -> state_lib.TrainState:
-    parts = experiment.parts
-    variables = _init_variables(parts.segmenter, experiment.constants.text, experiment.config.seed)
-    params = dict(variables["params"])
-    if clip_params is not None:
-        params["backbone"] = clip_params
-    trained, frozen = groups_lib.partition(params, parts.groups)
-    return state_lib.create(
-        trained,
-        frozen,
-        variables["batch_stats"],
-        parts.optimizer,
-        ema=parts.recipe.semi_supervised and parts.recipe.teacher == "ema",
     )
 
 

@@ -1,96 +1,131 @@
 """Pictures of a run: what the model, its teacher and the frozen CLIP see in validation images.
 
-For every drawn image one file `pictures/<step>/<id>.png` with, side by side and the palette and names
-below: image, ground truth, prediction, pseudo-label, guidance label. The prediction is the evaluated one
-(sliding windows); pseudo-label and guidance are made as in training, from one crop-sized view: the image
-fitted into the crop, pixels below the threshold left white.
+For the first validation images one file `pictures/<step>/<id>.png` each with, side by side and the palette
+and names below: image, ground truth, prediction, pseudo-label, guidance label. For the report the same
+images and the ones with the lowest scores as single files in `samples/` (evaluation/samples.py), of the
+newest evaluation only. The prediction is the evaluated one (sliding windows); pseudo-label and guidance are
+made as in training, from one crop-sized view: the image fitted into the crop, pixels below the threshold
+left white.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
-from semivl_jax.data.examples import EvalExample
+from semivl_jax.data.examples import EvalExample, EvalExamples
 from semivl_jax.evaluation import pictures
 from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.evaluation.samples import Sample
 from semivl_jax.experiment import Experiment
-from semivl_jax.models import normalization
-from semivl_jax.train import sharding
-from semivl_jax.train import step as step_lib
-from semivl_jax.train.state import Constants, TrainState
-from semivl_jax.types import IGNORE_INDEX
+from semivl_jax.targets import TargetMaker, Targets
+from semivl_jax.train.state import TrainState
+
+FIRST, WORST = "first", "lowest score"
+"""Why an image is among the samples; the first ones are the same at every evaluation."""
 
 
 class Gallery:
-    """Draws the first images of the validation part."""
+    """Draws the first validation images and the worst ones."""
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         self._experiment, self._folder = experiment, folder
-        self._targets = jax.jit(functools.partial(_targets, experiment.parts))
+        semi = experiment.parts.recipe.semi_supervised
+        self._targets = TargetMaker(experiment) if semi else None
+
+    def samples(
+        self,
+        state: TrainState,
+        examples: EvalExamples,
+        evaluator: Evaluator,
+        scores: Mapping[str, float],
+    ) -> Iterator[Sample]:
+        """The first images in their order, then the worst by `scores` (IoU by id), worst first."""
+        count = self._experiment.config.evaluation.pictures
+        ids = examples.ids
+        reasons = dict.fromkeys(ids[:count], FIRST)
+        known = (id for id in scores if not math.isnan(scores[id]))
+        for id in sorted(known, key=lambda id: scores[id])[:count]:
+            reasons.setdefault(id, WORST)
+        places = {id: place for place, id in enumerate(ids)}
+        chosen = [examples[places[id]] for id in reasons]
+        predictions = evaluator.predict(state.teacher(), (example.image for example in chosen))
+        for example, prediction in zip(chosen, predictions, strict=True):
+            score = scores.get(example.id, math.nan)
+            yield self._sample(state, example, prediction, score, reasons[example.id])
 
     def draw(
-        self, state: TrainState, step: int, examples: Iterable[EvalExample], evaluator: Evaluator
+        self, step: int, samples: Iterable[Sample]
     ) -> Iterator[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]:
-        """Writes the pictures of this step; yields (name, RGB picture)."""
-        info, count = self._experiment.info, self._experiment.config.evaluation.pictures
-        chosen = list(itertools.islice(examples, count))
-        variables = state.teacher()
-        predictions = evaluator.predict(variables, (example.image for example in chosen))
+        """Writes a panel of every sample that is drawn each time; yields (name, RGB picture)."""
+        info = self._experiment.info
         folder = self._folder / f"{step:07d}"
         folder.mkdir(parents=True, exist_ok=True)
-        for example, prediction in zip(chosen, predictions, strict=True):
-            columns = [
-                ("image", example.image),
-                ("ground truth", pictures.colorize(example.label, info.palette)),
-                ("prediction", pictures.colorize(prediction, info.palette)),
-            ]
-            for title, label in self._training_labels(state, example.image).items():
-                columns.append((title, pictures.colorize(label, info.palette)))
+        for sample in samples:
+            if sample.chosen != FIRST:
+                continue
+            labels = {
+                "ground truth": sample.truth,
+                "prediction": sample.prediction,
+                "pseudo-label": sample.pseudo,
+                "guidance": sample.guidance,
+            }
+            columns = [("image", sample.image)]
+            for title, label in labels.items():
+                if label is not None:
+                    columns.append((title, pictures.colorize(label, info.palette)))
             picture = pictures.panel(columns, classes=info.classes, palette=info.palette)
-            name = re.sub(r"[^\w.-]+", "_", example.id)
+            name = re.sub(r"[^\w.-]+", "_", sample.id)
             Image.fromarray(picture).save(folder / f"{name}.png")
             yield name, picture
 
-    def _training_labels(
+    def _sample(
+        self,
+        state: TrainState,
+        example: EvalExample,
+        prediction: UInt8[np.ndarray, "_ _"],
+        score: float,
+        reason: str,
+    ) -> Sample:
+        # In the mode `center_crop` only the centre is predicted, so only that is shown.
+        image, truth = (
+            _centre(array, prediction.shape) for array in (example.image, example.label)
+        )
+        made = self._training_targets(state, image)
+        if truth.shape != prediction.shape:  # beside each other pixels are compared one by one
+            size = prediction.shape[::-1]
+            truth = np.asarray(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))
+        return Sample(
+            id=example.id,
+            iou=score,
+            chosen=reason,
+            image=image,
+            truth=truth,
+            prediction=prediction,
+            pseudo=made.pseudo if made else None,
+            confidence=made.confidence if made else None,
+            guidance=made.guidance if made else None,
+        )
+
+    def _training_targets(
         self, state: TrainState, image: UInt8[np.ndarray, "_ _ 3"]
-    ) -> dict[str, UInt8[np.ndarray, "_ _"]]:
+    ) -> Targets | None:
         """Pseudo-label and guidance label, at the size at which training would see the image."""
-        if not self._experiment.parts.recipe.semi_supervised:
-            return {}
-        side = self._experiment.crop
-        factor = side / max(image.shape[:2])
+        if self._targets is None:
+            return None
+        factor = self._experiment.crop / max(image.shape[:2])
         rows, cols = (max(1, round(length * factor)) for length in image.shape[:2])
         fitted = Image.fromarray(image).resize((cols, rows), Image.Resampling.BILINEAR)
-        canvas = np.zeros((1, side, side, 3), np.uint8)
-        canvas[0, :rows, :cols] = fitted
-        place = sharding.replicated(self._experiment.mesh)
-        labels = self._targets(self._experiment.constants, state, jax.device_put(canvas, place))
-        # Sorted names would put guidance first; it is the last column.
-        titles = [title for title in ("pseudo-label", "guidance") if title in labels]
-        host = jax.device_get(labels)
-        return {title: host[title][0, :rows, :cols].astype(np.uint8) for title in titles}
+        return self._targets(state, np.asarray(fitted))
 
 
-def _targets(
-    parts: step_lib.Parts, constants: Constants, state: TrainState, image: UInt8[Array, "1 s s 3"]
-) -> dict[str, Int32[Array, "1 s s"]]:
-    """Labels that training would use for this view, 255 where it would use none."""
-    recipe = parts.recipe
-    view = normalization.normalize(image)
-    pseudo = step_lib.pseudo_label(parts, constants, state.teacher(), view)
-    sure = pseudo.confidence >= recipe.confidence_threshold
-    labels = {"pseudo-label": jnp.where(sure, pseudo.label, IGNORE_INDEX)}
-    if recipe.guidance:
-        ignore = jnp.zeros(view.shape[:3], bool)
-        labels["guidance"] = step_lib.guidance_label(parts, constants, view, ignore)
-    return labels
+def _centre(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of an image or a label that is larger than `size` along an axis."""
+    top, left = (max(0, (n - m) // 2) for n, m in zip(array.shape, size, strict=False))
+    return array[top : top + size[0], left : left + size[1]]

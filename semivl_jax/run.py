@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import jax
@@ -15,12 +15,14 @@ from ml_collections import ConfigDict
 
 from semivl_jax import check as check_lib
 from semivl_jax import experiment as experiment_lib
-from semivl_jax import gallery, serving
+from semivl_jax import gallery, record, report, serving
+from semivl_jax import targets as targets_lib
 from semivl_jax import workdir as workdir_lib
 from semivl_jax.data import feed, splits
 from semivl_jax.data.examples import EvalExample, EvalExamples
+from semivl_jax.evaluation import samples as samples_lib
 from semivl_jax.evaluation.confusion import format_table
-from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.evaluation.evaluator import Evaluation, Evaluator
 from semivl_jax.experiment import Data, Experiment
 from semivl_jax.train import loop, sharding
 from semivl_jax.train.checkpoint import Checkpoints, Progress
@@ -45,6 +47,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
             evaluation = _Evaluation(
                 experiment, evaluator, data, workdir, picture=writer.picture, between=stop.check
             )
+            memory = record.Record(workdir)
+            memory.drop_evaluations_after(progress.evaluated)
+            facts = record.facts(experiment, data, score=evaluation.score)
             hooks = loop.Hooks(
                 batches=functools.partial(_batches, experiment, data),
                 evaluate=evaluation,
@@ -52,16 +57,19 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 export=functools.partial(_export, experiment, workdir, evaluation),
             )
             step = jax.jit(functools.partial(train_step, experiment.parts), donate_argnums=1)
-            loop.run(
-                functools.partial(step, experiment.constants),
-                state,
-                progress,
-                clock=experiment.clock,
-                hooks=hooks,
-                checkpoints=checkpoints,
-                writer=writer,
-                stop=stop,
-            )
+            ended = progress.next_step >= experiment.clock.total_steps
+            session = memory.session(facts, first_step=progress.next_step)
+            with nullcontext() if ended else session:
+                loop.run(
+                    functools.partial(step, experiment.constants),
+                    state,
+                    progress,
+                    clock=experiment.clock,
+                    hooks=hooks,
+                    checkpoints=checkpoints,
+                    writer=writer,
+                    stop=stop,
+                )
     _report(workdir, progress)
 
 
@@ -83,8 +91,18 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path) -> None:
     """Goes through the whole step with shapes only and prints what the run would take."""
     del workdir
-    _, experiment = _open(config)
-    print(check_lib.report(experiment))
+    print(check_lib.report(outlined(config)))
+
+
+def outlined(config: ConfigDict) -> Experiment:
+    """The parts of a run for tracing; of public data sets and weights only facts are needed."""
+    facts = experiment_lib.published_facts(config)
+    if facts is None:
+        return _open(config)[1]
+    validate(config)
+    _set_up_jax(config)
+    info, images = facts
+    return experiment_lib.build(config, info, images_per_epoch=images, outline=True)
 
 
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
@@ -164,6 +182,9 @@ class _Evaluation:
         self._picture, self._between = picture, between
         self._evaluator = evaluator
         self._gallery = gallery.Gallery(experiment, workdir / "pictures")
+        self._samples, self._record = workdir / "samples", record.Record(workdir)
+        held_back = experiment.config.evaluation.held_back
+        self._held_back = targets_lib.HeldBack(experiment, data, images=held_back)
         recipe = experiment.parts.recipe
         self._averages = recipe.semi_supervised and recipe.teacher == "ema"
         self.score = "eval/miou_ema" if self._averages else "eval/miou"
@@ -173,9 +194,14 @@ class _Evaluation:
         """Scalars by name; the per-class IoU is that of the weights that decide what is best."""
         result = self._evaluator.evaluate(state.student(), self._examples())
         values = {"eval/miou": result.miou}
+        confusions = {"student": result.confusion}
         if self._averages:
             result = self._evaluator.evaluate(state.teacher(), self._examples())
             values["eval/miou_ema"] = result.miou
+            confusions["average"] = result.confusion
+        quality = self._held_back.score(state)
+        if quality is not None:
+            values |= quality.scalars()
         names = self._experiment.info.classes
         values |= {
             f"eval/iou/{name}": float(iou) for name, iou in zip(names, result.iou, strict=True)
@@ -186,25 +212,58 @@ class _Evaluation:
         counts = f"{result.images} images, {result.compilations} compilations so far"
         print(f"\nevaluation at step {step}: {scores} ({counts})")
         print(format_table(result.confusion, names), flush=True)
-        for name, picture in self._gallery.draw(state, step, self._examples(), self._evaluator):
-            if self._picture is not None:
-                self._picture(step, name, picture)
+        self._remember(step, confusions, quality, result)
+        self._draw(state, step, result)
         self.newest = {"step": step, **values}
         return values
 
+    def _remember(
+        self,
+        step: int,
+        confusions: Mapping[str, np.ndarray],
+        quality: targets_lib.Quality | None,
+        result: Evaluation,
+    ) -> None:
+        arrays = dict(confusions)
+        if quality is not None:
+            arrays["pseudo"] = quality.pseudo
+            if quality.guidance is not None:
+                arrays["guidance"] = quality.guidance
+        arrays["ids"] = np.asarray(list(result.image_iou))
+        arrays["image_iou"] = np.asarray(list(result.image_iou.values()), np.float32)
+        self._record.evaluation(step, arrays)
+
+    def _draw(self, state: TrainState, step: int, result: Evaluation) -> None:
+        examples = EvalExamples(self._data.validation, **_share())
+        made = self._gallery.samples(state, examples, self._evaluator, result.image_iou)
+        samples = []
+        for sample in made:
+            samples.append(sample)
+            if self._between is not None:
+                self._between()
+        for name, picture in self._gallery.draw(step, samples):
+            if self._picture is not None:
+                self._picture(step, name, picture)
+        if jax.process_index() == 0:
+            samples_lib.save(self._samples, step, samples, palette=self._experiment.info.palette)
+
     def _examples(self) -> Iterator[EvalExample]:
-        share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        for example in EvalExamples(self._data.validation, **share):
+        for example in EvalExamples(self._data.validation, **_share()):
             if self._between is not None:
                 self._between()
             yield example
 
 
+def _share() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
 def _report(workdir: Path, progress: Progress) -> None:
+    page = report.draw_after_training(workdir) if jax.process_index() == 0 else None
     print(
         f"finished after {progress.next_step} steps; best mIoU {progress.best_score:.2f} at step "
         f"{progress.best_step}\n"
         f"pictures:    {workdir / 'pictures'}\n"
         f"curves:      {workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}{os.sep}\n"
-        f"best model:  {workdir / 'serving'}"
+        f"best model:  {workdir / 'serving'}" + (f"\nreport:      {page}" if page else "")
     )

@@ -2,6 +2,7 @@
 
     model.safetensors        variables of the best weights (average of the student where one is kept) by path
     text.safetensors         text embeddings of the classes, float32 k×d, and the class of every row
+                             (not there for models that read no words; nor is the text tower)
     text_tower.safetensors   CLIP's text tower, float16, so that other classes can be named later
     classes.json             names, definitions, palette
     config.json              the configuration of the run
@@ -27,6 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
+from semivl_jax import architecture
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.models.text import TextTransformer
 from semivl_jax.types import ClassText, PyTree
@@ -60,7 +62,7 @@ class Served:
     info: DatasetInfo
     variables: PyTree
     clip_sizes: dict[str, Any]
-    text: ClassText
+    text: ClassText | None
     tower: TextTower | None
     metrics: dict[str, float]
 
@@ -69,8 +71,8 @@ def export(
     folder: Path,
     variables: PyTree,
     *,
-    text: ClassText,
-    tower: TextTower,
+    text: ClassText | None,
+    tower: TextTower | None,
     clip_sizes: Mapping[str, Any],
     info: DatasetInfo,
     config: ConfigDict,
@@ -84,9 +86,11 @@ def export(
     sizes = {"image": dict(clip_sizes)}
     metadata = {"format": MODEL, "kind": config.model.decoder, "sizes": json.dumps(sizes)}
     store.save_tree(temporary / "model.safetensors", host, metadata)
-    rows = {"embeddings": np.asarray(text.embeddings), "class_of": np.asarray(text.class_of)}
-    store.save_tree(temporary / "text.safetensors", rows, {"format": "semivl_jax class text"})
-    _keep_tower(folder / "text_tower.safetensors", temporary / "text_tower.safetensors", tower)
+    if text is not None:
+        rows = {"embeddings": np.asarray(text.embeddings), "class_of": np.asarray(text.class_of)}
+        store.save_tree(temporary / "text.safetensors", rows, {"format": "semivl_jax class text"})
+    if tower is not None:
+        _keep_tower(folder / "text_tower.safetensors", temporary / "text_tower.safetensors", tower)
     (temporary / "classes.json").write_text(json.dumps(info.to_json(), indent=1), encoding="utf8")
     (temporary / "config.json").write_text(config.to_json(indent=1), encoding="utf8")
     (temporary / "metrics.json").write_text(json.dumps(dict(metrics), indent=1), encoding="utf8")
@@ -134,14 +138,15 @@ def load(path: str | os.PathLike[str]) -> Served:
         ) from None
     info = _info(folder / "classes.json")
     metrics = _json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
-    tower = folder / "text_tower.safetensors"
+    config = _config(folder / "config.json")
+    text, tower = folder / "text.safetensors", folder / "text_tower.safetensors"
     return Served(
         folder=folder,
-        config=_config(folder / "config.json"),
+        config=config,
         info=info,
         variables={"batch_stats": {}, **variables},
         clip_sizes=clip_sizes,
-        text=_text(folder / "text.safetensors", info),
+        text=_text(text, info) if text.exists() or architecture.needs_clip(config) else None,
         tower=load_tower(tower) if tower.exists() else None,
         metrics=metrics,
     )

@@ -25,6 +25,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
         "cityscapes",
     ),
     "data.resize": ("ratio", "long_side"),
+    "model.backbone": ("clip_vit", "resnet50", "resnet101"),
     "model.init": ("clip", "random"),
     "model.finetune": ("spatial", "all", "none"),
     "model.conv_encoder": ("none", "resnet101_v1c"),
@@ -33,9 +34,13 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "text.guidance": embeddings.MODES,
     "method.teacher": ("ema", "student"),
     "method.partner": ("batch", "same_image"),
+    "method.strong_views": (1, 2),
+    "method.perturbation": ("feature", "complementary", "none"),
+    "method.dropout_passes": ("none", "first", "all"),
     "method.criterion": ("cross_entropy", "ohem"),
     "method.confidence_mode": ("pixelwise", "pixelratio", "pixelavg"),
     "method.guidance_reduction": ("mean", "mean_valid", "mean_all"),
+    "optim.lr_scaling": ("none", "linear"),
     "optim.name": ("adamw", "sgd"),
     "evaluation.mode": sliding.MODES,
 }
@@ -49,6 +54,7 @@ POSITIVE = (
     "data.scale_min",
     "data.prefetch",
     "optim.lr",
+    "optim.published_batch",
     "evaluation.stride",
     "evaluation.window_batch",
     "checkpoint.every",
@@ -59,8 +65,10 @@ NOT_NEGATIVE = (
     "seed",
     "steps",
     "epochs",
+    "epoch_images",
     "max_skipped_steps",
     "data.workers",
+    "model.guidance_grid",
     "optim.weight_decay",
     "optim.power",
     "optim.warmup_steps",
@@ -71,6 +79,7 @@ NOT_NEGATIVE = (
     "evaluation.every_epochs",
     "evaluation.every_steps",
     "evaluation.pictures",
+    "evaluation.held_back",
     "method.guidance_start",
     "method.guidance_end",
     "method.ohem_min_kept",
@@ -134,6 +143,21 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
         )
     if method.perturbation_rate == 1:
         yield "method.perturbation_rate = 1 drops every channel; choose less than 1"
+    if method.perturbation == "complementary" and method.strong_views != 2:
+        yield (
+            f"method.strong_views = {method.strong_views} leaves nothing to complement; set it to 2 for "
+            "method.perturbation = 'complementary'"
+        )
+    if model.backbone != "clip_vit" and model.decoder == "vlg":
+        yield (
+            f"model.backbone = {model.backbone!r} has no dense embedding for model.decoder = 'vlg' to "
+            "compare with words; set model.decoder = 'deeplab'"
+        )
+    if model.backbone != "clip_vit" and (model.init == "clip" or model.finetune == "spatial"):
+        yield (
+            f"model.backbone = {model.backbone!r} is no CLIP tower; set model.init = 'random' and "
+            "model.finetune = 'all'"
+        )
     if model.init == "random" and model.finetune != "all" and model.weights != "random":
         yield (
             f"model.init = 'random' with model.finetune = {model.finetune!r} would freeze weights that "

@@ -30,6 +30,7 @@ FREE = (
     "checkpoint.keep",
     "evaluation.window_batch",
     "evaluation.pictures",
+    "evaluation.held_back",
 )
 
 

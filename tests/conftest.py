@@ -21,9 +21,22 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 # All rooms but `types` and `train.state`: their structs also hold abstract arrays (eval_shape) and trees of
 # other leaves (tree.map), which no shape annotation fits.
-ROOMS = ("models", "augment", "data", "language", "weights", "evaluation", "experiment", "gallery")
+ROOMS = (
+    "models",
+    "augment",
+    "data",
+    "language",
+    "weights",
+    "evaluation",
+    "experiment",
+    "gallery",
+    "targets",
+    "reporting",
+)
 TRAIN = (
     "losses",
+    "noise",
+    "mask_losses",
     "pseudo",
     "teacher",
     "optimizer",

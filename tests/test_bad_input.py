@@ -9,9 +9,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import demo, tiny
-from semivl_jax import experiment, workdir
+from semivl_jax import architecture, workdir
 from semivl_jax import run as run_lib
-from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.train.checkpoint import Checkpoints, Progress
 from semivl_jax.validation import validate
 from semivl_jax.weights import towers
@@ -75,9 +74,10 @@ def test_our_own_configurations_keep_the_rules(config):
     ],
 )
 def test_taps_that_the_tower_or_the_decoder_cannot_use(taps, message):
-    info = DatasetInfo(name="two", classes=("a", "b"))
     with pytest.raises(ValueError, match=message):
-        experiment._segmenter(changed(model__taps=taps), info, towers.IMAGE_SIZES["tiny"])
+        architecture.segmenter(
+            changed(model__taps=taps), num_classes=2, clip_sizes=towers.IMAGE_SIZES["tiny"]
+        )
 
 
 def test_workdir_of_another_configuration(tmp_path):

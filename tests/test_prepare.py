@@ -9,9 +9,10 @@ from configs import base
 from semivl_jax import experiment, prepare, workdir
 from semivl_jax.data import published_splits
 from tests.data import archive_files
-from tests.data.archive_files import MAKERS, SIZES
+from tests.data.archive_files import SIZES
 from tests.data.file_server import serve
 from tfds_builders.ade20k_semi import Ade20kSemi
+from tfds_builders.builders import PUBLISHED
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def run(server, tmp_path, capsys, monkeypatch):
 
     def make(dataset, *, data_dir, manual_dir):
         return archive_files.builder(
-            dataset, MAKERS[dataset](), server, data_dir, manual_dir=manual_dir
+            dataset, archive_files.contents(dataset), server, data_dir, manual_dir=manual_dir
         )
 
     def call(*arguments):
@@ -61,7 +62,7 @@ def test_one_data_set_and_again(run, server):
 def test_all_goes_on_after_an_error(run):
     code, text = run("all")
     assert code == 2
-    assert [d for d in MAKERS if f"{d}: prepared" in text] == ["voc", "coco", "ade20k"]
+    assert [d for d in PUBLISHED if f"{d}: prepared" in text] == ["voc", "coco", "ade20k"]
     assert text.count("error: ") == 1 and "cityscapes needs leftImg8bit_trainvaltest.zip" in text
     code, text = run("all", "--check")
     assert code == 1 and "leftImg8bit_trainvaltest.zip: missing; needs a login at" in text
@@ -90,7 +91,7 @@ def test_command_line(tmp_path):
 
 
 def test_training_opens_a_public_data_set(server, tmp_path, monkeypatch):
-    build = archive_files.builder("ade20k", MAKERS["ade20k"](), server, tmp_path)
+    build = archive_files.builder("ade20k", archive_files.contents("ade20k"), server, tmp_path)
     monkeypatch.setattr(Ade20kSemi, "FILES", build.files)
     monkeypatch.setattr(Ade20kSemi, "SIZES", SIZES)
     config = base.get_config()

@@ -11,6 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from semivl_jax.evaluation.confusion import iou
+from semivl_jax.reporting import read
 from tests.command import ROOT, command, environment, run
 from tests.photos import make_folder
 
@@ -107,6 +109,11 @@ def test_killed_and_resumed_run_is_bitwise_the_same(place, whole):
     assert resumed.returncode == 0, resumed.stdout
     assert "going on at step" in resumed.stdout
     assert_same_run(whole, place / "killed")
+    found, expected = read.load(place / "killed"), read.load(whole).evaluations[-1]
+    assert [record.step for record in found.evaluations] == [4, 8]
+    assert [session["outcome"] for session in found.sessions] == ["killed", "finished"]
+    np.testing.assert_array_equal(found.evaluations[-1].average, expected.average)
+    np.testing.assert_array_equal(found.evaluations[-1].pseudo, expected.pseudo)
 
 
 def test_sigterm_saves_and_says_how_to_go_on(place, whole):
@@ -131,7 +138,8 @@ def test_a_finished_run_says_so_and_changes_nothing(place, whole):
 
 
 def test_what_a_run_leaves_behind(whole):
-    for name in ("config.json", "metrics.jsonl", "tensorboard", "pictures", "checkpoints"):
+    for name in ("config.json", "metrics.jsonl", "tensorboard", "pictures", "checkpoints", "run.json",
+                 "evaluations", "samples", "report.html"):  # fmt: skip
         assert (whole / name).exists(), name
     assert {path.name for path in (whole / "serving").iterdir()} == {
         "model.safetensors", "text.safetensors", "classes.json", "config.json"
@@ -146,7 +154,20 @@ def test_what_a_run_leaves_behind(whole):
     assert {"eval/miou_ema", "eval/iou/ground", "eval/iou/disc", "eval/iou/box"} <= evaluated[
         0
     ].keys()
+    assert {"eval/pseudo_labelled", "eval/guidance_labelled"} <= evaluated[0].keys()
     assert len(list((whole / "pictures").rglob("*.png"))) == 2
+
+
+def test_the_record_of_an_evaluation_is_what_was_printed(whole):
+    found = read.load(whole)
+    newest = found.evaluations[-1]
+    assert found.curves["eval/miou_ema"][1][-1] == iou(newest.average).mean()
+    assert found.curves["eval/miou"][1][-1] == iou(newest.student).mean()
+    shown = np.trace(newest.guidance) / max(newest.guidance[:, :-1].sum(), 1)
+    assert newest.guidance[:, -1].sum() and 0 <= shown <= 1
+    assert set(newest.image_iou) == {"photo_00", "photo_01"}
+    (session,) = found.sessions
+    assert (session["outcome"], session["last_step"]) == ("finished", 8)
 
 
 def test_evaluate_mode_repeats_the_last_score(place, whole):

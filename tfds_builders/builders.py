@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tfds_builders.ade20k_semi import Ade20kSemi
@@ -23,4 +24,12 @@ def published_builder(
     for builder in _PUBLISHED:
         if dataset == builder.DATASET:
             return builder(data_dir=data_dir, manual_dir=manual_dir)
+    raise ValueError(f"data set {dataset!r} is unknown; choose one of {', '.join(PUBLISHED)}")
+
+
+def published_sizes(dataset: str) -> Mapping[str, int]:
+    """Images of every part of a public data set; ValueError for another name."""
+    for builder in _PUBLISHED:
+        if dataset == builder.DATASET:
+            return builder.SIZES
     raise ValueError(f"data set {dataset!r} is unknown; choose one of {', '.join(PUBLISHED)}")

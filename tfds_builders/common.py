@@ -19,7 +19,7 @@ import abc
 import collections
 import contextlib
 import dataclasses
-import fcntl
+import errno
 import io
 import os
 import shutil
@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from semivl_jax.data import host
+from semivl_jax.data import download, host
 from semivl_jax.data.catalog import DatasetInfo
 
 PARTS = ("train", "validation")
@@ -251,10 +251,14 @@ def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
         return Inspected(sample, image.shape[:2], None)
     data, label = _decode(sample.label, host.decode_label, f"label of {origin}")
     if label.shape != image.shape[:2]:
+        (rows, columns), (height, width) = label.shape, image.shape[:2]
+        turned = " (perhaps only one of them was turned upright)" * (
+            (columns, rows) == (height, width)
+        )
         raise UnusableError(
             f"label of {origin}",
-            f"is {label.shape[1]}x{label.shape[0]} pixels but the image is "
-            f"{image.shape[1]}x{image.shape[0]}; give both the same size",
+            f"is {columns}x{rows} pixels but the image is {width}x{height}{turned}; give both the same "
+            "size",
         )
     counts = np.bincount(label.reshape(-1), minlength=256)
     for value in np.flatnonzero(counts):
@@ -287,31 +291,38 @@ def prepare(builder: SegmentationBuilder) -> Path:
     starts again. Processes that prepare the same data set wait for the first one.
 
     Raises:
-      ValueError: the directory exists but lacks files (copied in part, or edited), or the builder
-        found something wrong with its input.
+      ValueError: the directory exists but lacks files (copied in part, or edited), the builder found
+        something wrong with its input, or the disk is full.
     """
     directory = Path(builder.data_path)
-    with _only_one(directory.parent):
+    if directory.exists():  # perhaps where nobody may write, so no lock
+        check_complete(directory, sizes=builder.expected_sizes)
+        return directory
+    with download.only_one(directory.parent):
         if not directory.exists():
             for remains in directory.parent.glob(f"incomplete.*_{directory.name}"):
                 shutil.rmtree(remains)
             print(f"preparing {builder.name} in {directory} (once)", flush=True)
             if not sys.stderr.isatty():
                 tfds.disable_progress_bar()
-            # What TFDS prints speaks of downloads of its own, of which there are none.
-            with contextlib.redirect_stdout(io.StringIO()):
-                builder.download_and_prepare(file_format="array_record")
+            _write_records(builder)
     check_complete(directory, sizes=builder.expected_sizes)
     return directory
 
 
-@contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    """Hold a file lock, which the operating system releases however the process ends."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _write_records(builder: SegmentationBuilder) -> None:
+    try:
+        # What TFDS prints speaks of downloads of its own, of which there are none.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(file_format="array_record")
+    except (RuntimeError, OSError) as error:
+        # ArrayRecord reports what the operating system said of its files as RuntimeError.
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"{builder.name} cannot be written to {Path(builder.data_path).parent} ({error}); make room or "
+            "choose another data directory, nothing half-made was left"
+        ) from error
 
 
 def check_complete(directory: Path, *, sizes: Mapping[str, int] | None = None) -> None:

@@ -107,7 +107,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
         if place is None:
             return download.fetch(file, self.downloads)
         if place.is_file():
-            download.verify(file, place)
+            download.verify(file, place, notes=self.downloads)
         return place
 
     def archive(self, name: str) -> archives.Archive:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
+import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +116,21 @@ class DatasetInfo:
             palette=np.asarray(facts["palette"], np.uint8),
             ignore=facts["ignore"],
         )
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file of the user's; a byte order mark and Windows' line ends do no harm.
+
+    Accented letters come composed, as keyboards write them, however the file has them.
+
+    Raises:
+      ValueError: text that is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    return unicodedata.normalize("NFC", text).splitlines()
 
 
 def parse_classes(lines: Sequence[str], *, where: str) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -73,9 +73,11 @@ def fetch(file: RemoteFile, directory: Path, *, patience: Patience | None = None
       ValueError: the file cannot be had (no address, no network, no such file, disk full) or is not
         what was expected; the sentence says what to do. A download with a wrong checksum is removed.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / file.name
-    with _only_one(directory):
+    if path.exists() and _noted(path):  # perhaps where nobody may write, so no lock
+        verify(file, path, notes=directory)
+        return path
+    with only_one(directory):
         if not path.exists():
             if not file.url:
                 raise ValueError(
@@ -86,12 +88,15 @@ def fetch(file: RemoteFile, directory: Path, *, patience: Patience | None = None
             _download(file, part, patience or Patience())
             _accept(file, part, path)
         else:
-            verify(file, path)
+            verify(file, path, notes=directory)
     return path
 
 
-def verify(file: RemoteFile, path: Path) -> None:
+def verify(file: RemoteFile, path: Path, *, notes: Path) -> None:
     """Makes sure that a file that is there is the expected one; nothing is removed.
+
+    What is known of it afterwards is noted in the folder `notes`, since `path` may lie where nobody
+    may write.
 
     Raises:
       ValueError: another size or checksum.
@@ -99,7 +104,8 @@ def verify(file: RemoteFile, path: Path) -> None:
     found = path.stat().st_size
     wrong = f"{path} is not the expected file"
     remedy = "delete it and start again, or put the right file there"
-    noted = _noted(path)
+    named = notes / file.name
+    noted = _noted(named)
     # Edited since it was noted: read it again.
     checksum = noted["sha256"] if noted and noted["size"] == found else ""
     if file.size and found != file.size:
@@ -108,11 +114,12 @@ def verify(file: RemoteFile, path: Path) -> None:
         checksum = sha256(path)
         if not file.sha256 and noted and noted["sha256"] != checksum:
             raise ValueError(
-                f"{wrong}: its SHA-256 is {checksum}, but {_note(path)} says {noted['sha256']}; {remedy}"
+                f"{wrong}: its SHA-256 is {checksum}, but {_note(named)} says {noted['sha256']}; "
+                f"{remedy}"
             )
-        _write_note(path, checksum)
+        _write_note(named, checksum, size=found)
     if file.sha256 and checksum != file.sha256:
-        _note(path).unlink(missing_ok=True)
+        _note(named).unlink(missing_ok=True)
         raise ValueError(f"{wrong}: SHA-256 {checksum} instead of {file.sha256}; {remedy}")
 
 
@@ -267,8 +274,9 @@ def _noted(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write_note(path: Path, checksum: str, *, size: int | None = None) -> None:
-    facts = {"sha256": checksum, "size": path.stat().st_size if size is None else size}
+def _write_note(path: Path, checksum: str, *, size: int) -> None:
+    facts = {"sha256": checksum, "size": size}
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.sha256.part")
     temporary.write_text(json.dumps(facts) + "\n", encoding="utf8")
     os.replace(temporary, _note(path))
@@ -295,8 +303,9 @@ def _size(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    """Hold a file lock, which the operating system releases however the process ends."""
+def only_one(directory: Path) -> Iterator[None]:
+    """Hold a folder's file lock, which the operating system releases however the process ends."""
+    directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from semivl_jax.data.published_splits import image_id
+from semivl_jax.data.catalog import read_lines
+from semivl_jax.data.published_splits import PublishedList, image_id
 from semivl_jax.data.source import Source
 
 _EVERY_LABEL = "all"
@@ -115,9 +116,26 @@ def draw_ids(ids: Sequence[str], count: int, *, seed: int) -> list[str]:
 
 
 def _draw(candidates: Sequence[str], labelled: str, *, seed: int) -> list[str]:
-    total = len(candidates)
     if labelled == _EVERY_LABEL:
         return list(candidates)
+    return draw_ids(candidates, _count(labelled, len(candidates)), seed=seed)
+
+
+def labelled_count(
+    labelled: str, total: int, *, published: Mapping[str, PublishedList]
+) -> int | None:
+    """How many of `total` labelled images a description chooses; None for a file of ids.
+
+    ValueError for a description that means nothing.
+    """
+    if labelled in published:
+        return published[labelled].count
+    if _is_list(labelled):
+        return None
+    return total if labelled == _EVERY_LABEL else _count(labelled, total)
+
+
+def _count(labelled: str, total: int) -> int:
     share = re.fullmatch(r"1_(\d+)", labelled)
     if share:
         divisor = int(share[1])
@@ -134,7 +152,7 @@ def _draw(candidates: Sequence[str], labelled: str, *, seed: int) -> list[str]:
             f"config.data.split={labelled!r} means {count} labelled images, but {total} images have a "
             f"label; choose from 1 to {total}"
         )
-    return draw_ids(candidates, count, seed=seed)
+    return count
 
 
 def _known(names: Sequence[str], by_id: Mapping[str, int], split: str) -> list[int]:
@@ -158,7 +176,7 @@ def _read_list(path: str, by_id: dict[str, int], *, key: str) -> list[int]:
         raise ValueError(f"{key}={path!r} is no file; give a file with one image id per line")
     indices: list[int] = []
     seen: set[int] = set()
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
         index = _find(line.strip(), by_id)

@@ -14,7 +14,8 @@ two is a thirteenth of the scaled scene, so this is where most of the time goes.
 
 JPEGs are not decoded at a reduced size. The long-side rule never shrinks below half, where decoding at half
 size would begin to serve; the ratio rule does with large photos, but it reads single pixels, and a
-reduced JPEG holds averages of blocks: another image, by far more than rounding.
+reduced JPEG holds averages of blocks: another image, by far more than rounding (docs/datasets.md has the
+differences, `test_window` measures one).
 """
 
 from __future__ import annotations

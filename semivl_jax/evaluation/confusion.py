@@ -53,6 +53,16 @@ def present(confusion: Int64[np.ndarray, "n n"]) -> Bool[np.ndarray, " n"]:
     return confusion.sum(1) > 0
 
 
+def image_iou(confusion: Int64[np.ndarray, "n n"]) -> float:
+    """Mean IoU in percent over the classes that an image's label shows; NaN where it shows none.
+
+    Classes that are only predicted are no rows of their own, or one stray pixel would halve the score;
+    they count in the unions of the others.
+    """
+    shown = present(confusion)
+    return float(iou(confusion)[shown].mean()) if shown.any() else float("nan")
+
+
 def format_table(confusion: Int64[np.ndarray, "n n"], names: Sequence[str]) -> str:
     """Per-class table for a terminal: IoU, pixel accuracy and share of the labelled pixels in percent.
 

@@ -9,6 +9,7 @@ summed, so several processes may hold different numbers of examples, but all mus
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -26,6 +27,8 @@ from semivl_jax.types import IGNORE_INDEX, PyTree
 
 MOST_PIXELS = np.iinfo(np.int32).max
 """Pixels counted on the device before the counts move to int64 on the host."""
+AHEAD = 4
+"""Images whose counts may wait on the device, so that the host does not wait for every one."""
 
 
 @runtime_checkable
@@ -41,14 +44,16 @@ class Example(Protocol):
 class Evaluation:
     """Result over a set: `iou` and its mean over all classes in percent, the counts behind them.
 
-    `confusion` has a row per label and a column per prediction. `compilations` counts what this
-    evaluator has compiled so far.
+    `confusion` has a row per label and a column per prediction. `image_iou` has, by id, the mean IoU of
+    the classes that an image of this process shows, NaN where all of it is ignored. `compilations`
+    counts what this evaluator has compiled so far.
     """
 
     miou: float
     iou: Float64[np.ndarray, " n"]
     confusion: Int64[np.ndarray, "n n"]
     images: int
+    image_iou: dict[str, float]
     compilations: int
 
 
@@ -123,25 +128,21 @@ class Evaluator:
         Raises ValueError for a label with values that are no class or with a size that the mode cannot
         score, naming the example.
         """
-        requests = (self._request(example) for example in examples)
-        counts, pixels, images = self._no_counts(), 0, 0
         totals = np.zeros((self._classes, self._classes), np.int64)
-        for label, tiles in self._scores(self._place(variables), requests):
+        image_iou: dict[str, float] = {}
+        images = 0
+        for id, counts in self._count_images(variables, examples):
             images += 1
-            for position, tile in tiles.items():
-                part = self._label_part(label, position)
-                if pixels + part.size > MOST_PIXELS:  # an entry might overflow
-                    totals += jax.device_get(counts)
-                    counts, pixels = self._no_counts(), 0
-                counts = self._count(counts, tile, part)
-                pixels += part.size
-        totals, images = _sum_over_processes(totals + jax.device_get(counts), images)
+            totals += counts
+            image_iou[id] = counting.image_iou(counts)
+        totals, images = _sum_over_processes(totals, images)
         per_class = counting.iou(totals)
         return Evaluation(
             miou=float(per_class.mean()),
             iou=per_class,
             confusion=totals,
             images=images,
+            image_iou=image_iou,
             compilations=self.compilations,
         )
 
@@ -154,13 +155,38 @@ class Evaluator:
             labels = {position: self._argmax(tile) for position, tile in tiles.items()}
             yield gather(jax.device_get(labels), self._scores.output_size(size, size))
 
+    def _count_images(
+        self, variables: PyTree, examples: Iterable[Example]
+    ) -> Iterator[tuple[str, Int64[np.ndarray, "n n"]]]:
+        """Id and confusion matrix of every image, fetched a few images late."""
+        requests = (self._request(example) for example in examples)
+        waiting: deque[tuple[str, np.ndarray, Array]] = deque()
+        for (id, label), tiles in self._scores(self._place(variables), requests):
+            counts, pixels = self._no_counts(), 0
+            before = np.zeros((self._classes, self._classes), np.int64)
+            for position, tile in tiles.items():
+                part = self._label_part(label, position)
+                if pixels + part.size > MOST_PIXELS:  # an entry might overflow
+                    before += jax.device_get(counts)
+                    counts, pixels = self._no_counts(), 0
+                counts = self._count(counts, tile, part)
+                pixels += part.size
+            waiting.append((id, before, counts))
+            if len(waiting) > AHEAD:
+                id, before, counts = waiting.popleft()
+                yield id, before + jax.device_get(counts)
+        for id, before, counts in waiting:
+            yield id, before + jax.device_get(counts)
+
     def _prepare(self, image: np.ndarray) -> np.ndarray:
         """Resized where asked for, and normalised."""
         if self._resize is not None:
             image = self._resize(image)
         return normalize(image)
 
-    def _request(self, example: Example) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
+    def _request(
+        self, example: Example
+    ) -> tuple[np.ndarray, tuple[int, int], tuple[str, np.ndarray]]:
         counting.check_label(example.label, num_classes=self._classes, source=example.id)
         size = example.label.shape
         try:
@@ -173,7 +199,7 @@ class Evaluator:
             output,
         )
         label = example.label[top : top + rows, left : left + cols]
-        return self._prepare(example.image), size, label
+        return self._prepare(example.image), size, (example.id, label)
 
     def _label_part(self, label: np.ndarray, position: tuple[int, int]) -> jax.Array:
         """The label under a tile, 255 where the tile reaches beyond it."""

@@ -1,4 +1,5 @@
-"""DeepLabV3+ head on two maps of a vision transformer (METHOD 8): the decoder without language.
+"""DeepLabV3+ head on two maps of a vision transformer or a residual network (METHOD 8): the decoder
+without language.
 
 In: `Features` with exactly two maps, a low-level and a high-level one, on grids that may differ. Out:
 float32 logits B×y×x×n on the grid of the low-level map. Running statistics of the batch norms live in
@@ -18,12 +19,16 @@ from semivl_jax.types import ClassText, Features
 
 
 class DeepLabHead(nn.Module):
-    """Pyramid pooling of the high-level map to an eighth of its channels, joined with the low-level one."""
+    """Pyramid pooling of the high-level map to an eighth of its channels, joined with the low-level one.
+
+    As published, resizes keep the corners aligned behind a residual network only (METHOD 9, trap 21).
+    """
 
     num_classes: int
     channels: int = 256
     low_channels: int = 48
     dilations: tuple[int, ...] = (1, 6, 12, 18)
+    align_corners: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -53,7 +58,7 @@ class DeepLabHead(nn.Module):
             dtype=self.dtype,
             name="aspp",
         )(high, train=train)
-        high = bilinear(high, low.shape[1:3], align_corners=False)
+        high = bilinear(high, low.shape[1:3], align_corners=self.align_corners)
         x = layer(
             "fuse1", self.channels, 3, layer("low_projection", self.low_channels, 1, low), high
         )

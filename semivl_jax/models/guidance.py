@@ -29,6 +29,18 @@ def max_over_concepts(scores: Float[Array, "*b k"], text: ClassText) -> Float[Ar
     return jnp.moveaxis(best, 0, -1)
 
 
+def rows_in_class_order(text: ClassText) -> Float[Array, "k d"]:
+    """The embeddings; sorted by class where every class has one, so that its logits need no sorting."""
+    if len(text.class_of) == text.num_classes:
+        return text.embeddings[jnp.argsort(text.class_of)]
+    return text.embeddings
+
+
+def classes_in_order(scores: Float[Array, "*b k"], text: ClassText) -> Float[Array, "*b n"]:
+    """Scores of `rows_in_class_order` -> scores of classes."""
+    return scores if scores.shape[-1] == text.num_classes else max_over_concepts(scores, text)
+
+
 def class_scores(
     dense: Float[Array, "b y x d"], text: ClassText
 ) -> Float32[Array, "b y x {text.num_classes}"]:

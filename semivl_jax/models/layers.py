@@ -122,24 +122,29 @@ def _add_shared(out: Array, part: Array) -> Array:
 
 
 class Upsample(nn.Module):
-    """Transposed convolution 2×2 with stride 2 and bias.
+    """Transposed convolution with bias whose kernel is as large as its stride, `factor`.
 
-    Windows do not overlap: every pixel becomes its own 2×2 block by one matrix product. The kernel
-    (2, 2, in, out) is indexed by the position within the block.
+    Windows do not overlap: every pixel becomes its own block by one matrix product. The kernel
+    (factor, factor, in, out) is indexed by the position within the block.
     """
 
     features: int
+    factor: int = 2
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b 2*y 2*x {self.features}"]:
-        """Double the size."""
+    def __call__(
+        self, x: Float[Array, "b y x c"]
+    ) -> Float[Array, "b {self.factor}*y {self.factor}*x {self.features}"]:
+        """Multiply the size."""
         b, rows, cols, channels = x.shape
-        init = uniform((4 * self.features) ** -0.5)  # torch takes its fan-in from the *output* side
-        kernel = self.param("kernel", init, (2, 2, channels, self.features))
+        f = self.factor
+        # torch takes its fan-in from the *output* side
+        init = uniform((f * f * self.features) ** -0.5)
+        kernel = self.param("kernel", init, (f, f, channels, self.features))
         bias = jnp.asarray(self.param("bias", init, (self.features,)), self.dtype)
         blocks = jnp.einsum("byxc,ijco->byixjo", x.astype(self.dtype), kernel.astype(self.dtype))
-        return blocks.reshape(b, 2 * rows, 2 * cols, self.features) + bias[None, None, None, :]
+        return blocks.reshape(b, f * rows, f * cols, self.features) + bias[None, None, None, :]
 
 
 class BatchNorm(nn.Module):

@@ -1,35 +1,54 @@
 """Position tables on other patch grids than the one they were made for.
 
-In and out: tables (1, 1 + y·x, c), the class token's row first, then the grid's rows. Resizing is
-bicubic in torch's convention and leaves the class token alone. As in the published system a table
-is resized only where the *number* of patches differs: a grid of another shape with equally many
-patches takes it as it is (METHOD 1.3).
+In and out: tables (1, 1 + y·x, c), the class token's row first, then the grid's rows. Resizing leaves
+the class token alone and is, in torch's conventions, one of
+
+    bicubic    SemiVL's. As published, a table is resized only where the *number* of patches differs: a
+               grid of another shape with equally many patches takes it as it is (METHOD 1.3).
+    bilinear   ZegCLIP's (METHOD 9, trap 20)
+    dinov2     bicubic with 0.1 added to the new lengths before the scale is computed, as DINOv2 does it
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from semivl_jax.models.resize import bicubic, resize_matrix
+from semivl_jax.models.resize import bicubic, bilinear, resize_matrix
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
 
+Resizing = Literal["bicubic", "bilinear", "dinov2"]
+
+DINOV2_OFFSET = 0.1
+
 
 def resize_table(
-    table: Float[np.ndarray, "1 t c"], grid_from: Grid, grid_to: Grid
+    table: Float[np.ndarray, "1 t c"],
+    grid_from: Grid,
+    grid_to: Grid,
+    *,
+    resizing: Resizing = "bicubic",
 ) -> Float32[np.ndarray, "1 1+{grid_to[0]}*{grid_to[1]} c"]:
     """The table for another grid, on the host: once, when weights are loaded.
 
     ValueError where the table has not one row per patch of `grid_from` and one more.
     """
     _check(table.shape, grid_from)
-    if grid_from[0] * grid_from[1] == grid_to[0] * grid_to[1]:
+    if _fits(grid_from, grid_to, resizing):
         return np.asarray(table, np.float32)
     rows, cols = (
-        resize_matrix(n_in, n_out, method="bicubic", align_corners=False)
+        resize_matrix(
+            n_in,
+            n_out,
+            method="bilinear" if resizing == "bilinear" else "bicubic",
+            align_corners=False,
+            offset=DINOV2_OFFSET if resizing == "dinov2" else 0.0,
+        )
         for n_in, n_out in zip(grid_from, grid_to, strict=True)
     )
     patches = np.asarray(table[0, 1:], np.float32).reshape(*grid_from, -1)
@@ -39,14 +58,23 @@ def resize_table(
 
 
 def table_at(
-    table: Float[Array, "1 t c"], grid_from: Grid, grid_to: Grid
+    table: Float[Array, "1 t c"],
+    grid_from: Grid,
+    grid_to: Grid,
+    *,
+    resizing: Resizing = "bicubic",
 ) -> Float[Array, "1 1+{grid_to[0]}*{grid_to[1]} c"]:
     """The same inside the network, differentiable: for inputs that are not of the training size."""
     _check(table.shape, grid_from)
-    if grid_from[0] * grid_from[1] == grid_to[0] * grid_to[1]:
+    if _fits(grid_from, grid_to, resizing):
         return table
     channels = table.shape[-1]
-    patches = bicubic(table[:, 1:].reshape(1, *grid_from, channels), grid_to)
+    patches = table[:, 1:].reshape(1, *grid_from, channels)
+    if resizing == "bilinear":
+        patches = bilinear(patches, grid_to, align_corners=False)
+    else:
+        offset = DINOV2_OFFSET if resizing == "dinov2" else 0.0
+        patches = bicubic(patches, grid_to, offset=offset)
     return jnp.concatenate([table[:, :1], patches.reshape(1, -1, channels)], axis=1)
 
 
@@ -59,6 +87,13 @@ def square_grid(table_rows: int, *, source: str) -> Grid:
             "grid is unknown; load it at its own size"
         )
     return side, side
+
+
+def _fits(grid_from: Grid, grid_to: Grid, resizing: Resizing) -> bool:
+    """Whether the table is taken as it is."""
+    if resizing == "bicubic":
+        return grid_from[0] * grid_from[1] == grid_to[0] * grid_to[1]
+    return grid_from == grid_to
 
 
 def _check(shape: tuple[int, ...], grid: Grid) -> None:

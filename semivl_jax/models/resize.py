@@ -29,11 +29,14 @@ def resize_matrix(
     *,
     method: Method,
     align_corners: bool,
+    offset: float = 0.0,
     rows: tuple[int, int] | None = None,
 ) -> Float32[np.ndarray, "_ {n_in}"]:
     """Weights of every input sample in every output sample of one axis; each row sums to 1.
 
-    [n_out, n_in], or with `rows` = (start, stop) those rows of it. Raises ValueError for a length below 1.
+    [n_out, n_in], or with `rows` = (start, stop) those rows of it. `offset` is added to the output's length
+    where the distance of its samples is computed (half-pixel centres only): torch does so for a scale
+    factor that is no ratio of two lengths. Raises ValueError for a length below 1.
     """
     if n_in < 1 or n_out < 1:
         raise ValueError(f"cannot resize {n_in} samples to {n_out}: both must be at least 1")
@@ -44,7 +47,8 @@ def resize_matrix(
         position = target * step
     else:
         half = np.float32(0.5)
-        position = (target + half) * (np.float32(n_in) / np.float32(n_out)) - half
+        step = np.float32(n_in / (n_out + offset))
+        position = (target + half) * step - half
     taps = _linear_taps if method == "bilinear" else _cubic_taps
     matrix = np.zeros((len(target), n_in), np.float32)
     for index, weight in taps(position):
@@ -60,10 +64,13 @@ def bilinear(
 
 
 def bicubic(
-    x: Float[Array, "b h w c"], size: tuple[int, int]
+    x: Float[Array, "b h w c"], size: tuple[int, int], *, offset: float = 0.0
 ) -> Float[Array, "b {size[0]} {size[1]} c"]:
-    """Bicubic resize (a = −0.75, half-pixel centres) to `size` = (rows, columns)."""
-    return _resize(x, size, "bicubic", False)
+    """Bicubic resize (a = −0.75, half-pixel centres) to `size` = (rows, columns).
+
+    `offset` as for `resize_matrix`; with one, an axis that keeps its length is resized all the same.
+    """
+    return _resize(x, size, "bicubic", False, offset)
 
 
 def avg_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "b _ _ c"]:
@@ -108,12 +115,16 @@ def _cubic_taps(position: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     ]
 
 
-def _resize(x: Array, size: tuple[int, int], method: Method, align_corners: bool) -> Array:
+def _resize(
+    x: Array, size: tuple[int, int], method: Method, align_corners: bool, offset: float = 0.0
+) -> Array:
     for axis, n_out in ((1, size[0]), (2, size[1])):
         n_in = x.shape[axis]
-        if n_in == n_out:  # both kernels are then exactly the identity
+        if n_in == n_out and not offset:  # both kernels are then exactly the identity
             continue
-        matrix = resize_matrix(n_in, n_out, method=method, align_corners=align_corners)
+        matrix = resize_matrix(
+            n_in, n_out, method=method, align_corners=align_corners, offset=offset
+        )
         x = jnp.einsum(
             "oh,bhwc->bowc" if axis == 1 else "ow,bhwc->bhoc",
             jnp.asarray(matrix, x.dtype),

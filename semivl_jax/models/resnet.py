@@ -1,8 +1,10 @@
-"""Convolutional encoder for fine detail: ResNet-V1c up to its first stage (METHOD 3, conv features).
+"""Residual networks with batch norm: an encoder of four stages, and one for fine detail.
 
-In: images B×H×W×3, normalised with the ImageNet statistics. Out: a map at a quarter of the
-resolution, B×⌈H/4⌉×⌈W/4⌉×(4·base_channels). "V1c" is the stem of three 3×3 convolutions in place of
-one 7×7. Parameters live in "params", running statistics of the batch norms in "batch_stats".
+In: images B×H×W×3, normalised with the ImageNet statistics. Out of `ResNet`: `Features` with the maps of
+the chosen stages, the first at a quarter of the resolution, B×⌈H/4⌉×⌈W/4⌉×(4·channels). Out of
+`ResNetV1c`, which ends after its first stage (METHOD 3, conv features): that map alone. Both have a stem
+of three 3×3 convolutions in place of one 7×7. Parameters live in "params", running statistics of the
+batch norms in "batch_stats".
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from semivl_jax.models.layers import ConvNorm
+from semivl_jax.models.transformer import check_taps
+from semivl_jax.types import Features
 
 EXPANSION = 4
 """Output channels of a bottleneck block over its inner channels."""
@@ -45,36 +49,91 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Residual block 1×1, 3×3, 1×1 (to 4·channels); fresh blocks are the identity on their branch.
+    """Residual block 1×1, 3×3 (with stride and dilation), 1×1 (to 4·channels).
 
-    The shortcut is projected where it has another number of channels.
+    The shortcut is projected where it has another size or number of channels. With `zero_init` fresh
+    blocks are the identity on their branch.
     """
 
     channels: int
+    stride: int = 1
+    dilation: int = 1
+    zero_init: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b y x _"], *, train: bool) -> Float[Array, "b y x _"]:
+    def __call__(self, x: Float[Array, "b y x _"], *, train: bool) -> Float[Array, "b _ _ _"]:
         """Apply the block."""
 
-        def layer(name: str, x: Array, width: int, size: int, *, last: bool) -> Array:
+        def layer(name: str, x: Array, width: int, **options: int | bool) -> Array:
+            zero = name == "conv3" and self.zero_init
             return ConvNorm(
                 width,
                 norm="batch",
-                kernel_size=size,
-                relu=not last,
                 kernel_init=HE_NORMAL,
-                scale_init=nn.initializers.zeros if name == "conv3" else nn.initializers.ones,
+                scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
                 dtype=self.dtype,
                 name=name,
+                **options,
             )(x, train=train)
 
         wide = EXPANSION * self.channels
-        out = layer("conv1", x, self.channels, 1, last=False)
-        out = layer("conv2", out, self.channels, 3, last=False)
-        out = layer("conv3", out, wide, 1, last=True)
-        shortcut = x if x.shape[-1] == wide else layer("shortcut", x, wide, 1, last=True)
-        return nn.relu(out + shortcut)
+        out = layer("conv1", x, self.channels, kernel_size=1)
+        out = layer("conv2", out, self.channels, stride=self.stride, dilation=self.dilation)
+        out = layer("conv3", out, wide, kernel_size=1, relu=False)
+        if x.shape[-1] != wide or self.stride != 1:
+            x = layer("shortcut", x, wide, kernel_size=1, stride=self.stride, relu=False)
+        return nn.relu(out + x)
+
+
+class ResNet(nn.Module):
+    """The encoder of the convolutional baseline; defaults are ResNet-101 as published (METHOD 8).
+
+    blocks, channels   per stage: residual blocks, and inner channels of each
+    dilated            per stage but the first: whether its stride becomes a dilation. The first block of
+                       such a stage still has the dilation of the stage before.
+    taps               stages whose maps are returned, ascending
+    """
+
+    stem_channels: int = 128
+    blocks: tuple[int, ...] = (3, 4, 23, 3)
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    dilated: tuple[bool, ...] = (False, False, True)
+    taps: tuple[int, ...] = (0, 3)
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
+        """Encode; `train` uses (and updates) batch statistics.
+
+        ValueError for options of different lengths, and for taps that are no stages or not in order.
+        """
+        self._check()
+        x = _stem_and_pool(image, self.stem_channels, self.dtype, train=train)
+        maps, dilation = [], 1
+        for stage, (count, width) in enumerate(zip(self.blocks, self.channels, strict=True)):
+            stride, before = (1 if stage == 0 else 2), dilation
+            if stage > 0 and self.dilated[stage - 1]:
+                stride, dilation = 1, 2 * dilation
+            for i in range(count):
+                x = Bottleneck(
+                    width,
+                    stride=stride if i == 0 else 1,
+                    dilation=before if i == 0 else dilation,
+                    dtype=self.dtype,
+                    name=f"stage_{stage}_block_{i}",
+                )(x, train=train)
+            maps.append(x)
+        return Features(maps=tuple(maps[tap] for tap in self.taps))
+
+    def _check(self) -> None:
+        stages = len(self.blocks)
+        if not len(self.channels) == len(self.dilated) + 1 == stages:
+            raise ValueError(
+                f"blocks={self.blocks}, channels={self.channels} and dilated={self.dilated} do not "
+                "describe the same stages: give one of each per stage, dilated none for the first"
+            )
+        check_taps(self.taps, last=stages - 1, meaning="the last stage")
 
 
 class ResNetV1c(nn.Module):
@@ -93,8 +152,14 @@ class ResNetV1c(nn.Module):
         self, image: Float[Array, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b y x c"]:
         """Encode; `train` uses (and updates) batch statistics."""
-        x = Stem(self.stem_channels, dtype=self.dtype, name="stem")(image, train=train)
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = _stem_and_pool(image, self.stem_channels, self.dtype, train=train)
         for i in range(self.num_blocks):
-            x = Bottleneck(self.base_channels, dtype=self.dtype, name=f"block_{i}")(x, train=train)
+            x = Bottleneck(self.base_channels, zero_init=True, dtype=self.dtype, name=f"block_{i}")(
+                x, train=train
+            )
         return x
+
+
+def _stem_and_pool(image: Array, channels: int, dtype: DTypeLike, *, train: bool) -> Array:
+    x = Stem(channels, dtype=dtype, name="stem")(image, train=train)
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

@@ -22,9 +22,10 @@ from semivl_jax.types import ClassText, Features, Key
 class Segmenter(nn.Module):
     """Encoder and decoder of any kind that speak `Features`.
 
-    `crop` is the side of the training crop: logits are first resized to that square whatever the shape
-    of the image (METHOD 3.10). `renormalize` feeds the backbone with CLIP's image statistics; the
-    convolutional encoder always gets the image as it comes.
+    `crop` is the side of the training crop. Logits are first resized to that square whatever the shape
+    of the image (METHOD 3.10), unless `via_square` is off: then straight to the image's size, as the
+    models that are no vision-language models do it, with `align_corners` on. `renormalize` feeds the
+    backbone with CLIP's image statistics; the convolutional encoder always gets the image as it comes.
     """
 
     backbone: nn.Module
@@ -32,27 +33,40 @@ class Segmenter(nn.Module):
     crop: int
     conv_encoder: nn.Module | None = None
     renormalize: bool = False
+    via_square: bool = True
+    align_corners: bool = False
 
     def encode(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
-        """Image to features; `train` matters to batch norms of the convolutional encoder only."""
-        features = self.backbone(renormalize(image) if self.renormalize else image)
+        """Image to features.
+
+        `train` switches batch norms to the statistics of the batch and, where the caller also gives a
+        "dropout" key, dropout and stochastic depth on.
+        """
+        features = self.backbone(renormalize(image) if self.renormalize else image, train=train)
         if self.conv_encoder is not None:
             features = features.replace(conv=self.conv_encoder(image, train=train))
         return features
 
     def decode(
-        self, features: Features, text: ClassText | None, *, train: bool = False
-    ) -> Float32[Array, "b {self.crop} {self.crop} n"]:
-        """Features to logits of the crop's size."""
+        self,
+        features: Features,
+        text: ClassText | None,
+        *,
+        size: tuple[int, int] | None = None,
+        train: bool = False,
+    ) -> Float32[Array, "b _ _ n"]:
+        """Features to logits of `size` = (rows, columns), None: of the crop's square."""
         logits = self.decoder(features, text, train=train)
-        return bilinear(logits, (self.crop, self.crop), align_corners=False)
+        return bilinear(logits, size or (self.crop, self.crop), align_corners=self.align_corners)
 
     def __call__(
         self, image: Float[Array, "b h w 3"], text: ClassText | None, *, train: bool = False
     ) -> Float32[Array, "b h w n"]:
-        """Image to logits of its size; one that is not crop×crop is resized twice, as published."""
-        logits = self.decode(self.encode(image, train=train), text, train=train)
-        return bilinear(logits, image.shape[1:3], align_corners=False)
+        """Image to logits of its size; via the square, one that is not crop×crop is resized twice."""
+        size = image.shape[1:3]
+        features = self.encode(image, train=train)
+        logits = self.decode(features, text, size=None if self.via_square else size, train=train)
+        return bilinear(logits, size, align_corners=self.align_corners)
 
 
 def channel_masks(

@@ -23,6 +23,8 @@ class TextTransformer(nn.Module):
     num_heads: int = 8
     out_dim: int = 512
     context_length: int = 77
+    quick_gelu: bool = True
+    eps: float = 1e-5
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -44,8 +46,8 @@ class TextTransformer(nn.Module):
             num_heads=self.num_heads,
             mlp_dim=4 * self.width,
             causal=True,
-            quick_gelu=True,
-            eps=1e-5,
+            quick_gelu=self.quick_gelu,
+            eps=self.eps,
             dtype=self.dtype,
             name="Transformer",
         )(tokens + table.astype(self.dtype))

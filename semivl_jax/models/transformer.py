@@ -7,6 +7,8 @@ big_vision's encoder, so its checkpoints fit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -57,14 +59,56 @@ class Mlp(nn.Module):
         return nn.Dense(channels, kernel_init=init, dtype=self.dtype, name="Dense_1")(x)
 
 
-def layer_norm(name: str, *, eps: float, dtype: DTypeLike) -> nn.LayerNorm:
+def layer_norm(name: str | None, *, eps: float, dtype: DTypeLike) -> nn.LayerNorm:
     """LayerNorm over channels; the variance from differences, not from E[x²] − E[x]²."""
     return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
 
 
+def patch_embedding(width: int, patch_size: int, *, use_bias: bool, dtype: DTypeLike) -> nn.Conv:
+    """One linear layer over every whole patch; rows and columns that fill none are dropped."""
+    patch = (patch_size, patch_size)
+    return nn.Conv(
+        width,
+        patch,
+        strides=patch,
+        padding="VALID",
+        use_bias=use_bias,
+        dtype=dtype,
+        name="embedding",
+    )
+
+
+def with_class_token(
+    token: Float[Array, "1 1 c"], patches: Float[Array, "b y x c"]
+) -> Float[Array, "b 1+y*x c"]:
+    """A map of patches as a sequence behind the class token, in the map's dtype."""
+    batch, rows, cols, width = patches.shape
+    first = jnp.broadcast_to(jnp.asarray(token, patches.dtype), (batch, 1, width))
+    return jnp.concatenate([first, patches.reshape(batch, rows * cols, width)], axis=1)
+
+
+def check_taps(taps: tuple[int, ...], *, last: int, meaning: str) -> None:
+    """ValueError unless `taps` ascend within 0 … `last`, which the message calls by its `meaning`."""
+    if not taps or any(tap not in range(last + 1) for tap in taps):
+        raise ValueError(f"taps={taps}: name one or more of 0 … {meaning}={last}")
+    if list(taps) != sorted(set(taps)):
+        raise ValueError(f"taps={taps} must ascend without repetition")
+
+
+def check_heads(num_heads: int, *, width: int) -> None:
+    """ValueError where the channels cannot be shared among the heads."""
+    if width % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide width={width}: choose a divisor")
+
+
 class Block(nn.Module):
-    """One pre-LN block. With `value_path` it also returns what it makes of the patch tokens when
-    every token attends to itself alone (METHOD 1.5); the first token, the class token, is left out.
+    """One pre-LN block.
+
+    With `value_path` it also returns what it makes of the patch tokens when every token attends to
+    itself alone (METHOD 1.5); the first token, the class token, is left out. `layer_scale` multiplies
+    the output of attention and MLP with a trained factor per channel, fresh ones are `layer_scale`.
+    `drop_rate` is the share of images that skip attention or MLP (stochastic depth); it acts only where
+    the caller gives a "dropout" key.
     """
 
     num_heads: int
@@ -72,6 +116,8 @@ class Block(nn.Module):
     value_path: bool = False
     causal: bool = False
     quick_gelu: bool = False
+    layer_scale: float | None = None
+    drop_rate: float = 0.0
     eps: float = 1e-6
     dtype: DTypeLike = jnp.float32
 
@@ -80,6 +126,7 @@ class Block(nn.Module):
         self, x: Float[Array, "b t c"]
     ) -> tuple[Float[Array, "b t c"], Float[Array, "b t-1 c"] | None]:
         """(normal output, output of the value path or None)."""
+        scale_attention, scale_mlp = self._scale("LayerScale_0", x), self._scale("LayerScale_1", x)
         attention = Attention(
             self.num_heads, self.causal, self.dtype, name="MultiHeadDotProductAttention_0"
         )
@@ -87,12 +134,24 @@ class Block(nn.Module):
         mlp = Mlp(self.mlp_dim, self.quick_gelu, self.dtype, name="MlpBlock_0")
         y = layer_norm("LayerNorm_0", eps=self.eps, dtype=self.dtype)(x)
         mixed, own = attention(y, value_path=self.value_path)
-        mixed = x + mixed
-        mixed = mixed + mlp(norm(mixed))
+        mixed = x + self._drop(scale_attention(mixed))
+        mixed = mixed + self._drop(scale_mlp(mlp(norm(mixed))))
         if own is not None:
-            own = x[:, 1:] + own
-            own = own + mlp(norm(own))
+            own = x[:, 1:] + scale_attention(own)
+            own = own + scale_mlp(mlp(norm(own)))
         return mixed, own
+
+    def _scale(self, name: str, x: Array) -> Callable[[Array], Array]:
+        if self.layer_scale is None:
+            return lambda branch: branch
+        init = nn.initializers.constant(self.layer_scale)
+        factor = jnp.asarray(self.param(name, init, (x.shape[-1],)), self.dtype)
+        return lambda branch: branch * factor[None, None, :]
+
+    def _drop(self, branch: Array) -> Array:
+        if self.drop_rate == 0 or not self.has_rng("dropout"):
+            return branch
+        return nn.Dropout(self.drop_rate, broadcast_dims=(1, 2), deterministic=False)(branch)
 
 
 class Encoder(nn.Module):
@@ -137,3 +196,43 @@ class Encoder(nn.Module):
         norm = layer_norm("encoder_norm", eps=self.eps, dtype=self.dtype)
         last = self.depth - 1
         return norm(x), {i: norm(v) if i == last else v for i, v in values.items()}
+
+
+class TappedEncoder(nn.Module):
+    """A stack of blocks that returns the tokens after some of them, all through the final norm.
+
+    `drop_rate` rises linearly from 0 in the first block to this value in the last. Other options as for
+    `Block` and `Encoder`.
+    """
+
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    taps: tuple[int, ...]
+    layer_scale: float | None = None
+    drop_rate: float = 0.0
+    eps: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t c"], *, train: bool
+    ) -> tuple[Float[Array, "b t c"], tuple[Float[Array, "b t c"], ...]]:
+        """(tokens after all blocks, tokens after the tapped ones); `train` lets blocks be skipped."""
+        make = nn.remat(Block) if self.remat else Block
+        tapped = []
+        for i in range(self.depth):
+            x, _ = make(
+                num_heads=self.num_heads,
+                mlp_dim=self.mlp_dim,
+                layer_scale=self.layer_scale,
+                drop_rate=self.drop_rate * i / max(self.depth - 1, 1) if train else 0.0,
+                eps=self.eps,
+                dtype=self.dtype,
+                name=f"encoderblock_{i}",
+            )(x)
+            if i in self.taps:
+                tapped.append(x)
+        norm = layer_norm("encoder_norm", eps=self.eps, dtype=self.dtype)
+        return norm(x), tuple(norm(tokens) for tokens in tapped)

@@ -19,7 +19,14 @@ from jaxtyping import Array, Float
 
 from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.position import table_at
-from semivl_jax.models.transformer import Encoder, layer_norm
+from semivl_jax.models.transformer import (
+    Encoder,
+    check_heads,
+    check_taps,
+    layer_norm,
+    patch_embedding,
+    with_class_token,
+)
 from semivl_jax.types import Features
 
 
@@ -45,9 +52,14 @@ class VisionTransformer(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, image: Float[Array, "b h w 3"]) -> Features:
-        """Encode images. ValueError for taps that the tower does not have or not in order."""
-        self._check()
+    def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
+        """Encode images; `train` changes nothing: there are no batch norms and no dropout.
+
+        ValueError for taps that the tower does not have or not in order.
+        """
+        del train
+        check_heads(self.num_heads, width=self.width)
+        check_taps(self.taps, last=self.depth, meaning="depth")
         x = self._patches(image)
         batch, rows, cols, _ = x.shape
         x = self._tokens(x)
@@ -68,37 +80,18 @@ class VisionTransformer(nn.Module):
         maps = tuple(values[tap].reshape(batch, rows, cols, -1) for tap in self.taps)
         return Features(maps=maps, pooled=l2_normalize(project(tokens[:, 0])))
 
-    def _check(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"num_heads={self.num_heads} does not divide width={self.width}: choose a divisor"
-            )
-        valid = range(self.depth + 1)
-        if not self.taps or any(tap not in valid for tap in self.taps):
-            raise ValueError(f"taps={self.taps}: name one or more of 0 … depth={self.depth}")
-        if list(self.taps) != sorted(set(self.taps)):
-            raise ValueError(f"taps={self.taps} must ascend without repetition")
-
     def _patches(self, image: Array) -> Array:
         patch = self.patch_size
         below, right = (-size % patch for size in image.shape[1:3])
         image = jnp.pad(image, ((0, 0), (0, below), (0, right), (0, 0)))
-        return nn.Conv(
-            self.width,
-            (patch, patch),
-            strides=(patch, patch),
-            padding="VALID",
-            use_bias=False,
-            dtype=self.dtype,
-            name="embedding",
-        )(image.astype(self.dtype))
+        embed = patch_embedding(self.width, patch, use_bias=False, dtype=self.dtype)
+        return embed(image.astype(self.dtype))
 
     def _tokens(self, patches: Array) -> Array:
-        batch, rows, cols, width = patches.shape
+        width = patches.shape[-1]
         cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, width))
         table_shape = (1, 1 + self.grid[0] * self.grid[1], width)
         table = self.param("pos_embedding", nn.initializers.normal(width**-0.5), table_shape)
-        first = jnp.broadcast_to(cls.astype(self.dtype), (batch, 1, width))
-        x = jnp.concatenate([first, patches.reshape(batch, rows * cols, width)], axis=1)
-        x = x + table_at(jnp.asarray(table), self.grid, (rows, cols)).astype(self.dtype)
+        table = table_at(jnp.asarray(table), self.grid, patches.shape[1:3])
+        x = with_class_token(cls, patches) + table.astype(self.dtype)
         return layer_norm("pre_norm", eps=self.eps, dtype=self.dtype)(x)

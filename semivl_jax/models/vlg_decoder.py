@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
-from semivl_jax.models.guidance import max_over_concepts
+from semivl_jax.models.guidance import classes_in_order, rows_in_class_order
 from semivl_jax.models.layers import (
     ASPP,
     Conv,
@@ -47,13 +47,6 @@ def similarity(
         l2_normalize(embeddings),
         precision=jax.lax.Precision.HIGHEST,
     )
-
-
-def _rows_in_class_order(text: ClassText) -> Float[Array, "k d"]:
-    """The embeddings; sorted by class where every class has one, so that its logits need no sorting."""
-    if len(text.class_of) == text.num_classes:
-        return text.embeddings[jnp.argsort(text.class_of)]
-    return text.embeddings
 
 
 class TransformerBlock(nn.Module):
@@ -165,7 +158,7 @@ class VLGDecoder(nn.Module):
         """
         del train
         skips = self._skips(features)
-        embeddings = _rows_in_class_order(text)
+        embeddings = rows_in_class_order(text)
         sim = similarity(features.maps[-1], embeddings)
         b, k, rows, cols = sim.shape
         x = self._conv("conv1", self.channels, self.kernel_size)(sim.reshape(-1, rows, cols, 1))
@@ -185,7 +178,7 @@ class VLGDecoder(nn.Module):
             x = UpBlock(self.up_channels[i], dtype=self.dtype, name=f"up{i + 1}")(x, skip)
         logits = self._conv("head", 1, 3)(x).astype(jnp.float32)
         logits = logits.reshape(b, k, *logits.shape[1:3]).transpose(0, 2, 3, 1)
-        return logits if k == text.num_classes else max_over_concepts(logits, text)
+        return classes_in_order(logits, text)
 
     def _conv(self, name: str, width: int, size: int) -> Conv:
         return Conv(width, kernel_size=size, use_bias=True, dtype=self.dtype, name=name)

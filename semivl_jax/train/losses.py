@@ -133,6 +133,15 @@ def guidance(
     raise ValueError(f"guidance reduction {reduction!r}: choose 'mean', 'mean_valid' or 'mean_all'")
 
 
+def confident_share(
+    confidence: Float[Array, "b h w"], ignore: Bool[Array, "b h w"], *, threshold: float
+) -> Float32[Array, ""]:
+    """Share of the batch's pixels with confidence >= threshold among those that are no padding."""
+    valid = ~ignore
+    sure = jnp.sum(valid & (confidence >= threshold))
+    return _ratio(sure.astype(jnp.float32), jnp.sum(valid))
+
+
 def _ratio(total: Float32[Array, "..."], count: Integer[Array, "..."]) -> Float32[Array, "..."]:
     """total / count, and 0 where nothing was counted (also for a total that is not 0)."""
     return jnp.where(count > 0, total / jnp.maximum(count, 1), 0.0)

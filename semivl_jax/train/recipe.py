@@ -27,12 +27,30 @@ class Recipe:
     ohem_min_kept: int = 100_000
     confidence_mode: Literal["pixelwise", "pixelratio", "pixelavg"] = "pixelwise"
     confidence_threshold: float = 0.95
+    strong_views: int = 2
+    perturbation: Literal["feature", "complementary", "none"] = "feature"
     perturbation_rate: float = 0.5
+    dropout_passes: Literal["none", "first", "all"] = "none"
     guidance: bool = True
     guidance_threshold: float = 0.9
     guidance_reduction: Literal["mean", "mean_valid", "mean_all"] = "mean_all"
     guidance_start: float = 0.1
     guidance_end: float = 0.0
+
+    @property
+    def view_weights(self) -> dict[str, float]:
+        """Share of every view in the consistency loss, 1 together (METHOD 4.7).
+
+        The strong views share what the perturbed view leaves, if there is one: a half.
+        """
+        perturbed = {"fp": 0.5} if self.perturbation == "feature" else {}
+        share = (1.0 - sum(perturbed.values())) / self.strong_views
+        return {f"s{view + 1}": share for view in range(self.strong_views)} | perturbed
+
+    @property
+    def student_sees_weak(self) -> bool:
+        """Whether the weak view goes through the student: to be perturbed, or to teach itself."""
+        return self.teacher == "student" or self.perturbation == "feature"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

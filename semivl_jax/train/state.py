@@ -42,9 +42,9 @@ class TrainState:
 
 @struct.dataclass
 class Constants:
-    """Read by every step, never changed and never checkpointed."""
+    """Read by every step, never changed and never checkpointed; None is what a recipe does without."""
 
-    text: ClassText
+    text: ClassText | None
     guidance_params: PyTree | None = None
     guidance_text: ClassText | None = None
 

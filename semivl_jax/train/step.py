@@ -20,11 +20,12 @@ from jaxtyping import Array, Bool, Float, Int32
 from semivl_jax.augment import views as views_lib
 from semivl_jax.models import guidance as guidance_lib
 from semivl_jax.models import normalization
-from semivl_jax.models import segmenter as segmenter_lib
 from semivl_jax.train import losses, pseudo, teacher
+from semivl_jax.train import noise as noise_lib
+from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Parts, Recipe
 from semivl_jax.train.state import Constants, TrainState
-from semivl_jax.train.student import Masks, StudentLogits, student_forward
+from semivl_jax.train.student import StudentLogits, student_forward
 from semivl_jax.types import Batch, Features, PseudoLabels, PyTree, Views
 
 Metrics = dict[str, Array]
@@ -44,29 +45,28 @@ def train_step(
     parts: Parts, constants: Constants, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
     """Draws the views of the batch and updates the state with them."""
-    views, masks = draw(parts, state, batch)
-    return update(parts, constants, state, views, masks)
+    views, noise = draw(parts, state, batch)
+    return update(parts, constants, state, views, noise)
 
 
-def draw(parts: Parts, state: TrainState, batch: Batch) -> tuple[Views, Masks | None]:
-    """The randomness of this step: augmented views, and which channels the perturbation drops."""
+def draw(parts: Parts, state: TrainState, batch: Batch) -> tuple[Views, Noise]:
+    """The randomness of this step: augmented views, and what the student drops of its features."""
     key = jax.random.fold_in(jax.random.key(parts.recipe.seed), state.step)
-    views_key, masks_key = jax.random.split(key)
+    views_key, noise_key = jax.random.split(key)
     views = views_lib.make_views(views_key, batch)
-    if not parts.recipe.semi_supervised:
-        return views, None
+    # Without unlabelled images there are no features to drop channels of.
+    image = views.x if views.unlabelled is None else views.unlabelled.w
     features = jax.eval_shape(
-        lambda tree, image: _encode(parts, tree, image), state.student(), views.unlabelled.w
+        lambda tree, image: _encode(parts, tree, image), state.student(), image
     )
-    rate = parts.recipe.perturbation_rate
-    return views, segmenter_lib.channel_masks(masks_key, features, rate=rate)
+    return views, noise_lib.draw_noise(noise_key, parts.recipe, features)
 
 
 def update(
-    parts: Parts, constants: Constants, state: TrainState, views: Views, masks: Masks | None
+    parts: Parts, constants: Constants, state: TrainState, views: Views, noise: Noise
 ) -> tuple[TrainState, Metrics]:
-    """One update from given views and feature-perturbation masks (of the weak view)."""
-    return apply_outcome(parts, state, differentiate(parts, constants, state, views, masks))
+    """One update from given views and noise."""
+    return apply_outcome(parts, state, differentiate(parts, constants, state, views, noise))
 
 
 @struct.dataclass
@@ -82,13 +82,13 @@ class Outcome:
 
 
 def differentiate(
-    parts: Parts, constants: Constants, state: TrainState, views: Views, masks: Masks | None
+    parts: Parts, constants: Constants, state: TrainState, views: Views, noise: Noise
 ) -> Outcome:
     """Targets, student predictions, loss and its gradient with respect to the trained leaves."""
     targets = make_targets(parts, constants, state, views)
 
     def objective(trained: PyTree) -> tuple[Array, tuple[Metrics, PyTree, StudentLogits]]:
-        logits, stats = student_forward(parts, constants, state, trained, views, masks)
+        logits, stats = student_forward(parts, constants, state, trained, views, noise)
         total, metrics = total_loss(parts.recipe, logits, targets, views, state.step)
         return total, (metrics, stats, logits)
 
@@ -153,35 +153,43 @@ def total_loss(
     recipe: Recipe, logits: StudentLogits, targets: Targets, views: Views, step: Int32[Array, ""]
 ) -> tuple[Float[Array, ""], Metrics]:
     """The optimised sum and its parts by name (METHOD 4.6 and 4.7)."""
-    if recipe.criterion == "ohem":
-        loss_x = losses.ohem(
-            logits.x, views.y, threshold=recipe.ohem_threshold, min_kept=recipe.ohem_min_kept
-        )
-    else:
-        loss_x = losses.supervised(logits.x, views.y)
+    loss_x = _supervised_loss(recipe, logits.x, views)
     if not recipe.semi_supervised:
         return loss_x, {"loss": loss_x, "loss_x": loss_x}
-    views_by_name = _student_targets(logits, targets, views)
+    label, view_targets = _student_targets(recipe, logits, targets, views)
     parts: Metrics = {}
-    for name, (prediction, label, ignore, guide) in views_by_name.items():
-        parts[f"loss_{name}"] = losses.consistency(
-            prediction, label.label, label.confidence, ignore,
-            mode=recipe.confidence_mode, threshold=recipe.confidence_threshold,
-        )  # fmt: skip
+    for name, target in view_targets.items():
+        prediction = getattr(logits, name)
+        parts[f"loss_{name}"] = _consistency_loss(recipe, prediction, target)
         if recipe.guidance:
             parts[f"guidance_{name}"] = losses.guidance(
-                prediction, guide, ignore, reduction=recipe.guidance_reduction
+                prediction, target.guidance, target.ignore, reduction=recipe.guidance_reduction
             )
-    total = (loss_x + _weighted(parts, "loss_")) / 2.0
+    total = (loss_x + _weighted(recipe, parts, "loss_")) / 2.0
     if recipe.guidance:
         progress = step.astype(jnp.float32) / recipe.total_steps
         weight = recipe.guidance_start + (recipe.guidance_end - recipe.guidance_start) * progress
-        total += weight * _weighted(parts, "guidance_")
+        total += weight * _weighted(recipe, parts, "guidance_")
         parts |= {"guidance_weight": weight, "guidance_share": _labelled_share(targets, views)}
-    _, label, ignore, _ = views_by_name["fp"]
-    sure = (label.confidence >= recipe.confidence_threshold) & ~ignore
-    confident = sure.sum() / jnp.maximum((~ignore).sum(), 1)
+    confident = losses.confident_share(
+        label.confidence, views.unlabelled.ignore, threshold=recipe.confidence_threshold
+    )
     return total, {"loss": total, "loss_x": loss_x, **parts, "confident": confident}
+
+
+def _supervised_loss(recipe: Recipe, logits: Array, views: Views) -> Float[Array, ""]:
+    if recipe.criterion == "ohem":
+        return losses.ohem(
+            logits, views.y, threshold=recipe.ohem_threshold, min_kept=recipe.ohem_min_kept
+        )
+    return losses.supervised(logits, views.y)
+
+
+def _consistency_loss(recipe: Recipe, logits: Array, target: _Target) -> Float[Array, ""]:
+    return losses.consistency(
+        logits, target.pseudo.label, target.pseudo.confidence, target.ignore,
+        mode=recipe.confidence_mode, threshold=recipe.confidence_threshold,
+    )  # fmt: skip
 
 
 def _learning_rates(parts: Parts, step: Int32[Array, ""]) -> Metrics:
@@ -191,9 +199,8 @@ def _learning_rates(parts: Parts, step: Int32[Array, ""]) -> Metrics:
     return {f"lr_{group.name}": rate * group.lr for group in parts.groups if not group.frozen}
 
 
-def _weighted(parts: Mapping[str, Array], prefix: str) -> Float[Array, ""]:
-    # Weights of METHOD 4.7: the two strong views share one half, the perturbed view has the other.
-    return 0.25 * parts[prefix + "s1"] + 0.25 * parts[prefix + "s2"] + 0.5 * parts[prefix + "fp"]
+def _weighted(recipe: Recipe, parts: Mapping[str, Array], prefix: str) -> Float[Array, ""]:
+    return sum(weight * parts[prefix + name] for name, weight in recipe.view_weights.items())
 
 
 def _labelled_share(targets: Targets, views: Views) -> Float[Array, ""]:
@@ -202,29 +209,36 @@ def _labelled_share(targets: Targets, views: Views) -> Float[Array, ""]:
     return labelled.sum() / jnp.maximum(valid.sum(), 1)
 
 
+@struct.dataclass
+class _Target:
+    """What one view must agree with; `guidance` is None without the frozen CLIP."""
+
+    pseudo: PseudoLabels
+    ignore: Bool[Array, "b h w"]
+    guidance: Int32[Array, "b h w"] | None
+
+
 def _student_targets(
-    logits: StudentLogits, targets: Targets, views: Views
-) -> dict[str, tuple[Array, PseudoLabels, Array, Array | None]]:
-    """(prediction, pseudo-label, ignore, guidance) for s1, s2 (mixed by CutMix) and fp (plain w)."""
+    recipe: Recipe, logits: StudentLogits, targets: Targets, views: Views
+) -> tuple[PseudoLabels, dict[str, _Target]]:
+    """Pseudo-labels of w, and targets by view: mixed by CutMix for s1 and s2, plain for fp."""
     w = targets.w
     if w is None:
         w = pseudo.pseudo_labels(jax.lax.stop_gradient(logits.w))
-    partner, guide = targets.partner, targets.guidance_w
+    partner = targets.partner
     if partner is None:
         partner = jax.tree.map(lambda leaf: leaf[::-1], w)
     ignore = views.unlabelled.ignore
     ignore_partner = ignore[::-1] if views.partner is None else views.partner.ignore
-    here = (w, ignore, guide)
-    there = (partner, ignore_partner, targets.guidance_partner)
+    here = _Target(w, ignore, targets.guidance_w)
+    there = _Target(partner, ignore_partner, targets.guidance_partner)
 
-    def mixed(box: Array) -> tuple[PseudoLabels, Array, Array | None]:
+    def mixed(box: Array) -> _Target:
         return jax.tree.map(lambda one, other: pseudo.mix(box, one, other), here, there)
 
-    return {
-        "s1": (logits.s1, *mixed(views.box1)),
-        "s2": (logits.s2, *mixed(views.box2)),
-        "fp": (logits.fp, *here),
-    }
+    boxes = {"s1": views.box1, "s2": views.box2}
+    by_view = {name: mixed(boxes[name]) if name in boxes else here for name in recipe.view_weights}
+    return w, by_view
 
 
 def _encode(parts: Parts, tree: PyTree, image: Array) -> Features:

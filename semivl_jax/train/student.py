@@ -1,28 +1,35 @@
 """The student's forward passes: which images share a pass, and where the perturbation enters.
 
 Enter: trained parameters and normalised views; leave: float logits per view and the running statistics.
-Source: METHOD 4.4 and traps 5 and 7.
+Source: METHOD 4.4 and traps 5, 6 and 7.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from semivl_jax.models import segmenter as segmenter_lib
+from semivl_jax.train import noise as noise_lib
 from semivl_jax.train import pseudo
+from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Parts
 from semivl_jax.train.state import Constants, TrainState, variables
-from semivl_jax.types import PyTree, Views
+from semivl_jax.types import Features, Key, PyTree, Views
 
-Masks = tuple[Bool[Array, "b 1 1 _"], ...]
+_PERTURBED = {"x": "x_fp", "w": "fp"}
 
 
 @struct.dataclass
 class StudentLogits:
-    """The student's predictions, float32 b×h×w×n each: labelled, weak, perturbed weak, two strong."""
+    """The student's predictions, float32 b×h×w×n each: labelled, weak, perturbed weak, strong.
+
+    None where the recipe has no such view.
+    """
 
     x: Float[Array, "b h w n"]
     w: Float[Array, "b h w n"] | None = None
@@ -37,33 +44,37 @@ def student_forward(
     state: TrainState,
     trained: PyTree,
     views: Views,
-    masks: Masks | None,
+    noise: Noise,
 ) -> tuple[StudentLogits, PyTree]:
     """Predictions of the student for all views, and the running statistics afterwards.
 
-    Without BatchNorm everything is one batch. With it the published order is kept: (x, w) with the
-    perturbed w, then (s1, s2), each with its own batch statistics (METHOD trap 7). The perturbed
-    prediction of x, which the published code computes and drops, is never made.
+    The published order is x and w (with what is perturbed of them), then s1 and s2, each with its own
+    batch statistics and dropout (METHOD traps 6 and 7). Where neither tells the two passes apart,
+    everything is one batch.
     """
     recipe, stats = parts.recipe, state.batch_stats
-    run = _Runner(parts, constants, variables(trained, state.frozen, stats))
+    run = _Runner(parts, constants, variables(trained, state.frozen, stats), noise)
     if not recipe.semi_supervised:
-        (x,), _ = run((views.x,), None)
-        return StudentLogits(x=x), run.batch_stats
-    s1, s2 = _strong_images(views)
-    weak = views.unlabelled.w
-    if stats:
-        (x, w), fp = run((views.x, weak), masks)
-        (s1, s2), _ = run((s1, s2), None)
+        return StudentLogits(**run({"x": views.x})), run.batch_stats
+    first = {"x": views.x}
+    if recipe.student_sees_weak:
+        first["w"] = views.unlabelled.w
+    strong = _strong_images(views, count=recipe.strong_views)
+    if stats or recipe.dropout_passes == "first":
+        logits = {**run(first), **run(strong)}
     else:
-        (x, w, s1, s2), fp = run((views.x, weak, s1, s2), masks)
-    return StudentLogits(x=x, w=w, fp=fp, s1=s1, s2=s2), run.batch_stats
+        logits = run({**first, **strong})
+    return StudentLogits(**logits), run.batch_stats
 
 
-def _strong_images(views: Views) -> tuple[Array, Array]:
-    own, partner = views.unlabelled, views.partner
-    s1, s2 = (own.s1[::-1], own.s2[::-1]) if partner is None else (partner.s1, partner.s2)
-    return pseudo.mix(views.box1, own.s1, s1), pseudo.mix(views.box2, own.s2, s2)
+def _strong_images(views: Views, *, count: int) -> dict[str, Array]:
+    own, partner, boxes = views.unlabelled, views.partner, (views.box1, views.box2)
+    mixed = {}
+    for name, box in zip(("s1", "s2")[:count], boxes, strict=False):
+        here = getattr(own, name)
+        there = here[::-1] if partner is None else getattr(partner, name)
+        mixed[name] = pseudo.mix(box, here, there)
+    return mixed
 
 
 class _Runner:
@@ -73,30 +84,64 @@ class _Runner:
     stays where it is.
     """
 
-    def __init__(self, parts: Parts, constants: Constants, tree: PyTree) -> None:
-        self._parts, self._text = parts, constants.text
+    def __init__(self, parts: Parts, constants: Constants, tree: PyTree, noise: Noise) -> None:
+        self._parts, self._text, self._noise = parts, constants.text, noise
         self._params, self.batch_stats = tree["params"], tree["batch_stats"]
+        self._dropout = noise.dropout
 
-    def __call__(
-        self, images: tuple[Array, ...], masks: Masks | None
-    ) -> tuple[tuple[Array, ...], Array | None]:
-        """Logits per group of images, and of the second group perturbed where masks are given."""
-        count = len(images)
-        features = self._apply(_interleave(images), method="encode")
-        if masks is not None:
-            weak = jax.tree.map(lambda leaf: leaf[1::count], features)
-            rate = self._parts.recipe.perturbation_rate
-            weak = segmenter_lib.perturb(weak, masks, rate=rate)
-            features = jax.tree.map(lambda a, b: _append(a, b, count), features, weak)
-            count += 1
-        logits = self._apply(features, self._text, method="decode")
-        groups = tuple(logits[index::count] for index in range(count))
-        return (groups, None) if masks is None else (groups[:-1], groups[-1])
+    def __call__(self, images: dict[str, Array]) -> dict[str, Array]:
+        """Logits by name of the view; one pass, with its own dropout."""
+        names, dropout = list(images), self._next_dropout()
+        features = self._apply(_interleave(list(images.values())), method="encode", dropout=dropout)
+        if self._noise.factors is not None and "s1" in names:
+            features = self._scaled(features, names)
+        if self._noise.masks is not None and "w" in names:
+            features, names = self._with_perturbed(features, names)
+        logits = self._apply(features, self._text, method="decode", dropout=dropout)
+        by_name = {name: logits[index :: len(names)] for index, name in enumerate(names)}
+        by_name.pop("x_fp", None)
+        return by_name
 
-    def _apply(self, *arguments: object, method: str) -> PyTree:
+    def _scaled(self, features: Features, names: list[str]) -> Features:
+        """Complementary channel dropout of the strong views."""
+        given = dict(zip(("s1", "s2"), self._noise.factors, strict=True))
+        ones = jax.tree.map(jnp.ones_like, given["s1"])
+        by_view = [given.get(name, ones) for name in names]
+        factors = jax.tree.map(lambda *leaves: _interleave(leaves), *by_view)
+        return noise_lib.scale(features, factors)
+
+    def _with_perturbed(self, features: Features, names: list[str]) -> tuple[Features, list[str]]:
+        """Adds the perturbed features of w, and of x where the decoder has batch statistics.
+
+        The prediction from the latter is not used, but takes part in the statistics (METHOD trap 7).
+        """
+        rate, count = self._parts.recipe.perturbation_rate, len(names)
+        batch = features.maps[0].shape[0] // count
+        halves = {"x": slice(None, batch), "w": slice(batch, None)}
+        if not self.batch_stats.get("decoder"):
+            del halves["x"]
+        added = []
+        for name, half in halves.items():
+            first = names.index(name)
+            clean = jax.tree.map(lambda leaf, first=first: leaf[first::count], features)
+            masks = tuple(mask[half] for mask in self._noise.masks)
+            added.append(segmenter_lib.perturb(clean, masks, rate=rate))
+        features = jax.tree.map(lambda a, *b: _append(a, b, count), features, *added)
+        return features, [*names, *(_PERTURBED[name] for name in halves)]
+
+    def _next_dropout(self) -> Key | None:
+        """What the next pass drops with: nothing after the first one, where the recipe says so."""
+        if self._dropout is None:
+            return None
+        now, later = jax.random.split(self._dropout)
+        self._dropout = later if self._parts.recipe.dropout_passes == "all" else None
+        return now
+
+    def _apply(self, *arguments: object, method: str, dropout: Key | None) -> PyTree:
         tree = {"params": self._params, "batch_stats": self.batch_stats}
+        rngs = {} if dropout is None else {"dropout": dropout}
         output, changed = self._parts.segmenter.apply(
-            tree, *arguments, train=True, method=method, mutable=["batch_stats"]
+            tree, *arguments, train=True, method=method, mutable=["batch_stats"], rngs=rngs
         )
         # Modules without running statistics return an empty collection.
         if changed.get("batch_stats"):
@@ -104,13 +149,13 @@ class _Runner:
         return output
 
 
-def _interleave(images: tuple[Array, ...]) -> Array:
+def _interleave(images: Sequence[Array]) -> Array:
     stacked = jnp.stack(images, axis=1)
     return stacked.reshape(-1, *stacked.shape[2:])
 
 
-def _append(groups: Array, extra: Array, count: int) -> Array:
-    """Adds one more interleaved group to `count` interleaved ones."""
+def _append(groups: Array, extra: Sequence[Array], count: int) -> Array:
+    """Adds more interleaved groups to `count` interleaved ones."""
     grouped = groups.reshape(-1, count, *groups.shape[1:])
-    whole = jnp.concatenate([grouped, extra[:, None]], axis=1)
+    whole = jnp.concatenate([grouped, *(one[:, None] for one in extra)], axis=1)
     return whole.reshape(-1, *whole.shape[2:])

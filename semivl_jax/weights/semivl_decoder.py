@@ -13,7 +13,23 @@ from collections.abc import Mapping
 import numpy as np
 
 from semivl_jax.types import PyTree
-from semivl_jax.weights.layout import Rule, attention, conv, convert, layer, norm
+from semivl_jax.weights.conv_nets import (
+    conv_batch_norm,
+    conv_norm,
+    convert_with_statistics,
+    pyramid,
+    residual_block,
+)
+from semivl_jax.weights.layout import (
+    Rule,
+    attention,
+    below,
+    conv,
+    convert,
+    layer,
+    norm,
+    upsample,
+)
 from semivl_jax.weights.semivl import import_backbone
 
 State = Mapping[str, np.ndarray]
@@ -24,17 +40,17 @@ GUIDANCE = "clip_encoder."
 
 def import_decoder(state: State, *, num_heads: int) -> PyTree:
     """Parameters of `VLGDecoder`; `num_heads` are those of its semantic layers."""
-    return convert(state, _vlg_rules(num_heads), source="the language-guided decoder")
+    return convert(state, vlg_rules(num_heads), source="the language-guided decoder")
 
 
 def import_deeplab_head(state: State) -> tuple[PyTree, PyTree]:
     """Parameters and batch statistics of `DeepLabHead`."""
-    return _with_statistics(state, _DEEPLAB, source="the DeepLabV3+ head")
+    return convert_with_statistics(state, DEEPLAB_RULES, source="the DeepLabV3+ head")
 
 
 def import_conv_encoder(state: State) -> tuple[PyTree, PyTree]:
     """Parameters and batch statistics of `ResNetV1c`."""
-    return _with_statistics(state, _RESNET, source="the convolutional encoder")
+    return convert_with_statistics(state, RESNET_RULES, source="the convolutional encoder")
 
 
 def import_segmenter(state: State, *, backbone_heads: int, decoder_heads: int) -> dict[str, PyTree]:
@@ -44,7 +60,7 @@ def import_segmenter(state: State, *, backbone_heads: int, decoder_heads: int) -
     none). The frozen guidance tower that published checkpoints carry ("clip_encoder.") is no part of
     the segmenter and left out: `import_backbone` reads it.
     """
-    parts = {prefix: _below(state, prefix) for prefix in (BACKBONE, DECODER, CONV_ENCODER)}
+    parts = {prefix: below(state, prefix) for prefix in (BACKBONE, DECODER, CONV_ENCODER)}
     known = (*parts, GUIDANCE)
     rest = {name: array for name, array in state.items() if not name.startswith(known)}
     convert(rest, [], source="the segmenter")  # raises for every name outside the parts
@@ -63,48 +79,16 @@ def import_segmenter(state: State, *, backbone_heads: int, decoder_heads: int) -
     return {"params": params, "batch_stats": statistics}
 
 
-def _below(state: State, prefix: str) -> dict[str, np.ndarray]:
-    return {
-        name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)
-    }
-
-
-def _with_statistics(
-    state: State, rules: tuple[Rule, ...], *, source: str
-) -> tuple[PyTree, PyTree]:
-    tree = {"params": {}, "batch_stats": {}} | convert(state, rules, source=source)
-    return tree["params"], tree["batch_stats"]
-
-
-def _upsample(weight: np.ndarray) -> np.ndarray:
-    """ConvTranspose2d (in, out, 2, 2) with stride 2 -> Upsample kernel (2, 2, in, out)."""
-    return np.ascontiguousarray(weight.transpose(2, 3, 0, 1))
-
-
-def _conv_norm(conv_name: str, norm_name: str, path: str) -> tuple[Rule, ...]:
-    return (*layer(conv_name, f"{path}/conv", conv), *norm(norm_name, f"{path}/norm"))
-
-
-def _conv_batch_norm(conv_name: str, norm_name: str, path: str) -> tuple[Rule, ...]:
-    return (
-        *_conv_norm(conv_name, norm_name, f"params/{path}"),
-        Rule(rf"{norm_name}\.running_mean", f"batch_stats/{path}/norm/mean"),
-        Rule(rf"{norm_name}\.running_var", f"batch_stats/{path}/norm/var"),
-        Rule(rf"{norm_name}\.num_batches_tracked", None),
-    )
-
-
-def _vlg_rules(num_heads: int) -> tuple[Rule, ...]:
+def vlg_rules(num_heads: int) -> tuple[Rule, ...]:
+    """How the published decoder's names and layouts become ours."""
     torch_block, block = r"layers\.(\d+)\.transformer", r"semantic_\1/block"
     return (
         *layer("conv1", "conv1", conv),
-        *_conv_norm(
-            r"aspp\.aspp_convs\.(\d+)\.0", r"aspp\.aspp_convs\.(\d+)\.1", r"aspp/branch_\1"
-        ),
-        *_conv_norm(
+        *conv_norm(r"aspp\.aspp_convs\.(\d+)\.0", r"aspp\.aspp_convs\.(\d+)\.1", r"aspp/branch_\1"),
+        *conv_norm(
             r"aspp\.aspp_convs\.\d+\.gap\.1", r"aspp\.aspp_convs\.\d+\.gap\.2", "aspp/pooled"
         ),
-        *_conv_norm(r"aspp\.project\.0", r"aspp\.project\.1", "aspp/project"),
+        *conv_norm(r"aspp\.project\.0", r"aspp\.project\.1", "aspp/project"),
         *norm(rf"{torch_block}\.ln1", f"{block}/norm1"),
         *attention(rf"{torch_block}\.attn\.attn", f"{block}/attention", num_heads=num_heads),
         *norm(rf"{torch_block}\.ln2", f"{block}/norm2"),
@@ -112,35 +96,24 @@ def _vlg_rules(num_heads: int) -> tuple[Rule, ...]:
         *layer(rf"{torch_block}\.ffn\.layers\.1", f"{block}/mlp_out"),
         *layer(r"text_proj\.0", "text_projection"),
         *layer(r"skip_proj\.(\d+)\.0", r"skip_projection_\1", conv),
-        *layer(r"up(\d+)\.up", r"up\1/up", _upsample),
-        *_conv_norm(r"up(\d+)\.conv\.0", r"up(\d+)\.conv\.1", r"up\1/conv1"),
-        *_conv_norm(r"up(\d+)\.conv\.3", r"up(\d+)\.conv\.4", r"up\1/conv2"),
+        *layer(r"up(\d+)\.up", r"up\1/up", upsample),
+        *conv_norm(r"up(\d+)\.conv\.0", r"up(\d+)\.conv\.1", r"up\1/conv1"),
+        *conv_norm(r"up(\d+)\.conv\.3", r"up(\d+)\.conv\.4", r"up\1/conv2"),
         *layer("head", "head", conv),
     )
 
 
-_DEEPLAB = (
-    *_conv_batch_norm(r"aspp\.b(\d+)\.0", r"aspp\.b(\d+)\.1", r"aspp/branch_\1"),
-    *_conv_batch_norm(r"aspp\.b\d+\.gap\.1", r"aspp\.b\d+\.gap\.2", "aspp/pooled"),
-    *_conv_batch_norm(r"aspp\.project\.0", r"aspp\.project\.1", "aspp/project"),
-    *_conv_batch_norm(r"c1_proj\.0", r"c1_proj\.1", "low_projection"),
-    *_conv_batch_norm(r"head\.0", r"head\.1", "fuse1"),
-    *_conv_batch_norm(r"head\.3", r"head\.4", "fuse2"),
+DEEPLAB_RULES = (
+    *pyramid("aspp", "aspp"),
+    *conv_batch_norm(r"c1_proj\.0", r"c1_proj\.1", "low_projection"),
+    *conv_batch_norm(r"head\.0", r"head\.1", "fuse1"),
+    *conv_batch_norm(r"head\.3", r"head\.4", "fuse2"),
     *layer(r"head\.6", "params/classifier", conv),
 )
 
-_RESNET = (
-    *_conv_batch_norm(r"stem\.0", r"stem\.1", "stem/conv1"),
-    *_conv_batch_norm(r"stem\.3", r"stem\.4", "stem/conv2"),
-    *_conv_batch_norm(r"stem\.6", r"stem\.7", "stem/conv3"),
-    *(
-        rule
-        for i in (1, 2, 3)
-        for rule in _conv_batch_norm(
-            rf"layer1\.(\d+)\.conv{i}", rf"layer1\.(\d+)\.bn{i}", rf"block_\1/conv{i}"
-        )
-    ),
-    *_conv_batch_norm(
-        r"layer1\.(\d+)\.downsample\.0", r"layer1\.(\d+)\.downsample\.1", r"block_\1/shortcut"
-    ),
+RESNET_RULES = (
+    *conv_batch_norm(r"stem\.0", r"stem\.1", "stem/conv1"),
+    *conv_batch_norm(r"stem\.3", r"stem\.4", "stem/conv2"),
+    *conv_batch_norm(r"stem\.6", r"stem\.7", "stem/conv3"),
+    *residual_block(r"layer1\.(\d+)", r"block_\1"),
 )

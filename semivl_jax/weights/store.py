@@ -1,7 +1,7 @@
-"""Parameter trees in safetensors files.
+"""Named arrays in safetensors files.
 
-In and out: nested dicts of arrays (any dtype NumPy has); in the file every array stands under its
-"/"-joined path, next to a table of texts (`metadata`).
+In and out: nested dicts of arrays (any dtype NumPy has, and bfloat16); in the file every array stands
+under its "/"-joined path, next to a table of texts (`metadata`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -37,16 +38,36 @@ def save_tree(
 
 def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, str]]:
     """(tree of NumPy arrays, metadata). ValueError where the file is missing or not readable."""
+    flat, metadata = load_flat(path)
+    try:
+        return unflatten(flat), metadata
+    except ValueError as error:
+        raise ValueError(f"{path} holds no tree of parameters: {error}") from error
+
+
+def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays by their names in the file, metadata); ValueError as `load_tree`."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; check the path of the weights")
     try:
         with safe_open(path, framework="np") as file:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return unflatten(flat), file.metadata() or {}
+            return flat, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}); fetch or write it again"
         ) from error
+    except (TypeError, AttributeError) as error:  # a dtype that NumPy cannot hold, such as float8
+        raise ValueError(
+            f"{path} has arrays of a type that cannot be read ({error}); use a copy in float32, float16 "
+            "or bfloat16"
+        ) from error
+
+
+def damaged(path: str | os.PathLike[str], reason: object) -> ValueError:
+    """The error for a file that a library cannot read, whatever it raised; `reason` may be that."""
+    words = next(iter(str(reason).splitlines()), "") or type(reason).__name__
+    return ValueError(f"{path} cannot be read ({words}); it is damaged or cut off, fetch it again")
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """CLIP towers from a file: sizes, parameters, and where the small tower of the demo lies.
 
-In: a safetensors file, either one that `semivl_jax.pretrain` wrote (it says its own sizes) or OpenAI's
-CLIP under its own names (sizes by the tower's name). Out: `Clip`, float32 NumPy parameters and the
-constructor arguments of `VisionTransformer` (grid and taps are the caller's) and `TextTransformer`.
+In: a safetensors file that says its own sizes, which `semivl_jax.convert` or `semivl_jax.pretrain` wrote, or
+OpenAI's CLIP under its own names. Out: `Clip`, float32 NumPy parameters and the constructor arguments of
+`VisionTransformer` (grid and taps are the caller's) and `TextTransformer`.
 
 Files of `pretrain` are float16 and hold only the token embeddings that training saw. The others are
 what they were at the beginning of training: drawn again here from the seed in the file, the same on
@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from semivl_jax.models.position import Grid, resize_table, square_grid
+from semivl_jax.models.position import Grid, Resizing, resize_table, square_grid
 from semivl_jax.models.text import TextTransformer
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import PyTree
-from semivl_jax.weights import clip, store
+from semivl_jax.weights import clip, files, store
 from semivl_jax.weights.tree import check
 
 FORMAT = "semivl_jax clip 1"
@@ -87,9 +87,8 @@ class Clip:
 def load(weights: str | os.PathLike[str], tower: str) -> Clip:
     """The towers in a file; `weights` = "demo" is the one that comes with the project.
 
-    `tower` names the sizes of a file that does not say them, and of `weights` = "random": towers that
-    were never trained. ValueError for an empty or missing path, an unknown tower, a file that does not
-    fit.
+    `tower` names the sizes of `weights` = "random": towers that were never trained. ValueError for an empty
+    or missing path, an unknown tower, a file that is no CLIP or damaged.
     """
     if not str(weights):
         raise ValueError(
@@ -100,15 +99,18 @@ def load(weights: str | os.PathLike[str], tower: str) -> Clip:
     path = DEMO if str(weights) == "demo" else Path(weights)
     tree, metadata = store.load_tree(path)
     if metadata.get("format") == FORMAT:
-        return _load_own(path, tree, metadata)
-    return _load_openai(path, tree, _known(tower))
+        return _load_pretrained(path, tree, metadata)
+    if "visual.conv1.weight" in tree:
+        openai = clip.from_openai(tree, source=str(path))
+        return _towers(dataclasses.replace(openai, tree=_map(_single, openai.tree)))
+    return _load_converted(path, files.parse(path, tree, metadata, expect=files.CLIP))
 
 
-def resized(image_params: PyTree, grid: Grid) -> PyTree:
+def resized(image_params: PyTree, grid: Grid, *, resizing: Resizing = "bicubic") -> PyTree:
     """The image tower's parameters with its position table for another grid."""
     table = image_params["pos_embedding"]
     stored = square_grid(table.shape[1], source="the image tower")
-    return {**image_params, "pos_embedding": resize_table(table, stored, grid)}
+    return {**image_params, "pos_embedding": resize_table(table, stored, grid, resizing=resizing)}
 
 
 def save(
@@ -177,7 +179,7 @@ def _untrained(tower: str) -> Clip:
     )
 
 
-def _load_own(path: Path, tree: PyTree, metadata: dict[str, str]) -> Clip:
+def _load_pretrained(path: Path, tree: PyTree, metadata: dict[str, str]) -> Clip:
     try:
         image, text = json.loads(metadata["image"]), json.loads(metadata["text"])
         table = token_table(int(metadata["token_seed"]), text["vocab_size"], text["width"])
@@ -199,37 +201,37 @@ def _load_own(path: Path, tree: PyTree, metadata: dict[str, str]) -> Clip:
     return towers
 
 
-def _load_openai(path: Path, state: PyTree, tower: str) -> Clip:
-    rows = len(state.get("visual.positional_embedding", ()))
-    if "logit_scale" not in state or not rows:
-        raise ValueError(
-            f"{path} has no logit_scale or visual.positional_embedding, so it is no CLIP of OpenAI; "
-            "give a CLIP state dict as safetensors, or a file of python -m semivl_jax.pretrain"
-        )
-    image, text = IMAGE_SIZES[tower], TEXT_SIZES[tower]
-    grid = square_grid(rows, source=str(path))
-    vision = VisionTransformer(**image, grid=grid, taps=(image["depth"],))
+def _load_converted(path: Path, weights: files.Weights) -> Clip:
+    if not {"image", "text"} <= weights.sizes.keys():
+        raise ValueError(f"{path} does not say the sizes of both towers; convert it again")
+    towers = _towers(weights)
+    _check(towers, path)
+    return towers
+
+
+def _towers(weights: files.Weights) -> Clip:
     return Clip(
-        image=image,
-        image_params=clip.import_vision(state, vision, source=str(path)),
-        text=text,
-        text_params=clip.import_text(state, TextTransformer(**text), source=str(path)),
-        logit_scale=float(np.exp(np.asarray(state["logit_scale"], np.float64))),
+        image=weights.sizes["image"],
+        image_params=weights.tree["image"],
+        text=weights.sizes["text"],
+        text_params=weights.tree["text"],
+        logit_scale=float(np.reshape(weights.tree["logit_scale"], ())),
     )
 
 
 def _check(towers: Clip, path: Path) -> None:
     """Whether the parameters are those of towers of these sizes."""
-    rows = towers.image_params["pos_embedding"].shape[1]
-    grid = square_grid(rows, source=str(path))
-    vision = VisionTransformer(**towers.image, grid=grid, taps=(towers.image["depth"],))
-    pixels = jnp.zeros((1, *(side * vision.patch_size for side in grid), 3))
-    ids = jnp.zeros((1, towers.text["context_length"]), jnp.int32)
-    key = jax.random.key(0)
-    like = jax.eval_shape(vision.init, key, pixels)["params"]
-    check(towers.image_params, like, source=f"{path} (image tower)")
-    like = jax.eval_shape(TextTransformer(**towers.text).init, key, ids)["params"]
-    check(towers.text_params, like, source=f"{path} (text tower)")
+    try:
+        rows = towers.image_params["pos_embedding"].shape[1]
+        image_like = clip.image_shapes(towers.image, rows, source=str(path))
+        text_like = clip.text_shapes(TextTransformer(**towers.text))
+    except Exception as error:  # whatever modules raise for sizes that a file garbles
+        raise ValueError(
+            f"{path} states sizes that make no towers ({error}); make it again with "
+            "python -m semivl_jax.convert or python -m semivl_jax.pretrain"
+        ) from error
+    check(towers.image_params, image_like, source=f"{path} (image tower)")
+    check(towers.text_params, text_like, source=f"{path} (text tower)")
 
 
 def _map(function: Any, tree: PyTree) -> PyTree:

@@ -65,6 +65,11 @@ def check(tree: PyTree, like: PyTree, *, source: str) -> None:
         "unexpected": [path for path in have if path not in want],
         "of another shape": shapes,
     }
+    raise_problems(source, problems)
+
+
+def raise_problems(source: str, problems: Mapping[str, list[str]]) -> None:
+    """One ValueError of all kinds of problems that have names; nothing where none has."""
     found = [f"{kind}: {listed(names)}" for kind, names in problems.items() if names]
     if found:
         raise ValueError(f"{source} does not fit the model. " + "; ".join(found))

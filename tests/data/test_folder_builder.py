@@ -1,5 +1,7 @@
+import resource
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -167,6 +169,45 @@ def test_report_before_training(folder):
     assert source.sizes == ((24, 30), (29, 37), (34, 44))
 
 
+def test_names_and_texts_as_users_have_them(tmp_path):
+    """Capitals, spaces, accents (decomposed as on a Mac), links, notebooks' copies, Windows' text files."""
+    root = tmp_path / "photos"
+    accented = unicodedata.normalize("NFD", "Bäume é")
+    write_pair(root, f"train/my {accented}", rng=RNG, suffix=".JPG")
+    write_pair(root, "train/.ipynb_checkpoints/copy", rng=RNG)
+    write_pair(root, "train/a.b", rng=RNG, suffix=".TIFF")
+    (root / "masks/train/a.b.png").rename(root / "masks/train/a.b.PNG")
+    write_pair(tmp_path / "elsewhere", "x", rng=RNG, mask=False)
+    (root / "images/train/linked").symlink_to(tmp_path / "elsewhere/images")
+    (root / "images/train/linked/circle").symlink_to(root / "images/train")
+    write_pair(root, "val/v", rng=RNG)
+    (root / "classes.txt").write_bytes("\ufeffWäsche\r\n\r\nroad : road,street\r\n".encode())
+    source = prepared(root)
+    assert source.info.classes == ("Wäsche", "road")
+    assert source.ids == ("a.b", "linked/x", "my Bäume é")
+    assert source.labels_exist().tolist() == [True, False, True]
+    listed = tmp_path / "Liste ä.txt"
+    listed.write_bytes("\ufeffmy Bäume é.JPG\r\n".encode())
+    assert resolve_split(source, str(listed)).labelled == (2,)
+    (root / "classes.txt").write_bytes("Wäsche\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes\.txt is not UTF-8 text .*; save it as UTF-8"):
+        scan(root)
+
+
+def test_full_disk_leaves_nothing(folder):
+    """A limit to the size of files makes the operating system refuse to write, as a full disk does."""
+    builder = FolderSemi(folder, data_dir=folder.parent / "prepared")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"cannot be written to .*; make room"):
+            common.prepare(builder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(folder.parent.glob("prepared/**/incomplete.*"))
+    assert len(prepared(folder)) == 3
+
+
 def _break_classes(root):
     (root / "classes.txt").unlink()
 
@@ -197,6 +238,24 @@ def _break_twice(root):
     write_pair(root, "train/train00", rng=RNG, suffix=".png", mask=False)
 
 
+def _break_link(root):
+    (root / "images/train/gone.jpg").symlink_to(root / "nowhere.jpg")
+
+
+def _break_kind_of_mask(root):
+    Image.fromarray(np.zeros((34, 44), np.uint8)).save(root / "masks/train/train02.jpg")
+
+
+def _break_shared_mask(root):
+    (root / "masks/train/train00.png").rename(root / "masks/both.png")
+    for part in ("train", "val"):
+        write_pair(root, f"{part}/both", rng=RNG, mask=False)
+
+
+def _break_encoding(root):
+    (root / "images/train/train01.jpg").rename(root / "images/train" / "\udce4.jpg")
+
+
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
@@ -206,6 +265,10 @@ def _break_twice(root):
         (_break_colours, "train00.png cannot be used: .*colours instead of class indices"),
         (_break_names, "no mask for any training image .*masks/train/train00_mask.png"),
         (_break_validation, "validation image images/val/val00.jpg has no mask"),
+        (_break_link, "gone.jpg is a link to a file that is not there"),
+        (_break_kind_of_mask, "masks/train/train02.jpg in .* is no PNG; save masks as PNG"),
+        (_break_shared_mask, "would both have the mask masks/both.png; put masks into folders"),
+        (_break_encoding, r"file name b'.*\\xe4.jpg' is no UTF-8 text; rename the file"),
         (_break_twice, "would have the same mask and id 'train00'; rename one"),
         (lambda root: (root / "classes.txt").write_text("a\nb\na\n"), "names the class 'a' twice"),
         (lambda root: (root / "classes.txt").write_text("\n"), "names no class"),
@@ -252,3 +315,8 @@ def test_photos_are_turned_upright_before_sizes_are_compared(tmp_path):
     Image.fromarray(pixels).save(root / "images/train/train00.jpg", exif=exif)
     source = prepared(root)  # its mask is 24 rows of 30
     assert host.decode_image(source[0].image).shape == (24, 30, 3)
+    Image.fromarray(np.zeros((30, 24), np.uint8)).save(root / "masks/train/train00.png")
+    with pytest.raises(
+        ValueError, match=r"is 24x30 pixels but the image is 30x24 .perhaps only one"
+    ):
+        prepared(root)

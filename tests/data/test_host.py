@@ -121,7 +121,9 @@ class TestDecodeImage:
 
     def test_cmyk(self):
         source = Image.fromarray(noise(16, 16, 3)).convert("CMYK")
-        assert host.decode_image(encoded(source, "JPEG")).shape == (16, 16, 3)
+        smooth = source.resize((64, 64))  # JPEG keeps it, so the colours can be compared
+        decoded = host.decode_image(encoded(smooth, "JPEG", quality=100)).astype(int)
+        assert np.abs(decoded - np.asarray(smooth.convert("RGB"))).mean() < 3
 
     def test_palette_with_transparency(self):
         source = Image.fromarray(noise(5, 7, 3)).convert("P")

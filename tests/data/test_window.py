@@ -1,6 +1,8 @@
+import cv2
 import numpy as np
 import pytest
 
+from benchmarks import photos
 from semivl_jax.data import host, window
 from semivl_jax.data.crops import Geometry
 
@@ -148,3 +150,17 @@ def test_label_of_another_size(rule):
     cut, _ = RULES[rule]
     with pytest.raises(ValueError, match="4×5 pixels for an image of 5×4"):
         cut(noise(4, 5, 3), noise(5, 4), size=(8, 8), crop=4, left=0, top=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_jpegs_of_half_the_size_are_another_image(rule):
+    """Why JPEGs are decoded whole: the golden images hold to the bit, and this is far from it."""
+    photo, _ = photos.draw(np.random.default_rng(0), (512, 1024), classes=3)
+    jpeg = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    whole, half = (
+        cv2.imdecode(jpeg, flag) for flag in (cv2.IMREAD_COLOR, cv2.IMREAD_REDUCED_COLOR_2)
+    )
+    assert half.shape == (256, 512, 3)
+    _, resize = RULES[rule]
+    scaled, other = (resize(image, None, size=(300, 600))[0] for image in (whole, half))
+    assert np.abs(scaled.astype(int) - other).mean() > 1

@@ -50,6 +50,16 @@ def test_a_class_that_never_occurs_has_zero_and_counts_in_the_mean():
     np.testing.assert_array_equal(confusion.present(matrix), [True, False, True])
 
 
+def test_the_score_of_an_image_is_the_mean_over_the_classes_it_shows():
+    matrix = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]], np.int64)
+    assert confusion.image_iou(matrix) == pytest.approx((100 * 3 / 4 + 100 * 4 / 5) / 2)
+    stray = np.array(
+        [[3, 0, 1], [0, 4, 0], [0, 0, 0]], np.int64
+    )  # the third class is only predicted
+    assert confusion.image_iou(stray) == pytest.approx((100 * 3 / 4 + 100) / 2)
+    assert np.isnan(confusion.image_iou(np.zeros((3, 3), np.int64)))
+
+
 def test_counts_beyond_32_bits_are_exact():
     matrix = np.array([[2**40, 2**40], [0, 2**41]], np.int64)
     np.testing.assert_allclose(confusion.iou(matrix), [50, 200 / 3])

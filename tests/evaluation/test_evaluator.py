@@ -50,6 +50,10 @@ def test_totals_equal_those_of_the_loop_over_windows(mode):
     expected = slow_confusion(variables, examples, mode, 10)
     np.testing.assert_array_equal(result.confusion, expected)
     assert result.images == len(examples)
+    assert list(result.image_iou) == [example.id for example in examples]
+    for example in examples:
+        alone = slow_confusion(variables, [example], mode, 10)
+        assert result.image_iou[example.id] == pytest.approx(confusion.image_iou(alone))
     np.testing.assert_allclose(result.iou, confusion.iou(expected))
     assert result.miou == pytest.approx(result.iou.mean())
 

@@ -10,19 +10,21 @@ from semivl_jax.weights.semivl_decoder import import_deeplab_head
 from semivl_jax.weights.tree import check, flatten
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.models.drawn import drawn
+from tests.weights import converted, published
 
 TOLERANCE = 1e-5
 
 
 def golden_head(golden):
     kwargs = golden.meta["kwargs"]
-    model = DeepLabHead(
-        num_classes=kwargs["num_classes"],
-        low_channels=kwargs["c1_channels"],
-        dilations=(1, *kwargs["dilations"]),
-    )
-    params, statistics = import_deeplab_head(golden.weights())
-    return model, {"params": params, "batch_stats": statistics}
+    backbone = published.semivl_backbone(kwargs["c1_in_channels"], kwargs["in_channels"])
+    state = {f"decode_head.{name}": array for name, array in golden.weights().items()}
+    weights = converted.segmenter(state | backbone, image_heads=4)
+    sizes = weights.sizes["deeplab_decoder"]
+    assert sizes["num_classes"] == kwargs["num_classes"]
+    assert sizes["low_channels"] == kwargs["c1_channels"]
+    model = DeepLabHead(**sizes, dilations=(1, *kwargs["dilations"]))
+    return model, {name: weights.tree[name]["decoder"] for name in ("params", "batch_stats")}
 
 
 @pytest.mark.golden

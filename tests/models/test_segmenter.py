@@ -24,6 +24,7 @@ from tests import golden_models
 from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.golden_models import class_text
 from tests.models.drawn import drawn
+from tests.weights import converted
 
 TOLERANCE = 2e-5
 FILES = files("vlm_forward*")
@@ -35,7 +36,12 @@ def golden_model(golden):
         crop=golden.meta["img_size"],
         renormalize=golden.meta["build_cfg"]["model_args"]["renorm_clip_img"],
     )
-    return model, golden_models.imported(golden, golden.weights())
+    weights = converted.segmenter(
+        golden.weights(),
+        image_heads=golden.meta["backbone"]["num_heads"],
+        decoder_heads=golden.meta["decode_head"]["num_heads"],
+    )
+    return model, weights.tree
 
 
 @pytest.mark.golden

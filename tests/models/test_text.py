@@ -10,6 +10,7 @@ from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.weights.clip import import_text, import_vision
 from tests.golden_files import Golden, assert_close, files
 from tests.models.test_vit import drawn
+from tests.weights import converted
 
 
 @pytest.mark.golden
@@ -17,16 +18,19 @@ from tests.models.test_vit import drawn
 def test_text_embeddings_are_the_published_ones(file):
     golden = Golden(file)
     kwargs = golden.meta["kwargs"]
-    tower = TextTransformer(
-        vocab_size=kwargs["vocab_size"],
-        width=kwargs["transformer_width"],
-        depth=kwargs["transformer_layers"],
-        num_heads=kwargs["transformer_heads"],
-        out_dim=kwargs["embed_dim"],
-        context_length=kwargs["context_length"],
-    )
-    params = import_text(golden.weights(), tower)
-    ours = jax.jit(tower.apply)({"params": params}, golden["in/ids"])
+    clip = converted.text_tower(golden.weights(), num_heads=kwargs["transformer_heads"])
+    assert clip.text == {
+        "vocab_size": kwargs["vocab_size"],
+        "width": kwargs["transformer_width"],
+        "depth": kwargs["transformer_layers"],
+        "num_heads": kwargs["transformer_heads"],
+        "out_dim": kwargs["embed_dim"],
+        "context_length": kwargs["context_length"],
+    }
+    assert clip.logit_scale == pytest.approx(np.exp(golden["w/logit_scale"]))
+    tower = TextTransformer(**clip.text)
+    converted.assert_equal_trees(clip.text_params, import_text(golden.weights(), tower))
+    ours = jax.jit(tower.apply)({"params": clip.text_params}, golden["in/ids"])
     assert_close(ours, golden["out/text_features"], 1e-5, "raw")
     unit = ours / jnp.linalg.norm(ours, axis=-1, keepdims=True)
     assert_close(unit, golden["out/text_features_norm"], 1e-5, "unit length")
@@ -88,8 +92,8 @@ def test_weights_that_do_not_fit_are_listed_in_one_error():
         import_vision(state, vision_tower(out_dim=7, depth=1, taps=(1,)), source="clip.pt")
     text = str(error.value)
     assert text.startswith("clip.pt does not fit the model.")
-    assert "missing: pre_norm/bias" in text
-    assert "unexpected: Transformer/encoderblock_1/LayerNorm_0/scale" in text
-    assert "projection/kernel (8, 6) instead of (8, 7)" in text
-    with pytest.raises(ValueError, match=r"unknown name: layer1\.0\.weight"):
+    assert "missing: visual.ln_pre.bias" in text
+    assert "unexpected: visual.transformer.resblocks.1.ln_1.weight" in text
+    assert "visual.proj (image/projection/kernel: (8, 6) instead of (8, 7))" in text
+    with pytest.raises(ValueError, match=r"unknown name: visual\.layer1\.0\.weight"):
         import_vision({"visual.layer1.0.weight": np.ones(3)}, vision_tower())

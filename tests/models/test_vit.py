@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.weights import towers
 from semivl_jax.weights.semivl import import_backbone
 from tests.golden_files import Golden, assert_close, files, nhwc
+from tests.weights import converted
 
 FILES = files("clip_vit_*")
 
@@ -49,7 +51,10 @@ def test_maps_and_pooled_embedding_are_the_published_ones(file):
     golden = Golden(file)
     weights = golden.weights()
     tower = build(golden.meta["kwargs"], out_dim=weights["proj.weight"].shape[0])
-    params = import_backbone(weights, num_heads=tower.num_heads)
+    clip = converted.image_tower(weights, num_heads=tower.num_heads)
+    assert clip.image == {key: getattr(tower, key) for key in clip.image}
+    params = towers.resized(clip.image_params, tower.grid)
+    converted.assert_equal_trees(params, import_backbone(weights, num_heads=tower.num_heads))
     encode = jax.jit(lambda image: tower.apply({"params": params}, image))
     assert golden.meta["inputs"]
     for name, shapes in golden.meta["inputs"].items():

@@ -9,6 +9,7 @@ from semivl_jax.models import guidance
 from semivl_jax.train import optimizer
 from semivl_jax.train import state as state_lib
 from semivl_jax.train import step as step_lib
+from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Parts, Recipe
 from semivl_jax.types import UnlabelledViews, Views
 from semivl_jax.weights import groups as groups_lib
@@ -103,11 +104,10 @@ class Run:
             box2=jnp.asarray(self.golden[f"in/{t}/mix2"] == 1),
         )
 
-    def masks(self, t: int) -> tuple:
+    def noise(self, t: int) -> Noise:
         count = self.golden.meta["n_fp_masks"]
         masks = [nhwc(self.golden[f"in/{t}/fp_mask{j}"]) for j in range(count)]
-        # The file masks (x, w); only the perturbed w is used.
-        return tuple(jnp.asarray(mask[len(mask) // 2 :] > 0.5) for mask in masks)
+        return Noise(masks=tuple(jnp.asarray(mask > 0.5) for mask in masks))
 
 
 @pytest.fixture(scope="module", params=FILES)
@@ -116,13 +116,13 @@ def finished(request):
     run = Run(request.param)
 
     @jax.jit
-    def iterate(state, views, masks):
-        outcome = step_lib.differentiate(run.parts, run.constants, state, views, masks)
+    def iterate(state, views, noise):
+        outcome = step_lib.differentiate(run.parts, run.constants, state, views, noise)
         return step_lib.apply_outcome(run.parts, state, outcome)[0], outcome
 
     state, outcomes, after_first = run.state, [], None
     for t in range(run.golden.meta["iters"]):
-        state, outcome = iterate(state, run.views(t), run.masks(t))
+        state, outcome = iterate(state, run.views(t), run.noise(t))
         outcomes.append(outcome)
         after_first = after_first or state
     return run, outcomes, after_first, state

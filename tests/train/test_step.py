@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from semivl_jax import experiment
+from semivl_jax import assembly, experiment
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.train import loop, sharding
 from semivl_jax.train import step as step_lib
@@ -144,11 +144,11 @@ def test_reversed_batch_partner_is_the_partner_given_explicitly():
     """`partner="batch"` is the own-partner step whose partner views are the reversed ones."""
     built = build(method__teacher="student")
     state = built.init_state()
-    views, masks = jax.jit(functools.partial(step_lib.draw, built.parts))(state, batch_of(built))
+    views, noise = jax.jit(functools.partial(step_lib.draw, built.parts))(state, batch_of(built))
     given = views.replace(partner=jax.tree.map(lambda leaf: leaf[::-1], views.unlabelled))
     differentiate = jax.jit(functools.partial(step_lib.differentiate, built.parts))
-    implicit = differentiate(built.constants, state, views, masks)
-    explicit = differentiate(built.constants, state, given, masks)
+    implicit = differentiate(built.constants, state, views, noise)
+    explicit = differentiate(built.constants, state, given, noise)
     np.testing.assert_allclose(implicit.loss, explicit.loss, rtol=1e-5)
     for path, leaf in flatten(implicit.gradients).items():
         other = np.asarray(flatten(explicit.gradients)[path])
@@ -160,26 +160,24 @@ def test_reversed_batch_partner_is_the_partner_given_explicitly():
 def test_one_device_and_eight_devices_agree(fields):
     results = []
     for devices in (1, 8):
-        built = build(devices, **fields)
+        # Of SGD, whose steps are as exact as the gradients: Adam's amplify the rounding of small ones.
+        built = build(devices, optim__name="sgd", **fields)
         step, state = stepper(built), built.init_state()
-        losses = []
+        start, losses = jax.device_get(flatten(state.trained)), []
         for t in range(3):
             state, metrics = step(state, batch_of(built, seed=t))
             losses.append(float(metrics["loss"]))
-        results.append((losses, jax.device_get(flatten(state.trained))))
+        moved = {path: leaf - start[path] for path, leaf in flatten(state.trained).items()}
+        results.append((losses, jax.device_get(moved)))
     (one_losses, one), (eight_losses, eight) = results
     np.testing.assert_allclose(one_losses, eight_losses, rtol=1e-5)
     for path, leaf in one.items():
-        if path.endswith("/key/bias") or path == "decoder/head/bias":
-            continue  # zero gradient: Adam moves them by rounding noise
-        scale = np.abs(leaf).max()
-        assert np.abs(leaf - eight[path]).max() <= 2e-4 * scale + 2e-6, path
+        assert np.abs(leaf - eight[path]).max() <= 2e-3 * np.abs(leaf).max() + 1e-7, path
 
 
-def test_the_perturbed_prediction_of_x_is_never_made():
-    """The decoder sees 5 images per labelled image: x, w, s1, s2 and the perturbed w."""
-    built = build()
-    state = built.abstract_state()
+def decoded_in_training(**fields):
+    """How many images the decoder sees per labelled image, for each of its training passes."""
+    built = build(**fields)
     seen = []
     decoder = type(built.parts.segmenter)
     original = decoder.decode
@@ -191,13 +189,36 @@ def test_the_perturbed_prediction_of_x_is_never_made():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "decode", counting)
         step = functools.partial(step_lib.train_step, built.parts)
-        from semivl_jax import check
-
-        jax.eval_shape(step, built.constants, state, check.abstract_batch(built))
-    trained = [count for count, train in seen if train]
-    assert trained and max(trained) == 5 * built.config.batch
+        batch = assembly.abstract_batch(built.config)
+        jax.eval_shape(step, built.constants, built.abstract_state(), batch)
     teachers = [count for count, train in seen if not train]
-    assert max(teachers) == built.config.batch
+    assert max(teachers, default=0) <= built.config.batch
+    return [count // built.config.batch for count, train in seen if train]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        # x, w, s1, s2 and the perturbed w
+        ({}, [5]),
+        # batch statistics: x, w and both perturbed as published; then s1, s2 (METHOD trap 7)
+        ({"model__decoder": "deeplab", "model__taps": (1, 2)}, [4, 2]),
+        # statistics of the convolutional encoder only: nobody misses the perturbed x
+        ({"model__conv_encoder": "resnet101_v1c", "model__taps": (1, 2)}, [3, 2]),
+        # FixMatch taught by the average (x, s1) and by the student (x, w, s1)
+        ({"method__perturbation": "none", "method__strong_views": 1}, [2]),
+        ({"method__perturbation": "none", "method__strong_views": 1, "method__teacher": "student"},
+         [3]),
+        # UniMatch V2: x, s1, s2
+        ({"method__perturbation": "complementary", "method__guidance": False,
+          "model__decoder": "deeplab", "model__taps": (1, 2)}, [1, 2]),
+        ({"method__dropout_passes": "first"}, [3, 2]),
+        ({"method__dropout_passes": "all"}, [5]),
+        ({"method__semi_supervised": False}, [1]),
+    ],
+)  # fmt: skip
+def test_the_student_decodes_what_the_recipe_needs(fields, expected):
+    assert decoded_in_training(**fields) == expected
 
 
 def test_too_many_skipped_steps_stop_the_run(tmp_path):

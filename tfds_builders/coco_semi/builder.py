@@ -65,7 +65,13 @@ class CocoSemi(published.PublishedBuilder):
 
     def _masks(self) -> dict[str, Archive]:
         """The archive with the masks of each part."""
-        return dict.fromkeys(_PHOTOS, self.archive(MASKS))
+        try:
+            return dict.fromkeys(_PHOTOS, self.archive(MASKS))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; or take coco_instances, which draws the masks from the official annotations "
+                "(docs/datasets.md says how they differ)"
+            ) from error
 
 
 class CocoInstances(CocoSemi):

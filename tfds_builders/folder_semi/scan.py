@@ -10,18 +10,27 @@
                            symbolic link
 
 An image's id is its path below its part (images/train, images/val or images) without the suffix; below
-unlabelled/ it starts with "unlabelled/".
+unlabelled/ it starts with "unlabelled/". Suffixes may be in capitals, folders may be symbolic links, and
+what is hidden (begins with a dot) is left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from semivl_jax.data.catalog import IGNORE_INDEX, IMAGE_SUFFIXES, DatasetInfo, parse_classes
+from semivl_jax.data.catalog import (
+    IGNORE_INDEX,
+    IMAGE_SUFFIXES,
+    DatasetInfo,
+    parse_classes,
+    read_lines,
+)
 
 _VALIDATION_FOLDERS = ("val", "validation")
 
@@ -91,8 +100,8 @@ def scan(root: str | Path) -> Folder:
 
     Raises:
       ValueError: no such folder, no images/, classes.txt or validation images, two images with one
-        id, masks none of which belongs to an image, a validation image without a mask, an unlabelled/
-        without images.
+        id or one mask, masks none of which belongs to an image or that are no PNG, a validation image
+        without a mask, an unlabelled/ without images, a name or link that leads nowhere.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -103,11 +112,11 @@ def scan(root: str | Path) -> Folder:
     if not images.is_dir():
         raise ValueError(f"{root} has no folder images/; put your photos there")
     about = _read_classes(root)
-    train, validation = _split_parts(root, images)
+    masks = _find_masks(root)
+    train, validation = _split_parts(root, images, masks)
     train = (*train, *_apart(root, {found.id for found in train}))
-    used = {found.mask for found in (*train, *validation)}
-    masks = root / "masks"
-    orphans = tuple(p for p in _files(masks, (".png",)) if p not in used) if masks.is_dir() else ()
+    used = _owners(root, (*train, *validation))
+    orphans = tuple(path for path in masks.values() if path not in used)
     if not any(found.mask for found in train):
         example = f", for example {orphans[0].relative_to(root)}" if orphans else ""
         raise ValueError(
@@ -129,8 +138,7 @@ def _read_classes(root: Path) -> DatasetInfo:
         raise ValueError(
             f"{root} has no classes.txt; write one class name per line, the first for mask value 0"
         )
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    names, definitions = parse_classes(lines, where=str(path))
+    names, definitions = parse_classes(read_lines(path), where=str(path))
     if not names:
         raise ValueError(f"{path} names no class; write one class name per line")
     return DatasetInfo(
@@ -141,7 +149,40 @@ def _read_classes(root: Path) -> DatasetInfo:
     )
 
 
-def _split_parts(root: Path, images: Path) -> tuple[tuple[Found, ...], tuple[Found, ...]]:
+def _find_masks(root: Path) -> dict[str, Path]:
+    """{path below masks/ without the suffix: file}."""
+    folder = root / "masks"
+    if not folder.is_dir():
+        return {}
+    files = _files(folder, IMAGE_SUFFIXES)
+    masks = {_name(path, folder): path for path in files if path.suffix.lower() == ".png"}
+    for path in files:
+        if _name(path, folder) not in masks:
+            raise ValueError(
+                f"{path.relative_to(root)} in {root} is no PNG; save masks as PNG, which keeps every value "
+                "(JPEG does not)"
+            )
+    return masks
+
+
+def _owners(root: Path, images: Iterable[Found]) -> dict[Path, Found]:
+    """{mask: its image}."""
+    owners: dict[Path, Found] = {}
+    for found in images:
+        if found.mask is not None:
+            other = owners.setdefault(found.mask, found)
+            if other is not found:
+                raise ValueError(
+                    f"{other.image.relative_to(root)} and {found.image.relative_to(root)} in {root} would "
+                    f"both have the mask {found.mask.relative_to(root)}; put masks into folders like those "
+                    "of the images"
+                )
+    return owners
+
+
+def _split_parts(
+    root: Path, images: Path, masks: Mapping[str, Path]
+) -> tuple[tuple[Found, ...], tuple[Found, ...]]:
     held_out = [images / name for name in _VALIDATION_FOLDERS if (images / name).is_dir()]
     listed = root / "val.txt"
     if len(held_out) + listed.is_file() != 1:
@@ -154,9 +195,12 @@ def _split_parts(root: Path, images: Path) -> tuple[tuple[Found, ...], tuple[Fou
     if held_out:
         train = (p for p in _files(train_root, IMAGE_SUFFIXES) if held_out[0] not in p.parents)
         validation = _files(held_out[0], IMAGE_SUFFIXES)
-        return _match(root, train_root, train), _match(root, held_out[0], validation)
-    everything = _match(root, train_root, _files(train_root, IMAGE_SUFFIXES))
-    wanted = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+        return (
+            _match(root, train_root, train, masks),
+            _match(root, held_out[0], validation, masks),
+        )
+    everything = _match(root, train_root, _files(train_root, IMAGE_SUFFIXES), masks)
+    wanted = [line.strip() for line in read_lines(listed) if line.strip()]
     unknown = set(wanted) - {found.id for found in everything}
     if unknown:
         raise ValueError(
@@ -178,7 +222,7 @@ def _apart(root: Path, taken: set[str]) -> Iterator[Found]:
     if not paths:
         raise ValueError(f"{folder} holds no image; put some there or remove the folder")
     for path in paths:
-        name = path.relative_to(root).with_suffix("").as_posix()
+        name = _name(path, root)
         if name in taken:
             raise ValueError(
                 f"{path.relative_to(root)} and another image would have the same id {name!r}; rename "
@@ -189,24 +233,51 @@ def _apart(root: Path, taken: set[str]) -> Iterator[Found]:
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
+    found: list[Path] = []
+    entered: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(place)
+        if real in entered:  # links in a circle
+            folders.clear()
+            continue
+        entered.add(real)
+        paths = (Path(place, name) for name in names if not name.startswith("."))
+        found += (path for path in paths if path.suffix.lower() in suffixes)
+    for path in found:
+        if not path.is_file():
+            raise ValueError(f"{path} is a link to a file that is not there; restore or remove it")
+    return sorted(found)
 
 
-def _match(root: Path, part: Path, paths: Iterable[Path]) -> tuple[Found, ...]:
+def _name(path: Path, folder: Path) -> str:
+    """Path below a folder without its suffix, accented letters composed.
+
+    Raises:
+      ValueError: a name that is no UTF-8 (an archive of another system was unpacked).
+    """
+    name = path.relative_to(folder).with_suffix("").as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the file name {os.fsencode(path)!r} is no UTF-8 text; rename the file"
+        ) from error
+    return unicodedata.normalize("NFC", name)
+
+
+def _match(
+    root: Path, part: Path, paths: Iterable[Path], masks: Mapping[str, Path]
+) -> tuple[Found, ...]:
     found: dict[str, Found] = {}
     for path in paths:
-        name = path.relative_to(part).with_suffix("").as_posix()
+        name = _name(path, part)
         if name in found:
             raise ValueError(
                 f"{path.relative_to(root)} and {found[name].image.relative_to(root)} would have the "
                 f"same mask and id {name!r}; rename one of them"
             )
-        beside = root / "masks" / path.relative_to(root / "images").with_suffix(".png")
-        flat = root / "masks" / f"{name}.png"  # masks/ without the part's own folder
-        mask = next((p for p in (beside, flat) if p.is_file()), None)
+        # Else masks/ has no folder of its own for the part.
+        mask = masks.get(_name(path, root / "images")) or masks.get(name)
         found[name] = Found(name, path, mask)
     return tuple(found.values())

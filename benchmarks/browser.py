@@ -1,0 +1,102 @@
+"""Reports in headless Chromium, for the benchmark, the tests and the screenshots of the documentation.
+
+    python -m benchmarks.browser REPORT.html --out=docs/report
+
+writes `<out>-desktop.jpg` (1280 wide, light) and `<out>-phone.jpg` (390 wide, dark).
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import shutil
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
+
+SIZES = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
+
+
+def missing() -> str | None:
+    """What is not installed, in words; None where a browser can be driven."""
+    for program in ("chromium", "chromedriver"):
+        if shutil.which(program) is None:
+            return f"no {program} here (Debian: apt-get install chromium chromium-driver)"
+    return None
+
+
+class Browser:
+    """A Chromium window that can be as wide as a phone or a desktop; a context manager."""
+
+    def __init__(self) -> None:
+        options = webdriver.ChromeOptions()
+        for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage",
+                     "--disable-gpu", "--hide-scrollbars"):  # fmt: skip
+            options.add_argument(flag)
+        options.binary_location = shutil.which("chromium") or ""
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+        self.resize("desktop")
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.driver.quit()
+
+    def resize(self, name: str) -> None:
+        """Width and colours of one of SIZES."""
+        width, height, theme = SIZES[name]
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+    def open(self, path: Path) -> float:
+        """Opens a report and waits for its charts; milliseconds from opening to the last chart."""
+        self.driver.get(path.resolve().as_uri())
+        ready = "return document.documentElement.dataset.ready"
+        return float(WebDriverWait(self.driver, 60).until(lambda d: d.execute_script(ready)))
+
+    def run(self, script: str) -> Any:
+        """What a script returns in the page."""
+        return self.driver.execute_script(script)
+
+    def console(self) -> list[str]:
+        """Messages of the console since the last call."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def picture(self, path: Path, *, height: int) -> None:
+        """The page from its top, as wide as the window, as a JPEG."""
+        whole = self.run("return document.documentElement.scrollHeight")
+        width = self.run("return innerWidth")
+        scale = 0.75 if width > 1000 else 1
+        clip = {"x": 0, "y": 0, "width": width, "height": min(whole, height), "scale": scale}
+        shot = self.driver.execute_cdp_cmd(
+            "Page.captureScreenshot",
+            {"format": "jpeg", "quality": 70, "captureBeyondViewport": True, "clip": clip},
+        )
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+
+def main() -> None:
+    """Takes the screenshots of a report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.browser")
+    parser.add_argument("report", type=Path, help="a report.html")
+    parser.add_argument("--out", default="report", help="path without -desktop.jpg")
+    parser.add_argument(
+        "--height", type=int, default=2600, help="most pixels of a picture's height"
+    )
+    options = parser.parse_args()
+    with Browser() as page:
+        for name in SIZES:
+            page.resize(name)
+            page.open(options.report)
+            page.picture(Path(f"{options.out}-{name}.jpg"), height=options.height)
+
+
+if __name__ == "__main__":
+    main()

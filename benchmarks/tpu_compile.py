@@ -1,0 +1,220 @@
+"""Compiles the whole training step for TPUs that are not there, and says what it would take.
+
+    python -m benchmarks.tpu_compile --recipes=voc,ade20k --targets=v5e-8,v6e-8 --out=tpu_compile.json
+
+The TPU compiler comes as a Python package (extra `tpu_compile`) and runs on any x86 Linux machine. For every
+recipe (a published one by name, or FILE[:ARGUMENT]) and target it compiles the sharded training step and one
+evaluation window batch at the published global batch in bfloat16 and prints, per device: memory (arguments +
+temporary + program), floating-point operations and bytes as the compiler counts them, its estimate of the
+time, and the collectives. Compiling a published training step takes about ten minutes of one core.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from benchmarks import stand_ins
+
+stand_ins.install()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+
+from benchmarks import workload  # noqa: E402
+from semivl_jax.train import sharding  # noqa: E402
+from semivl_jax.train.step import train_step  # noqa: E402
+
+_RECIPES = flags.DEFINE_list("recipes", list(workload.PUBLISHED), "Recipes to compile.")
+_TARGETS = flags.DEFINE_list("targets", ["v5e-8", "v6e-8", "v4-8"], "Machines to compile for.")
+_PARTS = flags.DEFINE_list("parts", ["train", "evaluate"], "Functions to compile.")
+_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE changes a field of every configuration.")
+_OUT = flags.DEFINE_string("out", "tpu_compile.json", "The results as JSON.")
+_DUMP = flags.DEFINE_string("dump", "", "Folder for the optimised programs, to read.")
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A TPU slice: what the compiler calls it, memory of a device in GiB, peak bfloat16 TFLOP/s."""
+
+    topology: str
+    options: dict[str, Any]
+    memory: float
+    peak: float
+
+
+# Memory and peak from the public system architecture pages of Cloud TPU (cloud.google.com/tpu/docs).
+TARGETS = {
+    "v4-8": Target("v4:2x2x1", {"chip_config_name": "megacore"}, 32, 275),
+    "v5e-8": Target("v5e:2x4", {}, 16, 197),
+    "v5e-32": Target("v5e:4x8", {}, 16, 197),
+    "v6e-8": Target("v6e:2x4", {}, 32, 918),
+}
+
+_COLLECTIVES = re.compile(
+    r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def main(_: list[str]) -> None:
+    """Compiles everything asked for, one line each, and writes the file after every one."""
+    rows = []
+    print(HEADER, flush=True)
+    for recipe in _RECIPES.value:
+        for name in _TARGETS.value:
+            for part in _PARTS.value:
+                row = compile_one(recipe, name, part, _SET.value, dump=_DUMP.value)
+                rows.append(row)
+                print(format_row(row), flush=True)
+                Path(_OUT.value).write_text(json.dumps(rows, indent=1))
+
+
+def devices_of(target: Target) -> list[jax.Device]:
+    """The devices of a slice, for compiling only. ValueError without the compiler's package."""
+    # Nothing is run: no metadata server to wait for, and no TPU that one process must have to itself.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=target.topology, **target.options
+        )
+    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+        raise ValueError(f"no TPU compiler ({error}); install the extra `tpu_compile`") from error
+    return list(description.devices)
+
+
+def compile_one(
+    recipe: str, target_name: str, part: str, changes: list[str], *, dump: str = ""
+) -> dict[str, Any]:
+    """One function of one recipe for one target; a row of the table as a dict.
+
+    `dump` is a folder for the optimised program as text, empty: none.
+    """
+    target = TARGETS[target_name]
+    config = workload.load_config(recipe, ["dtype=bfloat16", *changes])
+    devices = devices_of(target)
+    config.batch = max(config.batch, len(devices))  # a pod slice needs an image per device
+    work = workload.build(config)
+    lowered = {"train": lower_train, "evaluate": lower_evaluate}[part](work, devices)
+    row = {
+        "recipe": recipe, "target": target_name, "part": part, "devices": len(devices),
+        "batch": config.batch, "changes": changes, "limit_gib": target.memory,
+    }  # fmt: skip
+    start = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needs = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))
+        if needs is None:
+            raise
+        return row | {"fits": False, "needs_gib": float(needs[1]), "limit_gib": float(needs[2])}
+    if dump:
+        folder = Path(dump)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{Path(recipe).stem}-{target_name}-{part}.txt").write_text(compiled.as_text())
+    return row | {"fits": True, "compile_s": time.monotonic() - start} | analysis(compiled, target)
+
+
+def lower_train(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Lowered:
+    """The training step, sharded as `run` shards it, the state donated."""
+    mesh = sharding.make_mesh(devices)
+    place = functools.partial(_placed, sharding.replicated(mesh))
+    state, constants = place(work.abstract_state()), place(work.constants)
+    batch = _placed(sharding.batch_sharding(mesh), work.abstract_batch())
+    step = functools.partial(train_step, work.parts)
+    with _for_tpu():
+        return jax.jit(step, donate_argnums=1).lower(constants, state, batch)
+
+
+def lower_evaluate(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Lowered:
+    """The network of the evaluation on one batch of windows."""
+    mesh = sharding.make_mesh(devices)
+    place = functools.partial(_placed, sharding.replicated(mesh))
+    text, variables = place(work.constants.text), place(work.abstract_state().student())
+    windows = -(-work.config.evaluation.window_batch // len(devices)) * len(devices)
+    side = work.config.data.crop
+    images = jax.ShapeDtypeStruct((windows, side, side, 3), jnp.float32)
+    images = _placed(sharding.batch_sharding(mesh), images)
+
+    def network(variables: Any, text: Any, images: jax.Array) -> jax.Array:
+        return work.parts.segmenter.apply(variables, images, text)
+
+    with _for_tpu():
+        return jax.jit(network).lower(variables, text, images)
+
+
+@contextlib.contextmanager
+def _for_tpu() -> Iterator[None]:
+    """The matmul precision that a TPU run has: one bfloat16 pass."""
+    with jax.default_matmul_precision("default"):
+        yield
+
+
+def _placed(place: jax.sharding.Sharding, tree: Any) -> Any:
+    def put(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(put, tree)
+
+
+def analysis(compiled: jax.stages.Compiled, target: Target) -> dict[str, Any]:
+    """What the compiler says about a program, per device."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    text = compiled.as_text()
+    arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    arguments -= memory.alias_size_in_bytes
+    parts = {
+        "arguments_gib": arguments / GIB,
+        "temporary_gib": memory.temp_size_in_bytes / GIB,
+        "program_gib": memory.generated_code_size_in_bytes / GIB,
+    }
+    flops, seconds = cost["flops"], cost.get("optimal_seconds", -1.0)
+    return parts | {
+        "needs_gib": sum(parts.values()),
+        "tflop": flops / 1e12,
+        "gb_accessed": cost["bytes accessed"] / 1e9,
+        # Negative where the compiler has no estimate of some operation.
+        "estimated_ms": 1e3 * seconds if seconds > 0 else None,
+        "floor_ms": flops / target.peak / 1e9,
+        "collectives": dict(Counter(_COLLECTIVES.findall(text))),
+    }
+
+
+HEADER = (
+    f"{'recipe':<12}{'target':<8}{'part':<10}{'batch':>6}{'GiB/device':>12}{'limit':>7}{'temp.':>8}"
+    f"{'TFLOP':>8}{'GB':>8}{'est. ms':>9}{'peak ms':>9}  collectives"
+)
+
+
+def format_row(row: dict[str, Any]) -> str:
+    """A line of the table; a program that does not fit has only its memory."""
+    head = (
+        f"{Path(row['recipe']).stem:<12}{row['target']:<8}{row['part']:<10}{row['batch']:>6}"
+        f"{row['needs_gib']:>12.2f}{row['limit_gib']:>7.1f}"
+    )
+    if not row["fits"]:
+        return head + "  does not fit"
+    collectives = ", ".join(f"{count} {name}" for name, count in row["collectives"].items())
+    estimate = "-" if row["estimated_ms"] is None else f"{row['estimated_ms']:.1f}"
+    return head + (
+        f"{row['temporary_gib']:>8.2f}{row['tflop']:>8.2f}{row['gb_accessed']:>8.0f}"
+        f"{estimate:>9}{row['floor_ms']:>9.1f}  {collectives}"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,41 @@
+"""SemiVL on ADE20K, 150 classes.
+
+python -m semivl_jax.main --config=configs/ade.py:1_128[,recipe=default|paper|fixmatch|supervised]
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments, base, recipes
+
+IMAGES = 20_210  # for training
+SPLITS = {
+    "1_128": 158,
+    "1_64": 316,
+    "1_32": 632,
+    "1_16": 1263,
+    "1_8": 2526,
+}
+"""Labelled images of the published lists."""
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """`argument` is a split, optionally followed by a recipe."""
+    chosen = arguments.parse(
+        argument, file="configs/ade.py", split=SPLITS, recipe=arguments.RECIPES
+    )
+    config = semivl(chosen["split"])
+    recipes.apply(config, chosen["recipe"], unlabelled=IMAGES - SPLITS[chosen["split"]])
+    return config
+
+
+def semivl(split: str) -> ConfigDict:
+    """SemiVL as published (METHOD 8), with an EMA teacher."""
+    config = base.get_config()
+    config.data.dataset = "ade20k"
+    config.data.split = split
+    config.model.weights = "clip_vit_b16"
+    config.epochs = 40.0
+    config.text.guidance = "name"
+    config.optim.lr = 4e-4
+    config.optim.backbone_lr = 0.001
+    return config

@@ -1,0 +1,44 @@
+"""What may stand behind the colon of --config: values in order, then NAME=VALUE, separated by commas.
+
+configs/voc.py:92            configs/voc.py:92,recipe=paper            configs/voc_ablation.py:clip_init,1464
+"""
+
+RECIPES = {
+    "default": "the published losses with an EMA teacher and the reversed batch as CutMix partner",
+    "paper": "exactly the published training: the student teaches itself, the partner is the same image",
+    "fixmatch": "one strong view with CutMix, no feature perturbation, no guidance, EMA teacher",
+    "supervised": "labelled images only, as many steps as the default",
+}
+"""Values of `recipe`, an option that every published configuration has."""
+
+
+def parse(
+    argument: str, *, file: str, **choices: tuple[str, ...] | dict[str, object]
+) -> dict[str, str]:
+    """The argument of a configuration file as values by name.
+
+    `choices` are the allowed values by name, in the order in which they are given; the first one of each
+    is the default. `NAME=VALUE` may stand anywhere, a bare value takes the next name.
+
+    Raises:
+      ValueError: an unknown name or value, or one given twice; the sentence lists the right ones.
+    """
+    values: dict[str, str] = {}
+    for part in filter(None, argument.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals:
+            name, value = next((n for n in choices if n not in values), ""), part
+        if name not in choices:
+            listed = ", ".join(f"{n}=…" for n in choices)
+            raise ValueError(
+                f"{part!r} in --config={file}:{argument} is unknown; it takes {listed}"
+            )
+        if name in values:
+            raise ValueError(f"--config={file}:{argument} gives {name} twice; give it once")
+        if value not in choices[name]:
+            listed = ", ".join(choices[name])
+            raise ValueError(
+                f"{name} {value!r} in --config={file}:{argument} is unknown; choose one of {listed}"
+            )
+        values[name] = value
+    return {name: values.get(name, next(iter(allowed))) for name, allowed in choices.items()}

@@ -1,0 +1,43 @@
+"""SemiVL on COCO 2017, 81 classes with background.
+
+python -m semivl_jax.main --config=configs/coco.py:1_512[,recipe=default|paper|fixmatch|supervised]
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments, base, recipes
+
+IMAGES = 118_287  # for training
+SPLITS = {
+    "1_512": 232,
+    "1_256": 463,
+    "1_128": 925,
+    "1_64": 1849,
+    "1_32": 3697,
+}
+"""Labelled images of the published lists."""
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """`argument` is a split, optionally followed by a recipe."""
+    chosen = arguments.parse(
+        argument, file="configs/coco.py", split=SPLITS, recipe=arguments.RECIPES
+    )
+    config = semivl(chosen["split"])
+    recipes.apply(config, chosen["recipe"], unlabelled=IMAGES - SPLITS[chosen["split"]])
+    return config
+
+
+def semivl(split: str) -> ConfigDict:
+    """SemiVL as published (METHOD 8), with an EMA teacher."""
+    config = base.get_config()
+    config.data.dataset = "coco"
+    config.data.split = split
+    config.model.weights = "clip_vit_b16"
+    config.epochs = 10.0
+    config.data.resize = "long_side"
+    config.text.guidance = "name"
+    config.optim.lr = 4e-4
+    config.optim.backbone_lr = 0.001
+    config.evaluation.short_side = 0
+    return config

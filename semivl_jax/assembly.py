@@ -1,0 +1,127 @@
+"""From a configuration to what a compiled step is made of, without any data.
+
+    config, sizes of the CLIP tower, text of the classes ─▶ Parts ─▶ state
+
+Everything works with shapes alone too (`jax.eval_shape`), so a step can be traced and compiled for machines
+that are not there. `experiment` adds data, clock and mesh.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from semivl_jax import architecture
+from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.train import optimizer
+from semivl_jax.train import state as state_lib
+from semivl_jax.train.recipe import Parts, Recipe
+from semivl_jax.types import Batch, ClassText, LabelledBatch, PyTree, UnlabelledBatch
+from semivl_jax.weights import groups as groups_lib
+
+
+def guided(config: ConfigDict) -> bool:
+    """Whether the frozen CLIP labels the unlabelled images."""
+    return config.method.semi_supervised and config.method.guidance
+
+
+def base_lr(config: ConfigDict) -> float:
+    """Learning rate before the multipliers of the groups, after the rule for other batch sizes."""
+    share = config.batch / config.optim.published_batch
+    return config.optim.lr * (share if config.optim.lr_scaling == "linear" else 1.0)
+
+
+def build_parts(
+    config: ConfigDict,
+    *,
+    num_classes: int,
+    clip_sizes: dict[str, Any],
+    text: ClassText | None,
+    total_steps: int,
+) -> Parts:
+    """Model, optimiser and recipe of a training of so many steps.
+
+    `text` describes the classes; None where nothing reads words.
+    """
+    segmenter = architecture.segmenter(config, num_classes=num_classes, clip_sizes=clip_sizes)
+    groups = groups_lib.published_groups(
+        finetune=config.model.finetune,
+        backbone_lr=config.optim.backbone_lr,
+        conv_encoder_lr=config.optim.conv_encoder_lr,
+        decoder_lr=config.optim.decoder_lr,
+    )
+    schedule = optimizer.polynomial_schedule(
+        lr=base_lr(config),
+        total_steps=total_steps,
+        power=config.optim.power,
+        warmup_steps=config.optim.warmup_steps,
+    )
+    return Parts(
+        segmenter=segmenter,
+        optimizer=_optimizer(config, segmenter, text, groups, schedule),
+        recipe=Recipe(total_steps=total_steps, seed=config.seed, **config.method),
+        guidance_tower=architecture.guidance_tower(config, clip_sizes) if guided(config) else None,
+        groups=groups,
+        schedule=schedule,
+    )
+
+
+def create_state(
+    parts: Parts, text: ClassText | None, clip_params: PyTree | None
+) -> state_lib.TrainState:
+    """State before the first step; the tower starts from `clip_params` where they are given."""
+    variables = _init_variables(parts.segmenter, text, parts.recipe.seed)
+    params = dict(variables["params"])
+    if clip_params is not None:
+        params["backbone"] = clip_params
+    trained, frozen = groups_lib.partition(params, parts.groups)
+    return state_lib.create(
+        trained,
+        frozen,
+        variables["batch_stats"],
+        parts.optimizer,
+        ema=parts.recipe.semi_supervised and parts.recipe.teacher == "ema",
+    )
+
+
+def abstract_batch(config: ConfigDict) -> Batch:
+    """Shapes and dtypes of one global batch as the pipeline would send it."""
+    b, s, method = config.batch, config.data.crop, config.method
+    image = jax.ShapeDtypeStruct((b, s, s, 3), jnp.uint8)
+    label = jax.ShapeDtypeStruct((b, s, s), jnp.uint8)
+    unlabelled = UnlabelledBatch(image=image, size=jax.ShapeDtypeStruct((b, 2), jnp.int32))
+    own_partner = method.semi_supervised and method.partner == "same_image"
+    return Batch(
+        labelled=LabelledBatch(image=image, label=label),
+        unlabelled=unlabelled if method.semi_supervised else None,
+        partner=unlabelled if own_partner else None,
+    )
+
+
+def _init_variables(segmenter: Segmenter, text: ClassText | None, seed: int) -> PyTree:
+    image = jnp.zeros((1, segmenter.crop, segmenter.crop, 3))
+    # "rbg" compiles to far less code than the default generator, once per leaf.
+    variables = segmenter.init(jax.random.key(seed, impl="rbg"), image, text)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def _optimizer(
+    config: ConfigDict,
+    segmenter: Segmenter,
+    text: ClassText | None,
+    groups: tuple[groups_lib.Group, ...],
+    schedule: optax.Schedule,
+) -> optax.GradientTransformation:
+    shapes = jax.eval_shape(lambda: _init_variables(segmenter, text, config.seed))
+    trained, _ = groups_lib.partition(shapes["params"], groups)
+    return optimizer.build(
+        trained,
+        groups,
+        schedule,
+        name=config.optim.name,
+        weight_decay=config.optim.weight_decay,
+    )

@@ -1,0 +1,112 @@
+"""Turns weights that others published into a file of this project.
+
+    python -m semivl_jax.convert ViT-B-16.pt --out clip_vit_b16.safetensors
+    python -m semivl_jax.convert best.pth --out voc_92.safetensors
+
+What the weights are is recognised from their content. Names and shapes must be exactly those of the model:
+what is missing, unexpected or misshapen is listed, and then nothing is written. Exit codes: 0 written,
+2 something is wrong (one sentence says what). All formats: docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from semivl_jax.weights import checkpoints, files, kinds
+from semivl_jax.weights.tree import flatten
+
+
+def main(argv: Sequence[str]) -> int:
+    """Does what the arguments say and returns the exit code."""
+    parsed = _parse(argv)
+    options = kinds.Options(
+        image_heads=parsed.image_heads,
+        text_heads=parsed.text_heads,
+        decoder_heads=parsed.decoder_heads,
+        as_trained=parsed.as_trained,
+    )
+    try:
+        weights = convert(parsed.src, parsed.out, kind=parsed.kind, options=options)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(describe(weights, parsed.out))
+    return 0
+
+
+def convert(
+    src: Path, out: Path, *, kind: str = "", options: kinds.Options | None = None
+) -> files.Weights:
+    """Converts a file or folder to a safetensors file, which appears complete or not at all.
+
+    Raises:
+      ValueError: the weights cannot be read, are of no known kind, or do not fit their model.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out={out} must end with .safetensors")
+    checkpoint = checkpoints.read(src)
+    recognised = kinds.recognise(checkpoint, kind)
+    weights = recognised.convert(checkpoint, options or kinds.Options())
+    files.save(out, weights)
+    return weights
+
+
+def describe(weights: files.Weights, path: Path) -> str:
+    """What was recognised, how large its parts are, and how the file is used."""
+    title = next(kind.title for kind in kinds.KINDS if kind.name == weights.kind)
+    lines = [f"recognised: {title} ({weights.kind})"]
+    lines += [f"  {part}: {_sizes(sizes)}" for part, sizes in weights.sizes.items()]
+    lines += [f"  {name.replace('_', ' ')}: {text}" for name, text in weights.notes.items()]
+    lines += [
+        f"  {part:<13}{count:>13,} parameters" for part, count in parameter_counts(weights).items()
+    ]
+    use = files.USES[weights.format]
+    return "\n".join([*lines, f"written to {path}; use it with", f"  --config.{use}={path}"])
+
+
+def parameter_counts(weights: files.Weights) -> dict[str, int]:
+    """Parameters of every part and in total; running statistics are no parameters."""
+    tree = weights.tree if weights.format == files.CLIP else weights.tree["params"]
+    parts = {
+        name: sum(math.prod(leaf.shape) for leaf in flatten({name: part}).values())
+        for name, part in tree.items()
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def _sizes(sizes: object) -> str:
+    if not isinstance(sizes, dict):
+        return str(sizes)
+    return ", ".join(f"{name} {value}" for name, value in sizes.items())
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m semivl_jax.convert",
+        description="Converts published weights to a file of this project (docs/checkpoints.md).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("src", type=Path, help="a file, or a folder of the Hugging Face layout")
+    parser.add_argument("--out", type=Path, required=True, help="FILE.safetensors")
+    parser.add_argument("--kind", default="", help=f"one of {', '.join(kinds.names())}")
+    for part in ("image", "text", "decoder"):
+        parser.add_argument(
+            f"--{part}_heads",
+            type=int,
+            help=f"attention heads of the {part} part, where they are not the published ones",
+        )
+    parser.add_argument(
+        "--as_trained",
+        action="store_true",
+        help="CLIP's image tower with the activation and epsilon of its training (QuickGELU, 1e-5) instead "
+        "of SemiVL's (exact GELU, 1e-6)",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

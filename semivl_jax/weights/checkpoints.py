@@ -1,0 +1,170 @@
+"""Other people's weight files, whatever their format, as NumPy arrays under the published names.
+
+In: a path to .safetensors, .npz, a file of torch (`weights.torch_files`), or a folder of the Hugging Face
+layout. What a file is, its first bytes and members decide, never its ending. Out: `Checkpoint`: arrays by
+name, prefixes that say nothing ("module.") and containers ("model", "state_dict") taken off.
+
+A file that cannot be read for whatever reason is a ValueError that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from semivl_jax.weights import store, torch_files
+
+# Where training programs keep the weights beside optimiser and counters, in the order of preference.
+_CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "net")
+_FOLDER = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights as they were published.
+
+    source   what an error names
+    state    arrays by published name
+    config   contents of the config.json of a Hugging Face repository, empty without one
+    metadata texts inside a safetensors file
+    """
+
+    source: str
+    state: dict[str, np.ndarray]
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read(path: Path) -> Checkpoint:
+    """The weights in a file or folder; ValueError where there are none or they cannot be read."""
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; check the path of the weights")
+    state, metadata = _read_file(path)
+    beside = path.with_name("config.json")
+    # Only the layout of Hugging Face says more in a file beside the weights.
+    config = _read_config(beside) if path.name in _FOLDER and beside.is_file() else {}
+    return Checkpoint(
+        source=str(path), state=_without_prefix(state), config=config, metadata=metadata
+    )
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    found = next((folder / name for name in _FOLDER if (folder / name).is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"{folder} holds neither {' nor '.join(_FOLDER)}; name the file with the weights"
+        )
+    return read(found)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no table of settings; fetch it again")
+    return config
+
+
+def _read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    if start.startswith(b"PK"):
+        return _read_archive(path), {}
+    if start[8:9] == b"{":
+        return store.load_flat(path)
+    if start.startswith(b"\x80"):  # a pickle
+        return _unpacked(torch_files.read_saved(path), path), {}
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path} is a pointer of Git LFS and not the file itself; run git lfs pull, or download it"
+        )
+    raise ValueError(
+        f"{path} is of no known format: neither safetensors, npz nor a file of torch; if it should be "
+        "one, it is damaged: fetch it again"
+    )
+
+
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [Path(name).name for name in archive.namelist()]
+            # A wrong checksum anywhere: libraries would crash on what some bytes of these files mean.
+            broken = archive.testzip()
+    except Exception as error:  # of many kinds where bytes are wrong
+        raise store.damaged(path, error) from error
+    if broken is not None:
+        raise store.damaged(path, f"wrong checksum of {broken}")
+    if "constants.pkl" in names:
+        return _arrays(torch_files.read_script(path), path)
+    if "data.pkl" in names:
+        return _unpacked(torch_files.read_saved(path), path)
+    if names and all(name.endswith(".npy") for name in names):
+        return _read_npz(path)
+    raise ValueError(
+        f"{path} is an archive, but neither of NumPy (.npz) nor of torch; unpack it and name the file "
+        "with the weights"
+    )
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            state = {name: file[name] for name in file.files}
+    except Exception as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path} holds Python objects and not only arrays, and reading those could run any "
+                "program; save the arrays alone"
+            ) from error
+        raise store.damaged(path, error) from error
+    # bfloat16 is written without its name, as bare pairs of bytes.
+    return {
+        name: array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
+        for name, array in state.items()
+    }
+
+
+def _unpacked(content: Any, path: Path) -> dict[str, np.ndarray]:
+    """The state dict in what torch saved: the content itself, or a part of it under a known name."""
+    if isinstance(content, Mapping):
+        for name in _CONTAINERS:
+            inner = content.get(name)
+            if isinstance(inner, Mapping) and any(map(_is_array, inner.values())):
+                return _arrays(inner, path)
+    return _arrays(content, path)
+
+
+def _arrays(content: Any, path: Path) -> dict[str, np.ndarray]:
+    if not isinstance(content, Mapping) or not any(map(_is_array, content.values())):
+        raise ValueError(
+            f"{path} holds no table of named weights; save the model's state_dict() and convert that"
+        )
+    others = [name for name, value in content.items() if not _is_array(value)]
+    if others:
+        raise ValueError(
+            f"{path} holds {', '.join(map(repr, others[:5]))} beside its weights; save the model's "
+            "state_dict() alone, or under the name 'model'"
+        )
+    return dict(content)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def _without_prefix(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names as the model's authors know them, without the wrapper of parallel training."""
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): array for name, array in state.items()}
+    return state

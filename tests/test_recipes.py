@@ -1,0 +1,233 @@
+"""Every published configuration and argument: its step can be traced, its numbers are the published.
+
+Arguments that differ in nothing that a step is made of (split, length, seed, learning rates) share a trace.
+"""
+
+import functools
+import importlib
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import ade, arguments, base, cityscapes, coco, voc, voc_ablation
+from semivl_jax import assembly, experiment, run
+from semivl_jax.data import published_splits
+from semivl_jax.train import sharding
+from semivl_jax.train.step import train_step
+from semivl_jax.validation import validate
+from semivl_jax.weights import groups as groups_lib
+from semivl_jax.weights.tree import flatten
+from tests.golden_files import Golden
+
+PUBLISHED = json.loads(Path(__file__).with_name("published_models.json").read_text())
+FAMILIES = {"voc": voc, "coco": coco, "ade": ade, "cityscapes": cityscapes}
+NAMED = {"ade_158": "ade:1_128", "voc_92": "voc:92", "coco_232": "coco:1_512",
+         "cityscapes_100": "cityscapes:1_30"}  # fmt: skip
+SPECS = [
+    *(f"{family}:{split},recipe={recipe}" for family, module in FAMILIES.items()
+      for split, recipe in itertools.product(module.SPLITS, arguments.RECIPES)),
+    *(f"voc_ablation:{row},{split},recipe={recipe}" for row, split, recipe
+      in itertools.product(voc_ablation.ROWS, voc.SPLITS, arguments.RECIPES)),
+]  # fmt: skip
+
+
+def config_of(spec):
+    file, _, argument = spec.partition(":")
+    config = importlib.import_module(f"configs.{file}").get_config(argument)
+    config.compilation_cache = ""
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        patch.setattr(sharding, "make_mesh", lambda: mesh)
+        yield
+
+
+def signature(config) -> str:
+    """What decides the shapes and operations of a step."""
+    sections = ("batch", "dtype", "model", "vlg_decoder", "deeplab_decoder", "method", "text")
+    fields = config.to_dict()
+    kept = {key: fields[key] for key in sections}
+    kept["data"] = {"crop": config.data.crop, "dataset": config.data.dataset}
+    kept["optimizer"] = config.optim.name
+    if not assembly.guided(config):
+        kept["text"] = config.text.decoder
+    return json.dumps(kept, sort_keys=True, default=list)
+
+
+GROUPS = {}
+for _spec in SPECS:
+    GROUPS.setdefault(signature(config_of(_spec)), []).append(_spec)
+
+
+@pytest.mark.parametrize("specs", GROUPS.values(), ids=lambda specs: specs[0])
+def test_every_argument_passes_the_check(specs):
+    for spec in specs:
+        config = config_of(spec)
+        validate(config)
+        assert set(config.to_dict()) == set(base.get_config().to_dict())
+        _, images = experiment.published_facts(config)
+        assert experiment.training_length(config, images)[0] > 5000
+    built = run.outlined(config)
+    step = functools.partial(train_step, built.parts)
+    state, batch = built.abstract_state(), assembly.abstract_batch(config)
+    after, metrics = jax.eval_shape(step, built.constants, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert metrics["loss"].shape == ()
+
+
+MODELS = {
+    "voc_semivl": "voc:92",
+    "coco_semivl": "coco:1_512",
+    "ade_semivl": "ade:1_128",
+    "cityscapes_semivl": "cityscapes:1_30",
+    "voc_unimatch_r101": "voc_ablation:unimatch_r101,92",
+    "voc_clip_init": "voc_ablation:clip_init,92",
+    "voc_spatial_finetuning": "voc_ablation:spatial_finetuning,92",
+    "voc_language_decoder": "voc_ablation:language_decoder,92",
+    "voc_clip_guidance": "voc_ablation:clip_guidance,92",
+}
+
+
+def count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(("model", "spec"), MODELS.items())
+def test_models_rates_and_decays_are_the_published_ones(model, spec):
+    expected, config = PUBLISHED[model], config_of(f"{spec},recipe=paper")
+    built = run.outlined(config)
+    state = built.abstract_state()
+    assert built.info.num_classes == expected["num_classes"]
+    assert config.data.crop == expected["crop"]
+    assert count(state.trained) == expected["trained"]
+    assert count((state.trained, state.frozen)) == expected["total"]
+    assert count(built.constants.guidance_params) == expected["guidance_encoder"]
+    owners = groups_lib.assign(state.trained, built.parts.groups)
+    parts = {"backbone": "backbone", "decode_head": "decoder", "conv_encoder": "conv_encoder"}
+    for part, (lr, decay) in expected["rates"].items():
+        groups = {owner for path, owner in owners.items() if path.startswith(parts[part] + "/")}
+        assert {round(assembly.base_lr(config) * group.lr, 15) for group in groups} == {
+            round(lr, 15)
+        }
+        assert {config.optim.weight_decay * group.decay for group in groups} == {decay}
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps", "evaluations"),
+    [("voc:92", 104_880, 80), ("coco:1_512", 147_560, 10), ("ade:1_128", 100_240, 40),
+     ("cityscapes:1_16", 83_760, 25)],
+)  # fmt: skip
+def test_lengths_are_the_published_ones(spec, steps, evaluations):
+    """Iterations of METHOD 8; an epoch drops the last incomplete batch."""
+    built = run.outlined(config_of(spec))
+    assert built.clock.total_steps == steps
+    assert len(built.clock.evaluation_steps | {steps}) == evaluations
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("number", "family"), [(40, "voc"), (44, "cityscapes")])
+def test_settings_are_those_of_the_published_runs(number, family):
+    runs = [item["cfg"] for item in Golden("param_groups").meta["items"] if item["exp"] == number]
+    assert runs
+    for theirs in runs:
+        config = config_of(f"{family}:{theirs['split']},recipe=paper")
+        keys = theirs["optimizer"]["paramwise_cfg"]["custom_keys"]
+        ours = {
+            "lr": config.optim.lr,
+            "decay": config.optim.weight_decay,
+            "backbone": config.optim.backbone_lr,
+            "conv_encoder": config.optim.conv_encoder_lr,
+            "head": config.optim.decoder_lr,
+            "crop": config.data.crop,
+            "batch": config.batch,
+            "mode": config.method.confidence_mode,
+            "threshold": config.method.confidence_threshold,
+            "rate": config.method.perturbation_rate,
+            "guidance": [config.method.guidance_start, config.method.guidance_end],
+            "guidance_threshold": config.method.guidance_threshold,
+            "reduction": config.method.guidance_reduction,
+            "evaluation": config.evaluation.mode,
+            "every": config.evaluation.every_epochs,
+            "renormalize": config.model.renormalize,
+            "steps": config.steps or None,
+        }
+        assert ours == {
+            "lr": theirs["optimizer"]["lr"],
+            "decay": theirs["optimizer"]["weight_decay"],
+            **{name: keys[name]["lr_mult"] for name in ("backbone", "conv_encoder", "head")},
+            "crop": theirs["crop_size"],
+            "batch": theirs["n_gpus"] * theirs["n_nodes"] * theirs["batch_size"],
+            "mode": theirs["conf_mode"],
+            "threshold": theirs["conf_thresh"],
+            "rate": theirs["fp_rate"],
+            "guidance": theirs["maskclip_consistency_lambda"],
+            "guidance_threshold": theirs["mcc_conf_thresh"],
+            "reduction": theirs["mcc_loss_reduce"],
+            "evaluation": theirs["eval_mode"],
+            "every": theirs["eval_every_n_epochs"],
+            "renormalize": theirs["model_args"].get("renorm_clip_img", False),
+            "steps": theirs["iters"],
+        }
+
+
+def test_labelled_counts_are_those_of_the_lists():
+    for family, module in FAMILIES.items():
+        dataset = config_of(f"{family}:").data.dataset
+        for split, published in published_splits.lists_of(dataset).items():
+            assert module.SPLITS[split] == published.count
+        assert set(module.SPLITS) >= set(published_splits.lists_of(dataset))
+
+
+@pytest.mark.parametrize(("name", "spec"), NAMED.items())
+def test_short_names_are_their_split(name, spec):
+    assert config_of(name).to_dict() == config_of(spec).to_dict()
+    assert config_of(f"{name}:recipe=paper") == config_of(f"{spec},recipe=paper")
+
+
+def test_paper_is_the_published_training():
+    config = config_of("voc:92,recipe=paper")
+    assert (config.method.teacher, config.method.partner) == ("student", "same_image")
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        (
+            "voc:93",
+            "split '93' in --config=configs/voc.py:93 is unknown; choose one of 92, 183, 366",
+        ),
+        (
+            "voc:92,recipe=papr",
+            "recipe 'papr' .* choose one of default, paper, fixmatch, supervised",
+        ),
+        ("voc:92,teacher=ema", "'teacher=ema' .* is unknown; it takes split=…, recipe=…"),
+        ("voc:92,split=183", "gives split twice"),
+        ("voc:92,paper,x", "'x' in .* is unknown; it takes split=…, recipe=…"),
+        ("voc_ablation:clip", "row 'clip' .* choose one of unimatch_r101, clip_init"),
+    ],
+)
+def test_unknown_arguments_are_refused_with_the_right_ones(spec, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        config_of(spec)
+
+
+def test_learning_rate_rule():
+    config = config_of("voc:92")
+    config.batch = 16
+    assert assembly.base_lr(config) == 1e-4
+    config.optim.lr_scaling = "linear"
+    assert assembly.base_lr(config) == 2e-4
+
+
+def test_every_trained_leaf_has_a_group():
+    state = run.outlined(config_of("cityscapes:1_30")).abstract_state()
+    assert {path.split("/")[0] for path in flatten(state.trained)} == {
+        "backbone", "conv_encoder", "decoder"
+    }  # fmt: skip

@@ -1,0 +1,78 @@
+"""The benchmarks of the step run where packages are missing, and count what XLA counts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import model_flops, tpu_compile, workload
+
+ROOT = Path(__file__).parent.parent
+
+# A program that hides everything but jax, flax, optax and what they bring, then runs the benchmark.
+_BARE = """
+import sys
+for name in ("jaxtyping", "ml_collections", "safetensors", "grain", "tensorflow_datasets", "clu", "cv2",
+             "tensorboardX", "tqdm", "ftfy", "instant_clip_tokenizer", "array_record"):
+    sys.modules[name] = None
+from absl import app
+from benchmarks import stand_ins, train_step
+app.run(train_step.main)
+"""
+
+
+def test_the_step_is_timed_without_the_packages_of_the_data(tmp_path):
+    out = tmp_path / "step.json"
+    command = [sys.executable, "-c", _BARE, "--config=configs/tiny.py", "--steps=1", f"--out={out}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(out.read_text())
+    assert found["ms_per_step"] > 0 and found["compile_s"] > 0 and found["loss"] > 0
+    assert set(found["model_tflop"]) == {"towers", "decoder", "teacher", "guidance"}
+
+
+def test_the_formulas_count_what_the_compiler_counts():
+    """XLA also counts norms and the like, some per cent."""
+    config = workload.load_config("voc")
+    work = workload.build(config)
+    tree, segmenter = work.abstract_state().student(), work.parts.segmenter
+    image = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
+
+    def encode(tree, image):
+        return segmenter.apply(tree, image, method="encode").maps
+
+    def decode(tree, features):
+        return segmenter.decoder.apply({"params": tree["params"]["decoder"]}, features, text)
+
+    text = work.constants.text
+    features = jax.eval_shape(
+        lambda tree, image: segmenter.apply(tree, image, method="encode"), tree, image
+    )
+    counted = [
+        jax.jit(function).lower(tree, given).cost_analysis()["flops"]
+        for function, given in ((encode, image), (decode, features))
+    ]
+    assert sum(model_flops.tower_forward(work)) == pytest.approx(counted[0], rel=0.03)
+    assert model_flops.decoder_forward(work) == pytest.approx(counted[1], rel=0.03)
+
+
+def test_fields_are_changed_by_name_and_unknown_ones_are_refused():
+    config = workload.load_config("cityscapes", ["batch=2", "optim.name=sgd"])
+    assert (config.data.crop, config.batch, config.optim.name) == (801, 2, "sgd")
+    with pytest.raises(ValueError, match=r"--set=batches=2: the configuration has no key batches"):
+        workload.load_config("voc", ["batches=2"])
+    with pytest.raises(ValueError, match="recipe 'vok' is unknown; choose one of voc, coco"):
+        workload.load_config("vok")
+
+
+@pytest.mark.slow
+def test_the_tpu_compiler_takes_the_whole_step():
+    pytest.importorskip("libtpu")
+    row = tpu_compile.compile_one("configs/tiny.py", "v5e-8", "train", [])
+    assert row["fits"] and row["devices"] == 8 and row["batch"] == 8
+    assert 0 < row["temporary_gib"] < 1 and row["tflop"] > 0
+    assert row["collectives"]["all-reduce"] > 0

@@ -1,0 +1,88 @@
+"""The experiment runner, with runs that write their scores and end; no training."""
+
+import json
+import sys
+
+import pytest
+
+from semivl_jax import sweep
+
+SCRIPT = """
+import json, pathlib, sys
+folder, code, counter = pathlib.Path(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
+counter.write_text(counter.read_text() + folder.name + "\\n" if counter.exists() else folder.name + "\\n")
+scores = ((1, 30.0), (2, 20.0))
+lines = [{"step": step, "eval/miou": 1.0, "eval/miou_ema": score} for step, score in scores]
+(folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+sys.exit(code)
+"""
+
+
+class FakeRun(sweep.Run):
+    def command(self):
+        counter = self.workdir.parent / "started.txt"
+        return [
+            sys.executable,
+            "-c",
+            SCRIPT,
+            str(self.workdir),
+            str(self.fields["code"]),
+            str(counter),
+        ]
+
+
+def fake(folder, name, code=0):
+    return FakeRun(name=name, config="configs/voc.py", workdir=folder / name, fields={"code": code})
+
+
+def test_done_is_skipped_and_a_failure_stops_no_other(tmp_path):
+    said = []
+    runs = [fake(tmp_path, "a"), fake(tmp_path, "b", code=3), fake(tmp_path, "c")]
+    failed = sweep.run_all(runs, report=said.append)
+    assert failed == [runs[1]]
+    assert any("b: failed with exit code 3" in line and "log.txt" in line for line in said)
+    assert runs[0].result() == sweep.Result(best=30.0, last=20.0)
+    assert runs[1].result() is None
+    repaired = [runs[0], fake(tmp_path, "b"), runs[2]]
+    assert sweep.run_all(repaired, jobs=2, report=said.append) == []
+    assert (tmp_path / "started.txt").read_text().split() == ["a", "b", "c", "b"]
+
+
+def test_table_stands_beside_the_published_values(tmp_path):
+    for seed, best in ((0, 80.0), (1, 82.0)):
+        folder = tmp_path / f"92-seed{seed}"
+        folder.mkdir()
+        (folder / "finished.json").write_text(json.dumps({"best": best, "last": best - 1}))
+    options = sweep._parse(
+        ["configs/voc.py", "--splits=92,183", "--seeds=0,1,2", f"--out={tmp_path}"]
+    )
+    lines = sweep.table(options.config, sweep.plan(options)).splitlines()
+    assert lines[2] == "| 92 | 2 of 3 | 81.0 ± 1.4 | 80.0 ± 1.4 | 84.0 |"
+    assert lines[3] == "| 183 | 0 of 3 | – | – | 85.6 |"
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "expected"),
+    [("configs/voc.py:recipe=paper", "92", 84.0), ("configs/voc.py:recipe=supervised", "92", None),
+     ("configs/voc_ablation.py:unimatch_r101", "1464", 81.2), ("configs/ade.py", "1_128", None)],
+)  # fmt: skip
+def test_published_values_belong_to_the_published_training_only(config, split, expected):
+    assert sweep.published_values(config).get(split) == expected
+
+
+def test_commands_of_a_plan():
+    options = sweep._parse(
+        ["configs/voc_ablation.py:clip_init", "--splits=92", "--seeds=5", "--set", "batch=16"]
+    )
+    command = sweep.plan(options)["92"][0].command()
+    assert "--config=configs/voc_ablation.py:clip_init,split=92" in command
+    assert "--workdir=runs/voc_ablation-clip_init/92-seed5" in command
+    assert command[-2:] == ["--config.batch=16", "--config.seed=5"]
+
+
+def test_wrong_commands_are_one_sentence(capsys):
+    assert sweep.main(["configs/voc.py", "--splits=92", "--set", "batch"]) == 2
+    assert "--set 'batch' is no KEY=VALUE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sweep.main(["configs/vok.py", "--splits=92"])
+    assert "there is no file configs/vok.py" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""Each method trains 20 steps on `shapes`, stays finite, and goes on bitwise after a checkpoint."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from semivl_jax import experiment
+from semivl_jax.data import feed
+from semivl_jax.train import sharding
+from semivl_jax.train.checkpoint import Checkpoints, Progress
+from semivl_jax.train.step import train_step
+
+STEPS = 20
+DEEPLAB = {"model.decoder": "deeplab", "model.taps": (1, 2), "method.guidance": False}
+METHODS = {
+    "semivl": {"method.teacher": "student", "method.partner": "same_image"},
+    "unimatch": DEEPLAB,
+    "fixmatch": {**DEEPLAB, "method.strong_views": 1, "method.perturbation": "none"},
+    "unimatch_v2": {**DEEPLAB, "method.perturbation": "complementary"},
+    "supervised": {**DEEPLAB, "method.semi_supervised": False},
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """A few scenes, drawn once for all methods."""
+    folder = tmp_path_factory.mktemp("shapes")
+    with pytest.MonkeyPatch.context() as patch:
+        small = functools.partial(experiment.ShapesBuilder, train=24, validation=2)
+        patch.setattr(experiment, "ShapesBuilder", small)
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def small_and_quick(monkeypatch):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_twenty_steps_are_finite_and_resume_exactly(method, shapes, tmp_path):
+    config = tiny.get_config()
+    config.steps, config.data.directory, config.data.split = STEPS, str(shapes), "1_2"
+    config.update_from_flattened_dict(METHODS[method])
+    data = experiment.open_data(config)
+    built = experiment.build(config, data.info, images_per_epoch=100)
+    step = jax.jit(functools.partial(train_step, built.parts))
+    place = sharding.batch_sharding(built.mesh)
+
+    def train(state, start, stop):
+        with feed.feed(built.pipeline(data), start, sharding=place, ahead=1) as batches:
+            for _ in range(start, stop):
+                state, metrics = step(built.constants, state, next(batches))
+                assert np.isfinite(metrics["loss"])
+        return state
+
+    half = train(built.init_state(), 0, STEPS // 2)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(half, Progress(next_step=STEPS // 2))
+    checkpoints.wait()
+    whole = train(half, STEPS // 2, STEPS)
+    restored, progress = checkpoints.restore(built.abstract_state())
+    checkpoints.close()
+    again = train(restored, progress.next_step, STEPS)
+    assert int(whole.step) == STEPS and int(whole.skipped) == 0
+    for one, other in zip(*map(jax.tree.leaves, (whole, again)), strict=True):
+        np.testing.assert_array_equal(one, other)
