@@ -11,6 +11,7 @@ time, and the collectives. Compiling a published training step takes about ten m
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -23,8 +24,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
-
 from benchmarks import stand_ins
 
 stand_ins.install()
@@ -36,13 +35,6 @@ from jax.experimental import topologies  # noqa: E402
 from benchmarks import workload  # noqa: E402
 from semivl_jax.train import sharding  # noqa: E402
 from semivl_jax.train.step import train_step  # noqa: E402
-
-_RECIPES = flags.DEFINE_list("recipes", list(workload.PUBLISHED), "Recipes to compile.")
-_TARGETS = flags.DEFINE_list("targets", ["v5e-8", "v6e-8", "v4-8"], "Machines to compile for.")
-_PARTS = flags.DEFINE_list("parts", ["train", "evaluate"], "Functions to compile.")
-_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE changes a field of every configuration.")
-_OUT = flags.DEFINE_string("out", "tpu_compile.json", "The results as JSON.")
-_DUMP = flags.DEFINE_string("dump", "", "Folder for the optimised programs, to read.")
 
 GIB = 2**30
 
@@ -70,17 +62,28 @@ _COLLECTIVES = re.compile(
 )
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Compiles everything asked for, one line each, and writes the file after every one."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu_compile")
+    option = parser.add_argument
+    option("--recipes", default=",".join(workload.PUBLISHED), help="recipes to compile")
+    option("--targets", default="v5e-8,v6e-8,v4-8", help="machines to compile for")
+    option("--parts", default="train,evaluate", help="functions to compile")
+    option(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every recipe"
+    )
+    option("--out", default="tpu_compile.json", help="the results as JSON")
+    option("--dump", default="", help="folder for the optimised programs, to read")
+    options = parser.parse_args()
     rows = []
     print(HEADER, flush=True)
-    for recipe in _RECIPES.value:
-        for name in _TARGETS.value:
-            for part in _PARTS.value:
-                row = compile_one(recipe, name, part, _SET.value, dump=_DUMP.value)
+    for recipe in options.recipes.split(","):
+        for name in options.targets.split(","):
+            for part in options.parts.split(","):
+                row = compile_one(recipe, name, part, options.set, dump=options.dump)
                 rows.append(row)
                 print(format_row(row), flush=True)
-                Path(_OUT.value).write_text(json.dumps(rows, indent=1))
+                Path(options.out).write_text(json.dumps(rows, indent=1))
 
 
 def devices_of(target: Target) -> list[jax.Device]:
@@ -217,4 +220,4 @@ def format_row(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()
