@@ -73,10 +73,11 @@ class Browser:
         """The page from its top, as wide as the window, as a JPEG."""
         whole = self.run("return document.documentElement.scrollHeight")
         width = self.run("return innerWidth")
-        clip = {"x": 0, "y": 0, "width": width, "height": min(whole, height), "scale": 1}
+        scale = 0.75 if width > 1000 else 1
+        clip = {"x": 0, "y": 0, "width": width, "height": min(whole, height), "scale": scale}
         shot = self.driver.execute_cdp_cmd(
             "Page.captureScreenshot",
-            {"format": "jpeg", "quality": 80, "captureBeyondViewport": True, "clip": clip},
+            {"format": "jpeg", "quality": 70, "captureBeyondViewport": True, "clip": clip},
         )
         path.write_bytes(base64.b64decode(shot["data"]))
 

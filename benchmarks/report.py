@@ -8,22 +8,17 @@ and opens that in headless Chromium (Debian: chromium and chromium-driver). Prin
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
 
 from benchmarks import browser
 from semivl_jax import report
 from semivl_jax.evaluation import confusion, samples
-
-_CLASSES = flags.DEFINE_integer("classes", 150, "Classes of the data set.")
-_STEPS = flags.DEFINE_integer("steps", 20000, "Steps, each with its line of scalars.")
-_IMAGES = flags.DEFINE_integer("images", 16, "Validation images with their pictures.")
-_OUT = flags.DEFINE_string("out", "", "Keep the workdir here; default: a temporary folder.")
 
 _SCALARS = ("loss", "loss_x", "loss_s1", "loss_s2", "loss_fp", "guidance_s1", "guidance_s2",
             "guidance_fp", "confident", "guidance_share", "lr_backbone", "lr_decoder",
@@ -114,13 +109,17 @@ def _sample(
     )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Prints sizes and times."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report")
+    parser.add_argument("--classes", type=int, default=150, help="classes of the data set")
+    parser.add_argument("--steps", type=int, default=20000, help="steps, each with its scalars")
+    parser.add_argument("--images", type=int, default=16, help="validation images with pictures")
+    parser.add_argument("--out", help="keep the workdir here; default: a temporary folder")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        workdir = Path(_OUT.value or temporary)
-        make_workdir(workdir, classes=_CLASSES.value, steps=_STEPS.value, images=_IMAGES.value)
+        workdir = Path(options.out or temporary)
+        make_workdir(workdir, classes=options.classes, steps=options.steps, images=options.images)
         began = time.monotonic()
         path = report.write([workdir], workdir / report.NAME)
         print(f"written in {time.monotonic() - began:.1f} s, {path.stat().st_size / 1e6:.2f} MB")
@@ -135,4 +134,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

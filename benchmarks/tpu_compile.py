@@ -11,6 +11,7 @@ time, and the collectives. Compiling a published training step takes about ten m
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -23,8 +24,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
-
 from benchmarks import stand_ins
 
 stand_ins.install()
@@ -36,13 +35,6 @@ from jax.experimental import topologies  # noqa: E402
 from benchmarks import workload  # noqa: E402
 from semivl_jax.train import sharding  # noqa: E402
 from semivl_jax.train.step import train_step  # noqa: E402
-
-_RECIPES = flags.DEFINE_list("recipes", list(workload.PUBLISHED), "Recipes to compile.")
-_TARGETS = flags.DEFINE_list("targets", ["v5e-8", "v6e-8", "v4-8"], "Machines to compile for.")
-_PARTS = flags.DEFINE_list("parts", ["train", "evaluate"], "Functions to compile.")
-_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE changes a field of every configuration.")
-_OUT = flags.DEFINE_string("out", "tpu_compile.json", "The results as JSON.")
-_DUMP = flags.DEFINE_string("dump", "", "Folder for the optimised programs, to read.")
 
 GIB = 2**30
 
@@ -70,23 +62,35 @@ _COLLECTIVES = re.compile(
 )
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Compiles everything asked for, one line each, and writes the file after every one."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu_compile")
+    option = parser.add_argument
+    option("--recipes", default=",".join(workload.PUBLISHED), help="recipes to compile")
+    option("--targets", default="v5e-8,v6e-8,v4-8", help="machines to compile for")
+    option("--parts", default="train,evaluate", help="functions to compile")
+    option(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every recipe"
+    )
+    option("--out", default="tpu_compile.json", help="the results as JSON")
+    option("--dump", default="", help="folder for the optimised programs, to read")
+    options = parser.parse_args()
     rows = []
     print(HEADER, flush=True)
-    for recipe in _RECIPES.value:
-        for name in _TARGETS.value:
-            for part in _PARTS.value:
-                row = compile_one(recipe, name, part, _SET.value)
+    for recipe in options.recipes.split(","):
+        for name in options.targets.split(","):
+            for part in options.parts.split(","):
+                row = compile_one(recipe, name, part, options.set, dump=options.dump)
                 rows.append(row)
                 print(format_row(row), flush=True)
-                Path(_OUT.value).write_text(json.dumps(rows, indent=1))
+                Path(options.out).write_text(json.dumps(rows, indent=1))
 
 
 def devices_of(target: Target) -> list[jax.Device]:
     """The devices of a slice, for compiling only. ValueError without the compiler's package."""
-    # Without this libtpu looks for a TPU's metadata server, and waits.
+    # Nothing is run: no metadata server to wait for, and no TPU that one process must have to itself.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         description = topologies.get_topology_desc(
             platform="tpu", topology_name=target.topology, **target.options
@@ -96,8 +100,13 @@ def devices_of(target: Target) -> list[jax.Device]:
     return list(description.devices)
 
 
-def compile_one(recipe: str, target_name: str, part: str, changes: list[str]) -> dict[str, Any]:
-    """One function of one recipe for one target; a row of the table as a dict."""
+def compile_one(
+    recipe: str, target_name: str, part: str, changes: list[str], *, dump: str = ""
+) -> dict[str, Any]:
+    """One function of one recipe for one target; a row of the table as a dict.
+
+    `dump` is a folder for the optimised program as text, empty: none.
+    """
     target = TARGETS[target_name]
     config = workload.load_config(recipe, ["dtype=bfloat16", *changes])
     devices = devices_of(target)
@@ -116,8 +125,8 @@ def compile_one(recipe: str, target_name: str, part: str, changes: list[str]) ->
         if needs is None:
             raise
         return row | {"fits": False, "needs_gib": float(needs[1]), "limit_gib": float(needs[2])}
-    if _DUMP.value:
-        folder = Path(_DUMP.value)
+    if dump:
+        folder = Path(dump)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{Path(recipe).stem}-{target_name}-{part}.txt").write_text(compiled.as_text())
     return row | {"fits": True, "compile_s": time.monotonic() - start} | analysis(compiled, target)
@@ -211,4 +220,4 @@ def format_row(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

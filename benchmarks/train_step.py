@@ -12,6 +12,7 @@ benchmarks.stand_ins.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import resource
@@ -20,8 +21,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from absl import app, flags
 
 from benchmarks import stand_ins
 
@@ -34,29 +33,32 @@ from benchmarks import model_flops, workload  # noqa: E402
 from semivl_jax.train import step as step_lib  # noqa: E402
 from semivl_jax.weights import groups as groups_lib  # noqa: E402
 
-_CONFIG = flags.DEFINE_string("config", "voc", "Published recipe, or FILE[:ARGUMENT].")
-_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE changes a field of the configuration.")
-_STEPS = flags.DEFINE_integer("steps", 5, "Steps that are timed, after one that is not.")
-_BREAKDOWN = flags.DEFINE_bool("breakdown", False, "Also time the parts of the step alone.")
-_CACHE = flags.DEFINE_string("cache", "", "Folder of the compilation cache; empty: none.")
-_OUT = flags.DEFINE_string("out", "", "The results as JSON.")
 
-
-def main(_: list[str]) -> None:
+def main() -> None:
     """Measures, prints, writes."""
-    if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", _CACHE.value)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step")
+    option = parser.add_argument
+    option("--config", default="voc", help="published recipe, or FILE[:ARGUMENT]")
+    option("--set", action="append", default=[], metavar="KEY=VALUE", help="changes a field")
+    option("--steps", type=int, default=5, help="steps that are timed, after one that is not")
+    option("--breakdown", action="store_true", help="also time the parts of the step alone")
+    option("--cache", default="", help="folder of the compilation cache; default: none")
+    option("--out", help="the results as JSON")
+    options = parser.parse_args()
+    if options.cache:
+        jax.config.update("jax_compilation_cache_dir", options.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     try:
-        work = workload.build(workload.load_config(_CONFIG.value, _SET.value))
+        work = workload.build(workload.load_config(options.config, options.set))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    result = measure(work, steps=_STEPS.value)
-    if _BREAKDOWN.value:
-        result["breakdown_ms"] = breakdown(work, steps=_STEPS.value)
+    settings = {"config": options.config, "changes": options.set}
+    result = settings | measure(work, steps=options.steps)
+    if options.breakdown:
+        result["breakdown_ms"] = breakdown(work, steps=options.steps)
     print(format_result(result))
-    if _OUT.value:
-        Path(_OUT.value).write_text(json.dumps(result, indent=1))
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=1))
 
 
 def measure(work: workload.Workload, *, steps: int) -> dict[str, Any]:
@@ -80,8 +82,6 @@ def measure(work: workload.Workload, *, steps: int) -> dict[str, Any]:
     mfu = sum(by_formula.values()) / seconds / ceiling if by_formula else None
     device = jax.devices()[0]
     return {
-        "config": _CONFIG.value,
-        "changes": list(_SET.value),
         "device": device.device_kind,
         "jax": jax.__version__,
         "compile_s": compile_s,
@@ -190,4 +190,4 @@ def format_result(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -111,7 +111,7 @@ def find(path: Path) -> Path:
     for folder in (path, path / "serving"):
         if (folder / "model.safetensors").is_file():
             return folder
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() and not (path / "classes.json").exists():
         raise ValueError(
             f"{path} is a run without a model yet; let it train until its first evaluation"
         )

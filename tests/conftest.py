@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401 - the hook below finds it by name
@@ -49,3 +50,11 @@ install_import_hook(
     [f"semivl_jax.{room}" for room in ROOMS] + [f"semivl_jax.train.{name}" for name in TRAIN],
     "tests.typechecker.check",
 )
+
+
+@pytest.fixture(scope="module")
+def quick_compiler():
+    """For networks that run a few times each: compiling them well is what would take long."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

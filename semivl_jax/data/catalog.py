@@ -17,6 +17,9 @@ import numpy as np
 
 IGNORE_INDEX = 255
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""By which images are found in folders."""
+
 MAX_CLASSES = IGNORE_INDEX  # labels are one byte, and 255 means "does not count"
 
 

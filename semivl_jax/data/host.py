@@ -58,7 +58,15 @@ def decode_image(data: bytes) -> HostImage:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _PLAIN)
         if pixels is not None:
             return pixels
-    image = _open(data)
+    return to_rgb(_open(data))
+
+
+def to_rgb(image: Image.Image) -> HostImage:
+    """A decoded image of any mode as RGB; transparency is dropped.
+
+    Raises:
+      ValueError: samples of more than 16 bits.
+    """
     if image.mode in _DEEP_MODES:
         gray = np.asarray(image)
         if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
@@ -127,6 +135,33 @@ def resize_short_side(image: HostImage, *, short: int) -> ScaledImage:
     height, width = image.shape[:2]
     long = short * max(height, width) / min(height, width)
     return resize_opencv(image, None, size=fit_size(height, width, long=long, short=short))[0]
+
+
+def resize_for_windows(image: HostImage, *, short: int, least: int, most: int) -> ScaledImage:
+    """Like `resize_short_side` (`short` = 0: as it is), for images of any size and shape.
+
+    The short side has `least` pixels at least. Nothing is enlarged beyond `most` pixels in all, so that an
+    extremely thin image may become thicker than its shape allows.
+    """
+    height, width = image.shape[:2]
+    wanted = max(short or min(height, width), least)
+    if wanted == min(height, width):
+        return image
+    if wanted < min(height, width) or wanted**2 * max(height, width) / min(height, width) <= most:
+        return resize_short_side(image, short=wanted)
+    factor = max(1.0, (most / (height * width)) ** 0.5)
+    size = max(int(height * factor), least), max(int(width * factor), least)
+    return image if size == (height, width) else resize_opencv(image, None, size=size)[0]
+
+
+def resize_to_area(image: HostImage, *, most: int) -> ScaledImage:
+    """Reduced to at most `most` pixels in all, or as it is."""
+    height, width = image.shape[:2]
+    factor = (most / (height * width)) ** 0.5
+    if factor >= 1:
+        return image
+    size = max(int(height * factor), 1), max(int(width * factor), 1)
+    return resize_opencv(image, None, size=size)[0]
 
 
 def resize_opencv(

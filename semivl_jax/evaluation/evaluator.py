@@ -22,8 +22,8 @@ from jaxtyping import Array, Float32, Float64, Int32, Int64, UInt8
 
 from semivl_jax.evaluation import confusion as counting
 from semivl_jax.evaluation import sliding
-from semivl_jax.evaluation.scores import Apply, WindowScores, gather
-from semivl_jax.types import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, PyTree
+from semivl_jax.evaluation.scores import Apply, WindowScores, gather, normalize
+from semivl_jax.types import IGNORE_INDEX, PyTree
 
 MOST_PIXELS = np.iinfo(np.int32).max
 """Pixels counted on the device before the counts move to int64 on the host."""
@@ -182,9 +182,7 @@ class Evaluator:
         """Resized where asked for, and normalised."""
         if self._resize is not None:
             image = self._resize(image)
-        scale = np.float32(255) * np.asarray(IMAGENET_STD, np.float32)
-        shift = np.asarray(IMAGENET_MEAN, np.float32) / np.asarray(IMAGENET_STD, np.float32)
-        return image.astype(np.float32) / scale - shift
+        return normalize(image)
 
     def _request(
         self, example: Example

@@ -103,6 +103,25 @@ def panel(
     return np.asarray(sheet)
 
 
+def captioned(
+    picture: UInt8[np.ndarray, "h w 3"],
+    label: Integer[np.ndarray, "h w"],
+    *,
+    classes: Sequence[str],
+    palette: UInt8[np.ndarray, "n 3"],
+) -> Rgb:
+    """A picture as it is, above a legend of the classes that occur in its label map."""
+    there = [int(index) for index in np.unique(label) if index != IGNORE_INDEX]
+    entries = [(classes[index], tuple(int(v) for v in palette[index])) for index in there]
+    height, width = picture.shape[:2]
+    width = max(width, LARGEST)
+    lines = _wrap(entries, width - 2 * MARGIN)
+    sheet = Image.new("RGB", (width, height + GAP + LINE * len(lines) + GAP), PAPER)
+    sheet.paste(Image.fromarray(picture), (0, 0))
+    _draw_legend(sheet, lines, top=height + GAP)
+    return np.asarray(sheet)
+
+
 def _hatching(shape: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """Diagonal lines, coarser on larger maps so that they survive reduction."""
     period = max(4, max(shape) // 40)

@@ -20,20 +20,36 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, UInt8
 
 from semivl_jax.evaluation import sliding
-from semivl_jax.types import PyTree
+from semivl_jax.types import IMAGENET_MEAN, IMAGENET_STD, PyTree
 
 Tag = TypeVar("Tag")
 Tiles = dict[tuple[int, int], jax.Array]
+Part = tuple[tuple[int, int], tuple[int, int]]
+"""(start, stop) of rows and of columns of a score map."""
+
+
+@runtime_checkable
+class Pixels(Protocol):
+    """An image float32 [h, w, 3], normalised: an array, or something that makes windows when asked."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        """Pixels of a window."""
+        ...
+
+
+Request = tuple[Pixels, tuple[int, int], Tag] | tuple[Pixels, tuple[int, int], Tag, Part]
 Apply = Callable[[PyTree, jax.Array], jax.Array]
 
 TILES_PER_WINDOW = 4
@@ -44,7 +60,7 @@ TILES_PER_WINDOW = 4
 class _Flight(Generic[Tag]):
     """An image on its way: its windows still to run, and the tiles as far as they are summed."""
 
-    image: np.ndarray
+    image: Pixels
     axes: tuple[sliding.Axis, sliding.Axis]
     tag: Tag
     tile_count: int
@@ -96,17 +112,18 @@ class WindowScores:
         self._accumulate = jax.jit(self._add, donate_argnums=0, out_shardings=self.tile_sharding)
 
     def __call__(
-        self, variables: PyTree, requests: Iterable[tuple[np.ndarray, tuple[int, int], Tag]]
+        self, variables: PyTree, requests: Iterable[Request[Tag]]
     ) -> Iterator[tuple[Tag, Tiles]]:
         """Scores for requests of (image [h, w, 3], size of the label, tag), in their order.
 
+        A request may name a part of the score map as its fourth entry: its tiles cover that part alone.
         `variables` must lie on this object's devices (`replicated`).
         """
         flying: deque[_Flight] = deque()
         bins: dict[tuple[int, int], list[_Window]] = {}
         pace = _Pace()
-        for image, size, tag in requests:
-            flight = self._launch(image, size, tag)
+        for request in requests:
+            flight = self._launch(*request)
             flying.append(flight)
             for window in _windows(flight):
                 shape = self._shape(window)
@@ -129,8 +146,15 @@ class WindowScores:
             for lengths in zip(image, label, strict=True)
         )
 
-    def _launch(self, image: np.ndarray, size: tuple[int, int], tag: Tag) -> _Flight:
-        axes = (self._axis(image.shape[0], size[0]), self._axis(image.shape[1], size[1]))
+    def _launch(
+        self, image: Pixels, size: tuple[int, int], tag: Tag, part: Part | None = None
+    ) -> _Flight:
+        axes = tuple(
+            self._axis(length, scored, part=piece)
+            for length, scored, piece in zip(
+                image.shape[:2], size, part or (None, None), strict=True
+            )
+        )
         tiles = int(np.prod([-(-a.length // self.side) for a in axes]))
         windows = int(np.prod([len(a.spans) for a in axes]))
         return _Flight(image=image, axes=axes, tag=tag, tile_count=tiles, waiting=windows)
@@ -245,3 +269,10 @@ def gather(tiles: dict[tuple[int, int], np.ndarray], size: tuple[int, int]) -> n
     down, right = (max(position[i] for position in tiles) + 1 for i in (0, 1))
     rows = [np.concatenate([tiles[i, j] for j in range(right)], axis=1) for i in range(down)]
     return np.concatenate(rows)[: size[0], : size[1]]
+
+
+def normalize(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+    """An image as the network wants it, on the host."""
+    scale = np.float32(255) * np.asarray(IMAGENET_STD, np.float32)
+    shift = np.asarray(IMAGENET_MEAN, np.float32) / np.asarray(IMAGENET_STD, np.float32)
+    return image.astype(np.float32) / scale - shift

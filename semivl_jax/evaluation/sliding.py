@@ -112,12 +112,26 @@ def output_length(mode: str, image: int, label: int, *, crop: int) -> int:
     return min(image, crop) if mode == "center_crop" else label
 
 
-def axis(mode: str, image: int, label: int, *, crop: int, stride: int | None) -> Axis:
-    """Spans and weights of an axis of `image` pixels whose label has `label` pixels."""
+def axis(
+    mode: str,
+    image: int,
+    label: int,
+    *,
+    crop: int,
+    stride: int | None,
+    part: tuple[int, int] | None = None,
+) -> Axis:
+    """Spans and weights of an axis of `image` pixels whose label has `label` pixels.
+
+    With `part` = (start, stop) only those output pixels and the spans that reach them, so that the
+    matrices of a long axis need not exist at once.
+    """
     length = output_length(mode, image, label, crop=crop)
+    start, stop = part or (0, length)
     windows = spans(mode, image, crop=crop, stride=stride)
     if mode == "center_crop":
-        return Axis(windows, length, tuple(_from_crop(span, crop) for span in windows))
+        weights = tuple(_from_crop(span, crop)[start:stop] for span in windows)
+        return Axis(windows, stop - start, weights)
     visits = np.zeros(image, np.float32)
     for span in windows:
         visits[span.start : span.start + span.length] += 1
@@ -125,9 +139,16 @@ def axis(mode: str, image: int, label: int, *, crop: int, stride: int | None) ->
         visits[:] = 1
     final = None
     if length != image:
-        final = resize_matrix(image, length, method="bilinear", align_corners=True)
-    weights = tuple(_weights(span, visits, final, length, crop) for span in windows)
-    return Axis(windows, length, weights)
+        final = resize_matrix(
+            image, length, method="bilinear", align_corners=True, rows=(start, stop)
+        )
+        touched = np.flatnonzero(final.any(axis=0))
+        first, last = touched[0], touched[-1] + 1
+    else:
+        first, last = start, stop
+    windows = tuple(w for w in windows if w.start < last and w.start + w.length > first)
+    weights = tuple(_weights(span, visits, final, (start, stop), crop) for span in windows)
+    return Axis(windows, stop - start, weights)
 
 
 def tile_rows(
@@ -163,12 +184,18 @@ def _from_crop(span: Span, crop: int) -> np.ndarray:
 
 
 def _weights(
-    span: Span, visits: np.ndarray, final: np.ndarray | None, length: int, crop: int
+    span: Span,
+    visits: np.ndarray,
+    final: np.ndarray | None,
+    part: tuple[int, int],
+    crop: int,
 ) -> np.ndarray:
     inside = slice(span.start, span.start + span.length)
     share = _from_crop(span, crop) / visits[inside, None]
     if final is not None:
         return final[:, inside] @ share
-    weights = np.zeros((length, crop), np.float32)
-    weights[inside] = share
+    start, stop = part
+    first, last = max(span.start, start), min(span.start + span.length, stop)
+    weights = np.zeros((stop - start, crop), np.float32)
+    weights[first - start : last - start] = share[first - span.start : last - span.start]
     return weights

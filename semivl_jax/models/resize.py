@@ -24,18 +24,24 @@ CUBIC = -0.75
 
 
 def resize_matrix(
-    n_in: int, n_out: int, *, method: Method, align_corners: bool, offset: float = 0.0
-) -> Float32[np.ndarray, "{n_out} {n_in}"]:
+    n_in: int,
+    n_out: int,
+    *,
+    method: Method,
+    align_corners: bool,
+    offset: float = 0.0,
+    rows: tuple[int, int] | None = None,
+) -> Float32[np.ndarray, "_ {n_in}"]:
     """Weights of every input sample in every output sample of one axis; each row sums to 1.
 
-    `offset` is added to the output's length where the distance of its samples is computed (half-pixel
-    centres only): torch does so for a scale factor that is no ratio of two lengths. Raises ValueError
-    for a length below 1.
+    [n_out, n_in], or with `rows` = (start, stop) those rows of it. `offset` is added to the output's length
+    where the distance of its samples is computed (half-pixel centres only): torch does so for a scale
+    factor that is no ratio of two lengths. Raises ValueError for a length below 1.
     """
     if n_in < 1 or n_out < 1:
         raise ValueError(f"cannot resize {n_in} samples to {n_out}: both must be at least 1")
     # Positions are rounded to float32 where torch rounds them, so that long axes agree too.
-    target = np.arange(n_out, dtype=np.float32)
+    target = np.arange(*(rows or (0, n_out)), dtype=np.float32)
     if align_corners:
         step = np.float32(n_in - 1 if n_out > 1 else 0) / np.float32(max(n_out - 1, 1))
         position = target * step
@@ -44,9 +50,9 @@ def resize_matrix(
         step = np.float32(n_in / (n_out + offset))
         position = (target + half) * step - half
     taps = _linear_taps if method == "bilinear" else _cubic_taps
-    matrix = np.zeros((n_out, n_in), np.float32)
+    matrix = np.zeros((len(target), n_in), np.float32)
     for index, weight in taps(position):
-        np.add.at(matrix, (np.arange(n_out), np.clip(index, 0, n_in - 1)), weight)
+        np.add.at(matrix, (np.arange(len(target)), np.clip(index, 0, n_in - 1)), weight)
     return matrix
 
 

@@ -78,8 +78,14 @@ def _lines(runs: Sequence[Run], series: dict[str, str]) -> Iterable[tuple[str, C
             fallback = key == "eval/miou" and "eval/miou_ema" not in run.curves
             if len(runs) > 1 and key not in _ONE_LINE and not fallback:
                 continue
+            if key == "train/lr_conv_encoder" and not _has_conv_encoder(run):
+                continue  # a group without parameters
             if key in run.curves and np.isfinite(run.curves[key][1]).any():
                 yield (run.name if len(runs) > 1 else label), run.curves[key]
+
+
+def _has_conv_encoder(run: Run) -> bool:
+    return run.config.get("model", {}).get("conv_encoder", "none") != "none"
 
 
 def _curve_chart(

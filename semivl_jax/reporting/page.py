@@ -106,8 +106,9 @@ def _card(run: Run) -> list[tuple[str, str]]:
             rows.append(("speed", f"{rate:.1f} images/s (median)"))
     devices = last.get("devices")
     if devices:
-        rows.append(("devices", f"{devices['count']} × {devices['kind']} ({devices['cpu_cores']} CPU "
-                                "cores)"))  # fmt: skip
+        cores = f"{devices['cpu_cores']} CPU cores"
+        kind = f"{devices['count']} × {devices['kind']}, {cores}"
+        rows.append(("devices", cores if devices["platform"] == "cpu" else kind))
     source = last.get("source")
     if source:
         changed = ", with changes" if source["changed"] else ""

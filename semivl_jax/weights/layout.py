@@ -48,6 +48,16 @@ def conv_1x1_as_linear(weight: np.ndarray) -> np.ndarray:
     return linear(weight[:, :, 0, 0])
 
 
+def heads_in(num_heads: int) -> Layout:
+    """Query, key or value projection: weight (c, d) -> kernel (d, heads, c / heads), bias likewise."""
+
+    def split(array: np.ndarray) -> np.ndarray:
+        heads = array.reshape(num_heads, -1, *array.shape[1:])
+        return heads if array.ndim == 1 else np.ascontiguousarray(np.moveaxis(heads, -1, 0))
+
+    return split
+
+
 def attention_in(num_heads: int) -> Layout:
     """Fused q, k, v projection -> {"query", "key", "value"}.
 

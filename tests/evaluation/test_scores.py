@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from semivl_jax import architecture
 from semivl_jax.evaluation import sliding
 from semivl_jax.evaluation.scores import WindowScores, gather
-from semivl_jax.models.segmenter import Segmenter
 from tests import golden_models
 from tests.evaluation import toy
 from tests.golden_files import Golden, assert_close, nhwc
@@ -95,14 +95,6 @@ def test_without_patch_padding_windows_keep_their_size():
     assert [shape[1:3] for shape in seen] == [(5, 7), (6, 7)]
 
 
-@pytest.fixture
-def quick_compiler():
-    """The golden networks run a few times each: compiling them well is what would take long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.golden
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
@@ -123,28 +115,27 @@ def test_published_score_maps_and_predictions():
             assert_published(golden, item["key"], score)
 
 
-def golden_scores(golden, mode, stride):
+def golden_network(golden):
+    """(network, its variables, sizes) of the file's model."""
     crop = golden.meta["crop_size"]
     renormalize = bool(golden.meta["build_cfg"]["model_args"].get("renorm_clip_img", False))
     model = golden_models.segmenter(golden, crop=crop, renormalize=renormalize)
     text = golden_models.class_text(golden["in/text_class"])
+    options = {
+        "num_classes": text.num_classes,
+        "crop": crop,
+        "patch_size": architecture.padding_patch(model),
+    }
+    variables = golden_models.imported(golden, golden.weights())
+    return architecture.window_network(model, text), variables, options
 
-    def apply(variables, images):
-        features = model.apply(variables, images, method=Segmenter.encode)
-        return model.apply(variables, features, text, method=Segmenter.decode)
 
-    padded_apart = renormalize or golden.meta.get("conv_encoder") is not None
+def golden_scores(golden, mode, stride):
+    network, variables, options = golden_network(golden)
     scores = WindowScores(
-        apply,
-        num_classes=text.num_classes,
-        crop=crop,
-        patch_size=None if padded_apart else golden.meta["backbone"]["patch_size"],
-        mode=mode,
-        stride=stride,
-        window_batch=2,
-        devices=jax.devices()[:1],
+        network, **options, mode=mode, stride=stride, window_batch=2, devices=jax.devices()[:1]
     )
-    return scores, golden_models.imported(golden, golden.weights())
+    return scores, variables
 
 
 def assert_published(golden, key, score):

@@ -26,8 +26,12 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """Drawn once for all methods."""
-    return tmp_path_factory.mktemp("shapes")
+    """A few scenes, drawn once for all methods."""
+    folder = tmp_path_factory.mktemp("shapes")
+    with pytest.MonkeyPatch.context() as patch:
+        small = functools.partial(experiment.ShapesBuilder, train=24, validation=2)
+        patch.setattr(experiment, "ShapesBuilder", small)
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +46,7 @@ def small_and_quick(monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_twenty_steps_are_finite_and_resume_exactly(method, shapes, tmp_path):
     config = tiny.get_config()
-    config.steps, config.data.directory = STEPS, str(shapes)
+    config.steps, config.data.directory, config.data.split = STEPS, str(shapes), "1_2"
     config.update_from_flattened_dict(METHODS[method])
     data = experiment.open_data(config)
     built = experiment.build(config, data.info, images_per_epoch=100)

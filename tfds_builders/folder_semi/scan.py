@@ -24,9 +24,13 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from semivl_jax.data.catalog import IGNORE_INDEX, DatasetInfo, parse_classes, read_lines
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+from semivl_jax.data.catalog import (
+    IGNORE_INDEX,
+    IMAGE_SUFFIXES,
+    DatasetInfo,
+    parse_classes,
+    read_lines,
+)
 
 _VALIDATION_FOLDERS = ("val", "validation")
 
