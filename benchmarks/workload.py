@@ -127,7 +127,8 @@ class Workload:
 
     def _create_state(self, guidance_params: PyTree | None) -> TrainState:
         clip = guidance_params if self.config.model.init == "clip" else None
-        return assembly.create_state(self.parts, self.constants.text, clip)
+        start = None if clip is None else {"params": {"backbone": clip}}
+        return assembly.create_state(self.parts, self.constants.text, start)
 
     def _pixels(self, rng: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if leaf.dtype == jnp.int32:  # sizes: three quarters of the columns are image

@@ -71,14 +71,16 @@ def build_parts(
 
 
 def create_state(
-    parts: Parts, text: ClassText | None, clip_params: PyTree | None
+    parts: Parts, text: ClassText | None, start: PyTree | None
 ) -> state_lib.TrainState:
-    """State before the first step; the tower starts from `clip_params` where they are given."""
-    variables = _init_variables(parts.segmenter, text, parts.recipe.seed)
-    params = dict(variables["params"])
-    if clip_params is not None:
-        params["backbone"] = clip_params
-    trained, frozen = groups_lib.partition(params, parts.groups)
+    """State before the first step.
+
+    `start` holds variables to begin with, whole parts of the segmenter: {"params": {part: …}, "batch_stats":
+    {part: …}}. What it lacks is drawn.
+    """
+    drawn, start = init_variables(parts.segmenter, text, parts.recipe.seed), start or {}
+    variables = {name: {**tree, **start.get(name, {})} for name, tree in drawn.items()}
+    trained, frozen = groups_lib.partition(variables["params"], parts.groups)
     return state_lib.create(
         trained,
         frozen,
@@ -102,7 +104,8 @@ def abstract_batch(config: ConfigDict) -> Batch:
     )
 
 
-def _init_variables(segmenter: Segmenter, text: ClassText | None, seed: int) -> PyTree:
+def init_variables(segmenter: Segmenter, text: ClassText | None, seed: int) -> PyTree:
+    """{"params", "batch_stats"} of a segmenter that was never trained."""
     image = jnp.zeros((1, segmenter.crop, segmenter.crop, 3))
     # "rbg" compiles to far less code than the default generator, once per leaf.
     variables = segmenter.init(jax.random.key(seed, impl="rbg"), image, text)
@@ -116,7 +119,7 @@ def _optimizer(
     groups: tuple[groups_lib.Group, ...],
     schedule: optax.Schedule,
 ) -> optax.GradientTransformation:
-    shapes = jax.eval_shape(lambda: _init_variables(segmenter, text, config.seed))
+    shapes = jax.eval_shape(lambda: init_variables(segmenter, text, config.seed))
     trained, _ = groups_lib.partition(shapes["params"], groups)
     return optimizer.build(
         trained,

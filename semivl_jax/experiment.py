@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax import architecture, assembly, words
+from semivl_jax import architecture, assembly, starting, words
 from semivl_jax.data import host, published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.catalog import DatasetInfo
@@ -66,7 +66,7 @@ class Experiment:
     parts: Parts
     constants: state_lib.Constants
     clock: Clock
-    clip_params: PyTree | None
+    clip_start: PyTree | None
     clip_sizes: dict[str, Any]
     text_tower: words.TextTower | None
 
@@ -76,15 +76,25 @@ class Experiment:
         return self.config.data.crop
 
     def init_state(self) -> state_lib.TrainState:
-        """State before the first step, on the mesh; the tower starts from CLIP where asked for."""
+        """State before the first step, on the mesh."""
         create = functools.partial(assembly.create_state, self.parts, self.constants.text)
         shardings = sharding.replicated(self.mesh)
-        return jax.jit(create, out_shardings=shardings)(self.clip_params)
+        return jax.jit(create, out_shardings=shardings)(self.start)
+
+    @functools.cached_property
+    def start(self) -> PyTree | None:
+        """Variables that the first step begins with; what they lack is drawn.
+
+        ValueError for a file that is missing, damaged or of another model.
+        """
+        return starting.variables(
+            self.config, self.parts.segmenter, self.constants.text, clip=self.clip_start
+        )
 
     def abstract_state(self) -> state_lib.TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
         create = functools.partial(assembly.create_state, self.parts, self.constants.text)
-        shapes = jax.eval_shape(create, self.clip_params)
+        shapes = jax.eval_shape(create, None)
         place = sharding.replicated(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
@@ -208,7 +218,7 @@ def build(
         parts=parts,
         constants=clip.constants,
         clock=_clock(config, total_steps, epoch),
-        clip_params=clip.start,
+        clip_start=clip.start,
         clip_sizes=clip.sizes,
         text_tower=clip.text_tower,
     )

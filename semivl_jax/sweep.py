@@ -12,6 +12,7 @@ runs save before they stop).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -96,13 +97,11 @@ def run_all(
         try:
             one.workdir.mkdir(parents=True, exist_ok=True)
             with (one.workdir / "log.txt").open("a", encoding="utf8") as log:
-                code = subprocess.run(
-                    one.command(),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    check=False,
-                    preexec_fn=lambda: os.sched_setaffinity(0, share),
-                ).returncode
+                process = subprocess.Popen(one.command(), stdout=log, stderr=subprocess.STDOUT)
+                # From here and not between fork and exec, where threads of this process forbid Python.
+                with contextlib.suppress(ProcessLookupError):  # it may have ended already
+                    os.sched_setaffinity(process.pid, share)
+                code = process.wait()
         finally:
             shares.put(share)
         result = read_scores(one.workdir) if code == 0 else None
