@@ -101,10 +101,12 @@ def window_network(
 def padding_patch(segmenter: Segmenter) -> int | None:
     """Whole patches that the host may fill a window up to, or None where that would change its logits.
 
-    The tower itself pads with zeros (METHOD 1.1), before which an image is renormalised or convolved.
+    CLIP's tower itself pads with zeros (METHOD 1.1), before which an image is renormalised or convolved.
     """
-    plain = segmenter.conv_encoder is None and not segmenter.renormalize
-    return segmenter.backbone.patch_size if plain else None
+    if segmenter.conv_encoder is not None or segmenter.renormalize:
+        return None
+    backbone = segmenter.backbone
+    return backbone.patch_size if isinstance(backbone, VisionTransformer) else None
 
 
 def _taps(config: ConfigDict, depth: int) -> tuple[int, ...]:
