@@ -115,7 +115,7 @@ def test_a_configuration_of_an_earlier_version_gets_defaults_for_later_keys(tmp_
 
 def _old_model(folder):
     tree, _ = store.load_tree(folder / "model.safetensors")
-    store.save_tree(folder / "model.safetensors", tree, {"format": serving.MODEL})
+    store.save_tree(folder / "model.safetensors", tree, {"format": "semivl_jax segmenter"})
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,9 @@ def test_a_model_without_words_leaves_no_text(tmp_path):
         tower=None,
         clip_sizes={},
         info=INFO,
-        config=served.config(model__decoder="deeplab"),
+        config=served.config(
+            model__backbone="resnet50", model__decoder="deeplab", method__guidance=False
+        ),
         metrics={},
     )
     back = serving.load(tmp_path)
