@@ -8,7 +8,6 @@ from semivl_jax import architecture
 from semivl_jax.evaluation import sliding
 from semivl_jax.evaluation.scores import WindowScores, gather
 from semivl_jax.models.resize import bilinear
-from semivl_jax.models.segmenter import Segmenter
 from tests import golden_models
 from tests.evaluation import toy
 from tests.golden_files import Golden, assert_close, nhwc
