@@ -11,7 +11,7 @@ setup(
     packages=find_packages(include=["semivl_jax*", "configs*", "tfds_builders*"]),
     package_data={
         "semivl_jax": [
-            "language/*.json",
+            "*.json", "language/*.json",
             "weights/*.safetensors",
             "weights/*.json",
             "reporting/page.*",

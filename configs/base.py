@@ -65,6 +65,11 @@ def _model() -> ConfigDict:
     model.backbone = "clip_vit"
     model.tower = "clip_vit_b16"  # sizes of the image tower: see semivl_jax/weights/towers.py
     model.weights = ""  # CLIP weights (.safetensors), `demo` for the small tower of the demo
+    # what a training starts from beside CLIP, and what --mode=evaluate scores where no run is: files of
+    # python -m semivl_jax.convert (docs/checkpoints.md)
+    model.checkpoint = ""  # a whole segmenter, or the serving/ folder of another run
+    model.backbone_weights = ""  # an image encoder for a backbone that is not clip_vit
+    model.conv_encoder_weights = ""  # ImageNet weights of the convolutional encoder
     model.init = (
         "clip"  # clip, or random: the tower starts untrained (guidance still needs weights)
     )

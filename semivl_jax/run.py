@@ -37,6 +37,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Trains from the newest checkpoint of the workdir, or from the start, to the end."""
     data, experiment = _open(config)
     evaluator = experiment.evaluator()  # checks its options, before the folder is taken
+    _check_start(experiment, workdir)
     workdir_lib.claim(workdir, config)
     workdir_lib.record_lists(workdir, data.lists())
     with loop.StopSignal() as stop, _checkpoints(workdir, config) as checkpoints:
@@ -76,12 +77,22 @@ def train(config: ConfigDict, workdir: Path) -> None:
 def evaluate(config: ConfigDict, workdir: Path) -> None:
     """Evaluates the newest checkpoint, prints the table, draws; the scores go to `evaluation.json`.
 
-    The curves of the training stay as they are.
+    Where the run has none, or there is no run, `model.checkpoint` is evaluated. The curves of the training
+    stay as they are.
     """
-    workdir_lib.check(workdir, config)
+    foreign = bool(config.model.checkpoint) and not _has_checkpoint(workdir)
+    if not foreign:
+        workdir_lib.check(workdir, config)
     data, experiment = _open(config)
-    with _checkpoints(workdir, config) as checkpoints:
-        state, progress = checkpoints.restore(experiment.abstract_state())
+    if foreign:
+        _check_start(experiment, workdir)
+        workdir_lib.claim(workdir, config)
+        # Its average is the same weights; evaluating them once is enough.
+        state = experiment.init_state().replace(ema=None, ema_batch_stats=None)
+        progress = Progress()
+    else:
+        with _checkpoints(workdir, config) as checkpoints:
+            state, progress = checkpoints.restore(experiment.abstract_state())
     evaluation = _Evaluation(experiment, experiment.evaluator(), data, workdir)
     values = evaluation(state, progress.next_step)
     scores = json.dumps({"step": progress.next_step, **values}, indent=1)
@@ -133,12 +144,31 @@ def _checkpoints(workdir: Path, config: ConfigDict) -> Iterator[Checkpoints]:
 
 
 def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
-    """The order in words: the newest own checkpoint, else CLIP's weights, else random ones."""
+    """The order in words: the newest own checkpoint, else model.checkpoint, else the weights of single
+    parts (ImageNet's, CLIP's), else random ones.
+    """
     if checkpoints.latest_step() is None:
         return experiment.init_state(), Progress()
     state, progress = checkpoints.restore(experiment.abstract_state())
     print(f"going on at step {progress.next_step} of {experiment.clock.total_steps}", flush=True)
     return state, progress
+
+
+def _has_checkpoint(workdir: Path) -> bool:
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
+def _check_start(experiment: Experiment, workdir: Path) -> None:
+    """Reads the weights that a new run begins with, before its folder is taken."""
+    if not _has_checkpoint(workdir) and experiment.start is not None and _named(experiment.config):
+        print(f"starting from {_named(experiment.config)}", flush=True)
+
+
+def _named(config: ConfigDict) -> str:
+    model = config.model
+    return model.checkpoint or ", ".join(
+        filter(None, (model.backbone_weights, model.conv_encoder_weights))
+    )
 
 
 @contextmanager
@@ -195,7 +225,7 @@ class _Evaluation:
         result = self._evaluator.evaluate(state.student(), self._examples())
         values = {"eval/miou": result.miou}
         confusions = {"student": result.confusion}
-        if self._averages:
+        if self._averages and state.ema is not None:
             result = self._evaluator.evaluate(state.teacher(), self._examples())
             values["eval/miou_ema"] = result.miou
             confusions["average"] = result.confusion

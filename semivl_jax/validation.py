@@ -148,6 +148,16 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
             f"method.strong_views = {method.strong_views} leaves nothing to complement; set it to 2 for "
             "method.perturbation = 'complementary'"
         )
+    if model.backbone == "clip_vit" and model.backbone_weights:
+        yield (
+            f"model.backbone_weights = {model.backbone_weights!r} is not read by model.backbone = "
+            "'clip_vit', which starts from model.weights; name another backbone or leave it empty"
+        )
+    if model.conv_encoder == "none" and model.conv_encoder_weights:
+        yield (
+            f"model.conv_encoder_weights = {model.conv_encoder_weights!r} is not read by "
+            "model.conv_encoder = 'none'; name an encoder or leave it empty"
+        )
     if model.backbone != "clip_vit" and model.decoder == "vlg":
         yield (
             f"model.backbone = {model.backbone!r} has no dense embedding for model.decoder = 'vlg' to "

@@ -137,6 +137,18 @@ def test_a_finished_run_says_so_and_changes_nothing(place, whole):
     assert "finished after 8 steps" in again.stdout
 
 
+def test_the_best_weights_are_evaluated_without_their_run(place, whole):
+    served = options(place, "evaluated", f"--config.model.checkpoint={whole / 'serving'}")
+    done = run(*served, "--mode=evaluate", cache=place / "cache")
+    assert done.returncode == 0, done.stdout
+    assert f"starting from {whole / 'serving'}" in done.stdout
+    scores = json.loads((place / "evaluated" / "evaluation.json").read_text())
+    metrics = json.loads((whole / "serving" / "metrics.json").read_text())
+    assert scores["step"] == 0 and "eval/miou_ema" not in scores
+    assert scores["eval/miou"] == metrics["eval/miou_ema"]
+    assert list((place / "evaluated" / "pictures").rglob("*.png"))
+
+
 def test_what_a_run_leaves_behind(whole):
     for name in ("config.json", "metrics.jsonl", "tensorboard", "pictures", "checkpoints", "run.json",
                  "evaluations", "samples", "report.html"):  # fmt: skip
