@@ -60,7 +60,7 @@ class DinoV2(nn.Module):
         check_heads(self.num_heads, width=self.width)
         check_taps(self.taps, last=self.depth - 1, meaning="the last block")
         size = tuple(self._whole_patches(side) for side in image.shape[1:3])
-        image = bilinear(image.astype(self.dtype), size, align_corners=True)
+        image = bilinear(image, size, align_corners=True)
         embed = patch_embedding(self.width, self.patch_size, use_bias=True, dtype=self.dtype)
         patches = embed(image)
         tokens, tapped = TappedEncoder(

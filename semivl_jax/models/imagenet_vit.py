@@ -55,7 +55,7 @@ class ImageNetViT(nn.Module):
         check_taps(self.taps, last=self.depth - 1, meaning="the last block")
         rows, cols = self.grid
         size = (rows * self.patch_size, cols * self.patch_size)
-        image = bilinear(image.astype(self.dtype), size, align_corners=False)
+        image = bilinear(image, size, align_corners=False)
         embed = patch_embedding(self.width, self.patch_size, use_bias=True, dtype=self.dtype)
         tokens, tapped = TappedEncoder(
             depth=self.depth,
