@@ -85,4 +85,4 @@ class DinoV2(nn.Module):
         table_shape = (1, 1 + self.grid[0] * self.grid[1], width)
         table = jnp.asarray(self.param("pos_embedding", nn.initializers.normal(0.02), table_shape))
         table = table_at(table, self.grid, patches.shape[1:3], resizing="dinov2")
-        return with_class_token(cls, patches) + table.astype(self.dtype)
+        return with_class_token(jnp.asarray(cls), patches) + table.astype(self.dtype)

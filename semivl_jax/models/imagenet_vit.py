@@ -77,4 +77,4 @@ class ImageNetViT(nn.Module):
         cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, width))
         table_shape = (1, 1 + rows * cols, width)
         table = self.param("pos_embedding", nn.initializers.normal(0.02), table_shape)
-        return with_class_token(cls, patches) + jnp.asarray(table, self.dtype)
+        return with_class_token(jnp.asarray(cls), patches) + jnp.asarray(table, self.dtype)
