@@ -11,7 +11,8 @@ setup(
     packages=find_packages(include=["semivl_jax*", "configs*", "tfds_builders*"]),
     package_data={
         "semivl_jax": [
-            "*.json", "language/*.json",
+            "*.json",
+            "language/*.json",
             "weights/*.safetensors",
             "weights/*.json",
             "reporting/page.*",
