@@ -56,6 +56,7 @@ setup(
             "selenium>=4.51,<5",
         ],
         "torch": ["torch>=2.6"],
+        "parity": ["transformers>=5.24,<6"],  # another implementation, for tests
         "hub": ["huggingface_hub>=1,<3"],
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
