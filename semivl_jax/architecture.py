@@ -89,11 +89,15 @@ def guidance_tower(config: ConfigDict, clip_sizes: dict[str, int]) -> VisionTran
 def window_network(
     segmenter: Segmenter, text: ClassText | None
 ) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """(variables, normalised windows [w, h, w', 3]) -> logits of the crop's square [w, crop, crop, n]."""
+    """(variables, normalised windows [w, h, w', 3]) -> logits of the crop's square [w, crop, crop, n].
+
+    Of the windows' size [w, h, w', n] where the segmenter resizes straight to it (`via_square` off).
+    """
 
     def apply(variables: PyTree, images: jax.Array) -> jax.Array:
         features = segmenter.apply(variables, images, method="encode")
-        return segmenter.apply(variables, features, text, method="decode")
+        size = None if segmenter.via_square else images.shape[1:3]
+        return segmenter.apply(variables, features, text, size=size, method="decode")
 
     return apply
 
@@ -101,10 +105,12 @@ def window_network(
 def padding_patch(segmenter: Segmenter) -> int | None:
     """Whole patches that the host may fill a window up to, or None where that would change its logits.
 
-    The tower itself pads with zeros (METHOD 1.1), before which an image is renormalised or convolved.
+    The dense CLIP tower itself pads with zeros (METHOD 1.1), before which an image is renormalised or
+    convolved; logits of the window's size would be those of the filled window.
     """
+    dense = isinstance(segmenter.backbone, VisionTransformer)
     plain = segmenter.conv_encoder is None and not segmenter.renormalize
-    return segmenter.backbone.patch_size if plain else None
+    return segmenter.backbone.patch_size if dense and plain and segmenter.via_square else None
 
 
 def _taps(config: ConfigDict, depth: int) -> tuple[int, ...]:

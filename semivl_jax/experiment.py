@@ -133,6 +133,7 @@ class Experiment:
             num_classes=self.info.num_classes,
             crop=self.crop,
             patch_size=architecture.padding_patch(self.parts.segmenter),
+            via_square=self.parts.segmenter.via_square,
             mode=settings.mode,
             stride=settings.stride,
             window_batch=settings.window_batch,

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from semivl_jax import architecture, hub, serving, words
 from semivl_jax.data.catalog import DatasetInfo
@@ -20,6 +19,7 @@ from semivl_jax.language import embeddings
 from semivl_jax.models import guidance
 from semivl_jax.models.position import square_grid
 from semivl_jax.models.resize import bilinear
+from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import towers
@@ -29,15 +29,16 @@ OPEN_VOCABULARY = ("vlg",)
 """Decoders that compare pixels with words and so take any classes."""
 _METHOD_WINDOW = 512
 _CLIP_SIDE = 224
+_RESIDUAL_STRIDE = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
     """What segments windows.
 
-    `network(variables, images [w, h, w', 3] normalised) -> logits [w, crop, crop, n]`; `padding_patch` as
-    `architecture.padding_patch`; `short_side` = 0 leaves images as they are; `least_side` is the smallest
-    side that the network can take.
+    `network(variables, images [w, h, w', 3] normalised) -> logits [w, crop, crop, n]`, or with `via_square`
+    off [w, h, w', n]; `padding_patch` as `architecture.padding_patch`; `short_side` = 0 leaves images as
+    they are; `least_side` is the smallest side that the network can take.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Model:
     variables: PyTree
     crop: int
     padding_patch: int | None
+    via_square: bool = True
     least_side: int
     mode: str
     stride: float
@@ -83,7 +85,7 @@ def open_model(
     return _trained(served, info, text)
 
 
-def _trained(served: serving.Served, info: DatasetInfo, text: ClassText) -> Model:
+def _trained(served: serving.Served, info: DatasetInfo, text: ClassText | None) -> Model:
     config, settings = served.config, served.config.evaluation
     segmenter = architecture.segmenter(
         config, num_classes=info.num_classes, clip_sizes=served.clip_sizes
@@ -96,7 +98,8 @@ def _trained(served: serving.Served, info: DatasetInfo, text: ClassText) -> Mode
         variables=served.variables,
         crop=config.data.crop,
         padding_patch=architecture.padding_patch(segmenter),
-        least_side=least_side(config, segmenter.backbone.patch_size),
+        via_square=segmenter.via_square,
+        least_side=least_side(segmenter),
         mode=settings.mode,
         stride=settings.stride,
         short_side=settings.short_side,
@@ -104,9 +107,7 @@ def _trained(served: serving.Served, info: DatasetInfo, text: ClassText) -> Mode
     )
 
 
-def check_variables(
-    segmenter: architecture.Segmenter, served: serving.Served, text: ClassText
-) -> None:
+def check_variables(segmenter: Segmenter, served: serving.Served, text: ClassText | None) -> None:
     """Whether the variables are those of the model that the configuration describes; ValueError if not."""
     image = jax.ShapeDtypeStruct((1, segmenter.crop, segmenter.crop, 3), np.float32)
     like = jax.eval_shape(segmenter.init, jax.random.key(0), image, text)
@@ -114,16 +115,15 @@ def check_variables(
     serving.check(served.variables, {"batch_stats": {}, **like}, source=source)
 
 
-def least_side(config: ConfigDict, patch: int) -> int:
-    """Pixels that the decoder needs: a grid smaller than its pooling window is none (METHOD trap 4)."""
-    if config.model.decoder == "vlg" and config.vlg_decoder.pool_size:
-        return patch * max(config.vlg_decoder.pool_size)
-    return patch
+def least_side(segmenter: Segmenter) -> int:
+    """Pixels that a window needs: a patch, or as many as the decoder pools together (METHOD trap 4)."""
+    patch = getattr(segmenter.backbone, "patch_size", _RESIDUAL_STRIDE)
+    return patch * max(getattr(segmenter.decoder, "pool_size", None) or (1,))
 
 
 def _text(
     served: serving.Served, classes: words.Classes | None, definitions: str | None, cache: str
-) -> tuple[DatasetInfo, ClassText]:
+) -> tuple[DatasetInfo, ClassText | None]:
     if classes is None and definitions is None:
         return served.info, served.text
     decoder = served.config.model.decoder

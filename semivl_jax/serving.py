@@ -32,13 +32,12 @@ from semivl_jax import architecture
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.models.text import TextTransformer
 from semivl_jax.types import ClassText, PyTree
-from semivl_jax.weights import store
+from semivl_jax.weights import files, store
 from semivl_jax.weights.tree import check
 from semivl_jax.words import TextTower
 
-MODEL = "semivl_jax segmenter"
 TEXT_TOWER = "semivl_jax text tower 1"
-"""Formats, as the files state them."""
+"""Format of the text tower's file, as it states it."""
 
 FILES = (
     "model.safetensors",
@@ -52,9 +51,10 @@ FILES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Served:
-    """The contents of the folder; `tower` is None where an early version wrote it without one.
+    """The contents of the folder; `text` and `tower` are None where the model takes no words.
 
-    `clip_sizes` are the constructor arguments of the image tower, `metrics` is empty where nothing is known.
+    So is `tower` where an early version wrote the folder. `clip_sizes` are the constructor arguments of the
+    image tower, `metrics` is empty where nothing is known.
     """
 
     folder: Path
@@ -78,13 +78,13 @@ def export(
     config: ConfigDict,
     metrics: Mapping[str, float],
 ) -> None:
-    """Replaces the folder with one that holds these weights."""
+    """Replaces the folder with one that holds these weights; a model without words has no `text`."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     host = jax.tree.map(np.asarray, jax.device_get(variables))
     sizes = {"image": dict(clip_sizes)}
-    metadata = {"format": MODEL, "kind": config.model.decoder, "sizes": json.dumps(sizes)}
+    metadata = {"format": files.SEGMENTER, "kind": config.model.decoder, "sizes": json.dumps(sizes)}
     store.save_tree(temporary / "model.safetensors", host, metadata)
     if text is not None:
         rows = {"embeddings": np.asarray(text.embeddings), "class_of": np.asarray(text.class_of)}

@@ -32,7 +32,7 @@ COMMANDS = {
     "semivl_jax.main configs/coco.py": f"not run: {NO_NETWORK}; test_configs traces its step",
     "semivl_jax.main configs/cityscapes.py": f"not run: {NO_NETWORK}; test_configs traces its step",
     "semivl_jax.prepare": "tests/test_prepare.py",
-    "semivl_jax.convert": "tests/test_convert.py",
+    "semivl_jax.convert": "tests/weights/test_convert.py",
     "semivl_jax.predict": "tests/test_predict.py",
     "semivl_jax.export": "tests/test_export.py",
     "semivl_jax.sweep": "tests/test_sweep.py",
@@ -121,13 +121,14 @@ def options(module: str) -> set[str]:
     assert path.is_file(), f"there is no {module}"
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        if not isinstance(node, ast.Call):
             continue
         words = [a.value for a in node.args if isinstance(a, ast.Constant)]
-        if node.func.attr == "add_argument":
-            names |= {w.lstrip("-") for w in words if isinstance(w, str) and w.startswith("--")}
-        elif node.func.attr.startswith("DEFINE_"):
+        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if called.startswith("DEFINE_"):
             names.add(words[0])
+        else:  # add_argument, by whatever short name a module calls it
+            names |= {w[2:] for w in words if isinstance(w, str) and re.fullmatch(r"--\w+", w)}
     return names
 
 
@@ -170,7 +171,7 @@ def test_keys_in_running_text_exist():
     sections = "|".join(name for name, value in config.items() if hasattr(value, "keys"))
     for page in PAGES:
         text = page.read_text(encoding="utf8")
-        for key in re.findall(rf"`(?:--)?(?:config\.)?((?:{sections})\.\w+)", text):
+        for key in re.findall(rf"`(?:--)?(?:config\.)?((?:{sections})\.(?!py\b)\w+)", text):
             assert has_key(config, key), f"{page.name}: {key}"
 
 

@@ -154,7 +154,8 @@ def test_what_a_run_leaves_behind(whole):
                  "evaluations", "samples", "report.html"):  # fmt: skip
         assert (whole / name).exists(), name
     assert {path.name for path in (whole / "serving").iterdir()} == {
-        "model.safetensors", "text.safetensors", "classes.json", "config.json"
+        "model.safetensors", "text.safetensors", "text_tower.safetensors", "classes.json",
+        "config.json", "metrics.json"
     }  # fmt: skip
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     trained = {key for line in lines if "train/loss" in line for key in line}

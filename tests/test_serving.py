@@ -115,7 +115,7 @@ def test_a_configuration_of_an_earlier_version_gets_defaults_for_later_keys(tmp_
 
 def _old_model(folder):
     tree, _ = store.load_tree(folder / "model.safetensors")
-    store.save_tree(folder / "model.safetensors", tree, {"format": serving.MODEL})
+    store.save_tree(folder / "model.safetensors", tree, {"format": "semivl_jax segmenter"})
 
 
 @pytest.mark.parametrize(
@@ -152,3 +152,21 @@ def test_a_run_before_its_first_evaluation(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="a run without a model yet"):
         serving.load(tmp_path)
+
+
+def test_a_model_without_words_leaves_no_text(tmp_path):
+    serving.export(
+        tmp_path / "serving",
+        variables(1.0),
+        text=None,
+        tower=None,
+        clip_sizes={},
+        info=INFO,
+        config=served.config(
+            model__backbone="resnet50", model__decoder="deeplab", method__guidance=False
+        ),
+        metrics={},
+    )
+    back = serving.load(tmp_path)
+    assert back.text is None and back.tower is None and back.clip_sizes == {}
+    assert not list(back.folder.glob("text*"))

@@ -61,8 +61,8 @@ class Evaluator:
     """Scores images with `apply(variables, images [w, h, w', 3]) -> logits [w, crop, crop, n]`.
 
     `apply` gets normalised float32 windows and returns logits of the crop's square, before the resize to
-    the window's own size (METHOD 3.10). Student and EMA weights are two values of `variables`: evaluating
-    both compiles nothing twice.
+    the window's own size (METHOD 3.10), or with `via_square` off logits of that size [w, h, w', n].
+    Student and EMA weights are two values of `variables`: evaluating both compiles nothing twice.
 
     Args:
         apply: the network.
@@ -76,6 +76,7 @@ class Evaluator:
         window_batch: windows per call of the network, rounded up to a multiple of the devices.
         resize: applied to every image first, to its short side of 512 for example; the label stays.
         devices: of this process; all of them by default.
+        via_square: what `apply` returns, see above.
 
     Raises:
         ValueError: options that contradict each other.
@@ -93,6 +94,7 @@ class Evaluator:
         window_batch: int,
         resize: Callable[[np.ndarray], np.ndarray] | None = None,
         devices: Sequence[jax.Device] | None = None,
+        via_square: bool = True,
     ) -> None:
         if not 1 <= num_classes <= IGNORE_INDEX:
             raise ValueError(f"{num_classes} classes: labels are uint8, choose 1 to {IGNORE_INDEX}")
@@ -111,6 +113,7 @@ class Evaluator:
             stride=stride,
             window_batch=window_batch,
             devices=jax.local_devices() if devices is None else devices,
+            via_square=via_square,
         )
         replicated = self._scores.replicated
         self._no_counts = jax.jit(self._zero_counts, out_shardings=replicated)

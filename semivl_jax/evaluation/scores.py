@@ -8,7 +8,7 @@ or softmax sums of nothing). All compiled functions have fixed shapes:
   filled up with zeros; a window smaller than the crop (of a small image, at the border in the mode
   `sliding_window`) or another image in the mode `original` costs one compilation per distinct patch grid;
 - one window's logits are added to one tile by two matrix products whose matrices come from the host
-  (sliding.py), whatever the image's size.
+  (sliding.py), whatever the image's size; once more per shape where logits have their window's size.
 
 On several devices of this process the window batch is split over them, and so are the columns of every
 tile. At most two window batches and a bounded number of tiles exist at a time.
@@ -91,6 +91,7 @@ class WindowScores:
         stride: float | None,
         window_batch: int,
         devices: Sequence[jax.Device],
+        via_square: bool = True,
     ) -> None:
         if window_batch < 1:
             raise ValueError(f"evaluation.window_batch={window_batch}: choose at least 1")
@@ -101,7 +102,8 @@ class WindowScores:
         self._apply, self._classes, self._crop = apply, num_classes, crop
         self._patch, self._mode = patch_size, mode
         # Data sets repeat a few image sizes: a small cache saves most of the matrix building.
-        self._axis = lru_cache(8)(partial(sliding.axis, mode, crop=crop, stride=pixels))
+        axis = partial(sliding.axis, mode, crop=crop, stride=pixels, via_square=via_square)
+        self._axis = lru_cache(8)(axis)
 
         mesh = Mesh(np.asarray(devices), ("data",))
         self.replicated = NamedSharding(mesh, P())
@@ -218,10 +220,10 @@ class WindowScores:
     def _add(
         self,
         tile: Float32[Array, "t t n"],
-        logits: Float32[Array, "w s s n"],
+        logits: Float32[Array, "w y x n"],
         index: Array,
-        rows: Float32[Array, "t s"],
-        cols: Float32[Array, "t s"],
+        rows: Float32[Array, "t y"],
+        cols: Float32[Array, "t x"],
     ) -> Float32[Array, "t t n"]:
         self.compilations["tiles"] += 1
         window = jax.lax.dynamic_index_in_dim(logits, index, keepdims=False)

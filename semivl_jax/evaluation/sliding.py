@@ -9,7 +9,8 @@ per axis, float32 [output pixels, crop]. The scores of an output pixel are then
     Σ over windows  softmax(rows @ logits @ colsᵀ)     where probabilities are summed
 
 because a probability is only ever copied to its place, and copying commutes with the softmax. Image sizes
-live in the matrices, not in shapes that a compiler sees.
+live in the matrices, not in shapes that a compiler sees. For a network whose logits have the window's size
+already (`via_square` off), the first resize is the identity and `crop` in the above the window's length.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Axis:
-    """All spans along one axis and, for each, float32 [length, crop]: its part in every output pixel."""
+    """All spans along one axis and, for each, its part in every output pixel.
+
+    float32 [length, crop], or [length, window] for logits of the window's size.
+    """
 
     spans: tuple[Span, ...]
     length: int
@@ -120,17 +124,20 @@ def axis(
     crop: int,
     stride: int | None,
     part: tuple[int, int] | None = None,
+    via_square: bool = True,
 ) -> Axis:
     """Spans and weights of an axis of `image` pixels whose label has `label` pixels.
 
     With `part` = (start, stop) only those output pixels and the spans that reach them, so that the
-    matrices of a long axis need not exist at once.
+    matrices of a long axis need not exist at once. `via_square`: the network's logits have the crop's size,
+    not that of their window.
     """
+    side = crop if via_square else None
     length = output_length(mode, image, label, crop=crop)
     start, stop = part or (0, length)
     windows = spans(mode, image, crop=crop, stride=stride)
     if mode == "center_crop":
-        weights = tuple(_from_crop(span, crop)[start:stop] for span in windows)
+        weights = tuple(_to_window(span, side)[start:stop] for span in windows)
         return Axis(windows, stop - start, weights)
     visits = np.zeros(image, np.float32)
     for span in windows:
@@ -147,13 +154,13 @@ def axis(
     else:
         first, last = start, stop
     windows = tuple(w for w in windows if w.start < last and w.start + w.length > first)
-    weights = tuple(_weights(span, visits, final, (start, stop), crop) for span in windows)
+    weights = tuple(_weights(span, visits, final, (start, stop), side) for span in windows)
     return Axis(windows, stop - start, weights)
 
 
 def tile_rows(
-    weights: Float32[np.ndarray, "length crop"], tile: int, *, side: int
-) -> Float32[np.ndarray, "{side} crop"] | None:
+    weights: Float32[np.ndarray, "length logits"], tile: int, *, side: int
+) -> Float32[np.ndarray, "{side} logits"] | None:
     """The rows of tile number `tile`, zero beyond the axis; None where the window has no part in it."""
     part = weights[tile * side : (tile + 1) * side]
     if not part.any():
@@ -175,11 +182,14 @@ def network_length(window: int, *, crop: int, patch: int | None) -> int:
     return min(rounded, crop) if window < crop else rounded
 
 
-def _from_crop(span: Span, crop: int) -> np.ndarray:
-    """Second resize of METHOD 3.10: from the crop's square to the window's own length."""
-    if span.window == crop:
-        return np.eye(span.length, crop, dtype=np.float32)
-    resize = resize_matrix(crop, span.window, method="bilinear", align_corners=False)
+def _to_window(span: Span, side: int | None) -> np.ndarray:
+    """From `side` logits (None: as many as the window has pixels) to the image pixels of the window.
+
+    The second resize of METHOD 3.10: from the crop's square to the window's own length.
+    """
+    if side is None or span.window == side:
+        return np.eye(span.length, span.window, dtype=np.float32)
+    resize = resize_matrix(side, span.window, method="bilinear", align_corners=False)
     return resize[: span.length]
 
 
@@ -188,14 +198,14 @@ def _weights(
     visits: np.ndarray,
     final: np.ndarray | None,
     part: tuple[int, int],
-    crop: int,
+    side: int | None,
 ) -> np.ndarray:
     inside = slice(span.start, span.start + span.length)
-    share = _from_crop(span, crop) / visits[inside, None]
+    share = _to_window(span, side) / visits[inside, None]
     if final is not None:
         return final[:, inside] @ share
     start, stop = part
     first, last = max(span.start, start), min(span.start + span.length, stop)
-    weights = np.zeros((stop - start, crop), np.float32)
+    weights = np.zeros((stop - start, share.shape[1]), np.float32)
     weights[first - start : last - start] = share[first - span.start : last - span.start]
     return weights

@@ -7,6 +7,7 @@ import pytest
 from semivl_jax import architecture
 from semivl_jax.evaluation import sliding
 from semivl_jax.evaluation.scores import WindowScores, gather
+from semivl_jax.models.resize import bilinear
 from tests import golden_models
 from tests.evaluation import toy
 from tests.golden_files import Golden, assert_close, nhwc
@@ -81,6 +82,34 @@ def test_images_come_back_in_order_and_few_tiles_are_alive():
         alive -= 1
     assert order == list(range(40))
     assert most <= 10
+
+
+@pytest.mark.parametrize("mode", ["original", "zegclip_sliding_window", "sliding_window"])
+def test_logits_of_the_windows_size_are_only_placed(mode):
+    """The network itself makes the second resize; nothing is left to do for the host."""
+
+    def apply(variables, images):
+        logits = toy.apply(variables, images)
+        return bilinear(logits, images.shape[1:3], align_corners=False)
+
+    stride = 7 if mode in sliding.STRIDED else None
+    scores = WindowScores(
+        apply,
+        num_classes=toy.CLASSES,
+        crop=toy.CROP,
+        patch_size=None,
+        mode=mode,
+        stride=stride,
+        window_batch=3,
+        devices=jax.devices()[:1],
+        via_square=False,
+    )
+    variables = toy.make_variables()
+    sizes = [(23, 37), (9, 30)]
+    images = [toy.normalize(toy.make_example(i, size).image) for i, size in enumerate(sizes)]
+    for image, found in zip(images, score_maps(scores, variables, images, sizes), strict=True):
+        expected = toy.slow_scores(variables, image, image.shape[:2], mode=mode, stride=stride)
+        assert_close(found, expected, 2e-6, f"{mode} {image.shape}")
 
 
 def test_without_patch_padding_windows_keep_their_size():

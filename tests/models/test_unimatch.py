@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from semivl_jax import architecture
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resnet import EXPANSION, ResNet
 from semivl_jax.models.segmenter import Segmenter, perturb
@@ -158,20 +159,28 @@ def test_stages_of_several_blocks_are_those_of_torch(dilated):
         assert_close(maps[stage], nhwc(x.numpy()), TOLERANCE, f"stage {stage}")
 
 
+class Ramp(DeepLabHead):
+    """Passes its first map on."""
+
+    def __call__(self, features, text=None, *, train=False):
+        return features.maps[0]
+
+
+class Columns(ResNet):
+    """Every fourth pixel."""
+
+    def __call__(self, image, *, train=False):
+        return Features(maps=(image[:, ::4, ::4, :1],))
+
+
 def test_logits_go_straight_to_the_images_size_with_corners_aligned():
-    """The resize of a linear ramp is a linear ramp from corner to corner."""
-
-    class Ramp(DeepLabHead):
-        def __call__(self, features, text=None, *, train=False):
-            return features.maps[0]
-
-    class Columns(ResNet):
-        def __call__(self, image, *, train=False):
-            return Features(maps=(image[:, ::4, ::4, :1],))
-
+    """The resize of a linear ramp is a linear ramp from corner to corner; so in evaluation."""
     model = Segmenter(Columns(), Ramp(1), crop=4, via_square=False, align_corners=True)
     image = jnp.broadcast_to(jnp.arange(13.0)[None, None, :, None], (1, 9, 13, 3))
     np.testing.assert_allclose(model.apply({}, image, None), image[..., :1], atol=1e-5)
+    network = architecture.window_network(model, None)
+    np.testing.assert_allclose(network({}, image), image[..., :1], atol=1e-5)
+    assert architecture.padding_patch(model) is None
 
 
 def test_another_stem_is_named():

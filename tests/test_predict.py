@@ -1,0 +1,191 @@
+"""The command as users type it: files in, files out, and everything that can be wrong with them."""
+
+import io
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semivl_jax import outputs, predict
+from tests import served
+from tests.test_predictor import photo
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return served.make(tmp_path_factory.mktemp("run") / "serving").parent
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five images in folders, two of one name."""
+    folder = tmp_path / "photos"
+    for i, name in enumerate(["a.png", "a.bmp", "b/a.jpg", "b/C.webp", "b/c.png"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(seed=i)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def run(model, images, out, *more):
+    paths = [str(image) for image in images]
+    return predict.main(
+        ["--model", str(model), "--images", *paths, "--out", str(out), "--text_cache=", *more]
+    )
+
+
+def files(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_masks_overlays_scores_and_classes(model, photos, tmp_path, capsys):
+    assert run(model, [photos], tmp_path / "out", "--save_scores") == 0
+    names = ["a.bmp", "a.png", "b/C.webp", "b/a", "b/c.png"]
+    expected = [f"{kind}/{name}{suffix}"
+                for kind, suffix in (("masks", ".png"), ("overlays", ".jpg"), ("scores", ".npz"))
+                for name in names]  # fmt: skip
+    assert files(tmp_path / "out") == sorted([*expected, "classes.json"])
+    with np.load(tmp_path / "out/scores/b/a.npz") as saved:
+        assert saved["names"].tolist() == list(served.INFO.classes)
+        assert saved["scores"].dtype == np.float32 and saved["scores"].shape == (40, 48, 3)
+        mask = np.asarray(Image.open(tmp_path / "out/masks/b/a.png"))
+        np.testing.assert_array_equal(mask, saved["scores"].argmax(-1))
+    facts = json.loads((tmp_path / "out/classes.json").read_text())
+    assert facts == {"names": list(served.INFO.classes), "palette": served.INFO.palette.tolist()}
+    said = capsys.readouterr()
+    assert re.search(r"5 images in \d+\.\d s \(\d+\.\d\d images/s", said.out)
+    assert said.err == ""  # no progress bar where nobody watches
+
+
+def test_unreadable_files_are_listed_and_the_rest_is_done(model, photos, tmp_path, capsys):
+    (photos / "b" / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
+    (photos / "empty.png").touch()
+    assert run(model, [photos], tmp_path / "out") == 1
+    assert len(list((tmp_path / "out/masks").rglob("*.png"))) == 5
+    said = capsys.readouterr()
+    assert said.out.startswith("5 images in")
+    assert "2 images could not be read:" in said.err
+    assert f"{photos}/b/broken.jpg: " in said.err and f"{photos}/empty.png: 0 bytes" in said.err
+
+
+def test_results_that_are_there(model, photos, tmp_path, capsys):
+    image, out = photos / "b" / "a.jpg", tmp_path / "out"
+    assert run(model, [image], out) == 0
+    assert run(model, [image], out) == 2
+    assert "holds predictions already (1 of these 1 images)" in capsys.readouterr().err
+    before = (out / "masks/a.png").stat().st_mtime_ns
+    assert run(model, [image], out, "--existing=skip") == 0
+    assert "0 images in" in (said := capsys.readouterr().out) and "1 were there already" in said
+    assert (out / "masks/a.png").stat().st_mtime_ns == before
+    assert run(model, [image], out, "--existing=skip", "--classes", "disc,sky") == 2
+    assert "is about other classes, so its masks mean something else" in capsys.readouterr().err
+    assert run(model, [image], out, "--existing=replace", "--classes", "disc,sky") == 0
+    assert json.loads((out / "classes.json").read_text())["names"] == ["disc", "sky"]
+    assert (out / "masks/a.png").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": ["nowhere.jpg"]}, "--images nowhere.jpg: no such file or folder"),
+        ({"images": ["*.tga"]}, "--images *.tga finds no image"),
+        ({"model": "nowhere"}, "nowhere holds no model; name the working directory"),
+        ({"model": "clip:demo"}, "clip:demo knows no classes of its own"),
+        ({"model": "hf://me"}, "hf://me is no model on the hub; write hf://USER/REPO"),
+        ({"more": ["--device=tpu"]}, "no device of the kind 'tpu'"),
+        ({"more": ["--classes=a,a"]}, "names the class 'a' twice"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(
+    model, photos, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    given = {"model": model, "images": [photos], "more": [], **arguments}
+    assert run(given["model"], given["images"], tmp_path / "out", *given["more"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def found(patterns, out="out"):
+    from pathlib import Path
+
+    return outputs.find_images([str(p) for p in patterns], without=Path(out))
+
+
+def test_images_by_folder_pattern_and_file_each_once(photos, tmp_path):
+    by_folder = found([photos])
+    assert [str(image.name) for image in by_folder] == [
+        "a.bmp", "a.png", "b/C.webp", "b/a.jpg", "b/c.png"]  # fmt: skip
+    by_pattern = found([photos / "*" / "*.jpg", photos / "b" / "a.jpg", photos / "b"])
+    assert [str(image.name) for image in by_pattern] == ["b/a.jpg", "C.webp", "c.png"]
+    deep = found([photos / "**" / "c*"])
+    assert [str(image.name) for image in deep] == ["b/c.png"]
+
+
+def test_results_inside_an_image_folder_are_no_images(photos):
+    out = photos / "out"
+    (out / "masks").mkdir(parents=True)
+    Image.fromarray(photo()).save(out / "masks" / "a.png")
+    assert len(found([photos], out)) == 5
+    assert len(found([photos / "**" / "*.png"], out)) == 2
+
+
+def test_names_are_unique_on_every_disk():
+    from pathlib import Path
+
+    def names(*paths):
+        return outputs.unique_names([outputs.Found(Path("/", p), Path(p)) for p in paths])
+
+    assert names("a.png", "b/a.png") == ["a", "b/a"]
+    assert names("a.png", "a.jpg", "A.JPG") == ["a.png", "a.jpg", "A.JPG-2"]
+    assert names("x.png", "x.png", "x.png-2.png") == ["x.png", "x.png-2", "x.png-2-2"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(model, photos, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert run(model, [photos], tmp_path / "out") == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+FORMATS = {
+    "png": {}, "jpg": {"format": "JPEG"}, "webp": {}, "bmp": {}, "tiff": {"compression": "tiff_lzw"},
+    "gif": {}, "tga": {}, "jp2": {"format": "JPEG2000"},
+}  # fmt: skip
+
+
+def _damaged(rng, content):
+    """A file cut short or with up to eight flipped bits."""
+    if rng.random() < 0.5:
+        return content[: rng.integers(0, len(content))]
+    data = bytearray(content)
+    for _ in range(rng.integers(1, 9)):
+        data[rng.integers(0, len(data))] ^= 1 << rng.integers(0, 8)
+    return bytes(data)
+
+
+def test_two_hundred_damaged_images_end_in_results_or_sentences(model, tmp_path, capfd):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    images = [Image.fromarray(photo((12, 14), seed)) for seed in range(3)]
+    for i in range(200):
+        suffix = sorted(FORMATS)[i % len(FORMATS)]
+        content = io.BytesIO()
+        options = {"format": suffix.upper(), **FORMATS[suffix]}
+        images[i % 3].save(content, **options)
+        (folder / f"{i:03d}.{suffix}").write_bytes(_damaged(rng, content.getvalue()))
+    pattern = folder / "*"
+    code = run(model, [pattern], tmp_path / "out", "--batch=8")
+    error = capfd.readouterr().err
+    assert code == 1 and "Traceback" not in error and "Warning" not in error
+    listed = set(re.findall(rf"{folder}/(\d+)\.\w+: ", error))
+    done = {path.stem for path in (tmp_path / "out/masks").iterdir()}
+    assert listed | done == {f"{i:03d}" for i in range(200)} and not listed & done
+    assert len(listed) > 60 and len(done) > 10
