@@ -36,8 +36,8 @@ _RESIDUAL_STRIDE = 16
 class Model:
     """What segments windows.
 
-    `network(variables, images [w, h, w', 3] normalised) -> logits [w, crop, crop, n]`; `padding_patch` as
-    `architecture.padding_patch`; `short_side` = 0 leaves images as they are; `least_side` is the smallest
+    `network(variables, images [w, h, w', 3] normalised) -> logits [w, crop, crop, n]`, or with `via_square`
+    off [w, h, w', n]; `padding_patch` as `architecture.padding_patch`; `short_side` = 0 leaves images as they are; `least_side` is the smallest
     side that the network can take.
     """
 
@@ -47,6 +47,7 @@ class Model:
     variables: PyTree
     crop: int
     padding_patch: int | None
+    via_square: bool = True
     least_side: int
     mode: str
     stride: float
@@ -97,6 +98,7 @@ def _trained(served: serving.Served, info: DatasetInfo, text: ClassText | None) 
         variables=served.variables,
         crop=config.data.crop,
         padding_patch=architecture.padding_patch(segmenter),
+        via_square=segmenter.via_square,
         least_side=least_side(segmenter),
         mode=settings.mode,
         stride=settings.stride,
