@@ -37,8 +37,8 @@ class Model:
     """What segments windows.
 
     `network(variables, images [w, h, w', 3] normalised) -> logits [w, crop, crop, n]`, or with `via_square`
-    off [w, h, w', n]; `padding_patch` as `architecture.padding_patch`; `short_side` = 0 leaves images as they are; `least_side` is the smallest
-    side that the network can take.
+    off [w, h, w', n]; `padding_patch` as `architecture.padding_patch`; `short_side` = 0 leaves images as
+    they are; `least_side` is the smallest side that the network can take.
     """
 
     name: str
