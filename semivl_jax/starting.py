@@ -25,14 +25,17 @@ from ml_collections import ConfigDict
 from semivl_jax import assembly
 from semivl_jax.models.big_vision import PlainViT
 from semivl_jax.models.dinov2 import DinoV2
-from semivl_jax.models.position import resize_table, square_grid
+from semivl_jax.models.position import Resizing, resize_table, square_grid
 from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.zegclip import PromptedVisionTransformer
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import files
 from semivl_jax.weights.tree import check
 
-_RESIZING = {PromptedVisionTransformer: "bilinear", DinoV2: "dinov2"}
+_RESIZING: dict[type[nn.Module], Resizing] = {
+    PromptedVisionTransformer: "bilinear",
+    DinoV2: "dinov2",
+}
 """How towers that differ from SemiVL's resize their position tables."""
 
 
@@ -93,8 +96,10 @@ def _at_grid(params: PyTree, encoder: nn.Module, path: Path) -> PyTree:
     extra = int(isinstance(encoder, PlainViT))
     table = np.pad(table, ((0, 0), (extra, 0), (0, 0)))
     stored = square_grid(table.shape[1], source=str(path))
-    resizing = next(
-        (how for kind, how in _RESIZING.items() if isinstance(encoder, kind)), "bicubic"
-    )
-    resized = resize_table(table, stored, grid, resizing=resizing)
+    resized = resize_table(table, stored, grid, resizing=resizing_of(encoder))
     return {**params, "pos_embedding": resized[:, extra:]}
+
+
+def resizing_of(encoder: nn.Module) -> Resizing:
+    """How the position table of an encoder gets to another grid."""
+    return _RESIZING.get(type(encoder), "bicubic")
