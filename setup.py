@@ -11,7 +11,8 @@ setup(
     packages=find_packages(include=["semivl_jax*", "configs*", "tfds_builders*"]),
     package_data={
         "semivl_jax": [
-            "*.json", "language/*.json",
+            "*.json",
+            "language/*.json",
             "weights/*.safetensors",
             "weights/*.json",
             "reporting/page.*",
@@ -22,6 +23,7 @@ setup(
         "absl-py>=2.1",
         "array_record>=0.8,<0.9",
         "clu>=0.0.12,<0.1",
+        "flatbuffers>=24",  # with which JAX writes and reads exported programs
         "flax>=0.12,<0.14",
         "ftfy>=6.3,<7",
         "grain>=0.2.16,<0.3",
@@ -54,6 +56,8 @@ setup(
             "selenium>=4.51,<5",
         ],
         "torch": ["torch>=2.6"],
+        "parity": ["transformers>=5.24,<6"],  # another implementation, for tests
+        "hub": ["huggingface_hub>=1,<3"],
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "tpu_compile": ["libtpu>=0.0.51"],

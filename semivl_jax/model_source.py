@@ -36,9 +36,9 @@ _RESIDUAL_STRIDE = 16
 class Model:
     """What segments windows.
 
-    `network(variables, images [w, h, w', 3] normalised) -> logits [w, crop, crop, n]`; `padding_patch` as
-    `architecture.padding_patch`; `short_side` = 0 leaves images as they are; `least_side` is the smallest
-    side that the network can take.
+    `network(variables, images [w, h, w', 3] normalised) -> logits [w, crop, crop, n]`, or with `via_square`
+    off [w, h, w', n]; `padding_patch` as `architecture.padding_patch`; `short_side` = 0 leaves images as
+    they are; `least_side` is the smallest side that the network can take.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Model:
     variables: PyTree
     crop: int
     padding_patch: int | None
+    via_square: bool = True
     least_side: int
     mode: str
     stride: float
@@ -97,6 +98,7 @@ def _trained(served: serving.Served, info: DatasetInfo, text: ClassText | None) 
         variables=served.variables,
         crop=config.data.crop,
         padding_patch=architecture.padding_patch(segmenter),
+        via_square=segmenter.via_square,
         least_side=least_side(segmenter),
         mode=settings.mode,
         stride=settings.stride,
@@ -133,7 +135,7 @@ def _text(
     if served.tower is None:
         raise ValueError(
             f"{served.folder} has no text_tower.safetensors, without which no other classes can be named: an "
-            "early version wrote it; go on with the training, which writes the file at the next best score"
+            "early version wrote the folder; leave the classes away, or train again"
         )
     info = served.info if classes is None else _described(words.read_classes(classes), served.info)
     mode = definitions or served.config.text.decoder

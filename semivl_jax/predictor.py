@@ -102,6 +102,7 @@ class Segmenter:
             num_classes=model.info.num_classes,
             crop=model.crop,
             patch_size=model.padding_patch,
+            via_square=model.via_square,
             mode=model.mode,
             stride=model.stride,
             window_batch=batch or model.window_batch,

@@ -42,8 +42,8 @@ class Predictor:
     """Segments images with `apply(variables, images [w, h, w', 3]) -> logits [w, crop, crop, n]`.
 
     Args:
-        apply, num_classes, crop, patch_size, mode, stride, window_batch, devices: as of an `Evaluator`;
-            with the mode `center_crop` windows slide over the whole image.
+        apply, num_classes, crop, patch_size, mode, via_square, stride, window_batch, devices: as of an
+            `Evaluator`; with the mode `center_crop` windows slide over the whole image.
         resize: brings an image to the size at which windows slide; only modes that resize scores take it.
         least_side: pixels that a window must have at least along either axis; images and border windows
             that are smaller get a black margin on the right and below, in modes without `resize`.
@@ -57,6 +57,7 @@ class Predictor:
         crop: int,
         patch_size: int | None,
         mode: str,
+        via_square: bool = True,
         stride: float | None,
         window_batch: int,
         least_side: int,
@@ -74,6 +75,7 @@ class Predictor:
             num_classes=num_classes,
             crop=crop,
             patch_size=patch_size,
+            via_square=via_square,
             mode=mode,
             stride=stride,
             window_batch=1 if mode == "original" else window_batch,

@@ -60,7 +60,7 @@ class DinoV2(nn.Module):
         check_heads(self.num_heads, width=self.width)
         check_taps(self.taps, last=self.depth - 1, meaning="the last block")
         size = tuple(self._whole_patches(side) for side in image.shape[1:3])
-        image = bilinear(image.astype(self.dtype), size, align_corners=True)
+        image = bilinear(image, size, align_corners=True)
         embed = patch_embedding(self.width, self.patch_size, use_bias=True, dtype=self.dtype)
         patches = embed(image)
         tokens, tapped = TappedEncoder(
@@ -85,4 +85,4 @@ class DinoV2(nn.Module):
         table_shape = (1, 1 + self.grid[0] * self.grid[1], width)
         table = jnp.asarray(self.param("pos_embedding", nn.initializers.normal(0.02), table_shape))
         table = table_at(table, self.grid, patches.shape[1:3], resizing="dinov2")
-        return with_class_token(cls, patches) + table.astype(self.dtype)
+        return with_class_token(jnp.asarray(cls), patches) + table.astype(self.dtype)

@@ -55,7 +55,7 @@ class ImageNetViT(nn.Module):
         check_taps(self.taps, last=self.depth - 1, meaning="the last block")
         rows, cols = self.grid
         size = (rows * self.patch_size, cols * self.patch_size)
-        image = bilinear(image.astype(self.dtype), size, align_corners=False)
+        image = bilinear(image, size, align_corners=False)
         embed = patch_embedding(self.width, self.patch_size, use_bias=True, dtype=self.dtype)
         tokens, tapped = TappedEncoder(
             depth=self.depth,
@@ -77,4 +77,4 @@ class ImageNetViT(nn.Module):
         cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, width))
         table_shape = (1, 1 + rows * cols, width)
         table = self.param("pos_embedding", nn.initializers.normal(0.02), table_shape)
-        return with_class_token(cls, patches) + jnp.asarray(table, self.dtype)
+        return with_class_token(jnp.asarray(cls), patches) + jnp.asarray(table, self.dtype)

@@ -93,5 +93,5 @@ class VisionTransformer(nn.Module):
         table_shape = (1, 1 + self.grid[0] * self.grid[1], width)
         table = self.param("pos_embedding", nn.initializers.normal(width**-0.5), table_shape)
         table = table_at(jnp.asarray(table), self.grid, patches.shape[1:3])
-        x = with_class_token(cls, patches) + table.astype(self.dtype)
+        x = with_class_token(jnp.asarray(cls), patches) + table.astype(self.dtype)
         return layer_norm("pre_norm", eps=self.eps, dtype=self.dtype)(x)

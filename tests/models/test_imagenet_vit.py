@@ -27,7 +27,7 @@ def golden_tower(golden):
         depth=kwargs["depth"],
         num_heads=kwargs["num_heads"],
         mlp_dim=int(kwargs["mlp_ratio"] * kwargs["embed_dim"]),
-        taps=tuple(wrapper["out_indices"]),
+        taps=tuple(sorted(wrapper["out_indices"])),
         stochastic_depth=wrapper["drop_path_rate"],
         eps=golden.meta["norm_eps"],
     )
@@ -96,7 +96,9 @@ def test_numbers_are_those_of_another_library():
 
 def test_stochastic_depth_acts_only_in_training_with_a_key():
     image = jax.random.normal(jax.random.key(1), (64, 8, 8, 3))
-    tower = small(depth=2, taps=(0, 1), stochastic_depth=0.5)
+    tower, saving = (
+        small(depth=2, taps=(0, 1), stochastic_depth=0.5, remat=remat) for remat in (False, True)
+    )
     variables = drawn(tower, image)
     key = {"dropout": jax.random.key(2)}
 
@@ -104,9 +106,12 @@ def test_stochastic_depth_acts_only_in_training_with_a_key():
     def run(variables):
         evaluation = tower.apply(variables, image, rngs=key).maps
         trained = tower.apply(variables, image, train=True).maps
-        return evaluation, trained, tower.apply(variables, image, train=True, rngs=key).maps
+        dropped = [t.apply(variables, image, train=True, rngs=key).maps for t in (tower, saving)]
+        return evaluation, trained, *dropped
 
-    evaluation, trained, dropped = run(variables)
+    evaluation, trained, dropped, dropped_again = run(variables)
+    for ours, again in zip(dropped, dropped_again, strict=True):
+        np.testing.assert_allclose(ours, again, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, evaluation, trained)
     np.testing.assert_array_equal(dropped[0], trained[0])  # the first block is never skipped
     # An image skips both halves of the last block in a quarter of the cases: its map is the tap before.

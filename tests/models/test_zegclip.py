@@ -161,7 +161,7 @@ def small(**changes):
 
 def test_prompt_dropout_acts_only_in_training_with_a_key():
     image = jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
-    tower = small()
+    tower, saving = small(), small(remat=True)
     variables = drawn(tower, image)
     key = {"dropout": jax.random.key(2)}
 
@@ -170,9 +170,11 @@ def test_prompt_dropout_acts_only_in_training_with_a_key():
         evaluation = tower.apply(variables, image, rngs=key)
         trained = tower.apply(variables, image, train=True)
         dropped = tower.apply(variables, image, train=True, rngs=key)
-        return [features.maps[0] for features in (evaluation, trained, dropped)]
+        again = saving.apply(variables, image, train=True, rngs=key)
+        return [features.maps[0] for features in (evaluation, trained, dropped, again)]
 
-    evaluation, trained, dropped = run(variables)
+    evaluation, trained, dropped, again = run(variables)
+    np.testing.assert_allclose(dropped, again, atol=1e-5)
     np.testing.assert_array_equal(evaluation, trained)
     assert float(jnp.abs(dropped - trained).max()) > 1e-3
 

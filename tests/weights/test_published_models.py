@@ -3,13 +3,19 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from semivl_jax import convert
+from configs import base
+from semivl_jax import convert, run
+from semivl_jax.train import sharding
+from semivl_jax.weights import groups as groups_lib
 from semivl_jax.weights import kinds
 from semivl_jax.weights.checkpoints import Checkpoint
 from tests.golden_files import OWN, golden_dir
+from tests.photos import make_folder
 
 KINDS = {
     "voc_unimatch_zegclip": "zegclip",
@@ -67,3 +73,57 @@ def test_every_published_model_converts_with_its_number_of_parameters(name):
     if facts["decoder"]:  # UniMatch's own parts are not counted there
         assert counts["decoder"] == facts["decoder"] - unused["decoder"]
     assert counts.get("conv_encoder", 0) == facts["conv_encoder"]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", [name for name in models() if name not in KINDS])
+def test_as_many_parameters_are_trained_as_published(name):
+    facts = models()[name]
+    checkpoint = Checkpoint(source=name, state=state_of(facts))
+    weights = kinds.recognise(checkpoint).convert(checkpoint, kinds.Options())
+    everything = facts["backbone_trained"] == facts["backbone"]
+    groups = groups_lib.published_groups(
+        finetune="all" if everything else "spatial",
+        backbone_lr=1.0,
+        conv_encoder_lr=1.0,
+        decoder_lr=1.0,
+    )
+    trained, _ = groups_lib.partition(weights.tree["params"], groups)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == facts["trained"]
+    backbone = sum(leaf.size for leaf in jax.tree.leaves(trained["backbone"]))
+    assert backbone == facts["backbone_trained"]
+
+
+@pytest.mark.slow
+@pytest.mark.golden
+def test_evaluation_runs_on_the_converted_voc_model(tmp_path, capsys, monkeypatch):
+    """A file of full size, "module." before every name; a small crop keeps the time small."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+    facts = models()["voc_semivl"]
+    rng = np.random.default_rng(0)
+    theirs = {
+        f"module.{name}": (rng.random(array.shape, np.float32) * 0.04 - 0.02).astype(np.float16)
+        for name, array in state_of(facts).items()
+        if not name.startswith("clip_encoder.")
+    }
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    out = tmp_path / "ours.safetensors"
+    assert convert.main([str(tmp_path / "theirs.safetensors"), f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "segmenter of SemiVL" in printed and "89,045,729 parameters" in printed
+    assert f"--config.model.checkpoint={out}" in printed
+    config = base.get_config()
+    config.data.dataset = "folder"
+    photos = make_folder(tmp_path / "photos", train=2, validation=1, size=(64, 64))
+    config.data.folder = str(photos)
+    config.data.directory = str(tmp_path / "prepared")
+    config.data.split, config.data.crop, config.data.workers = "1", 64, 0
+    config.batch = 1
+    config.compilation_cache = ""
+    config.method.guidance = False
+    config.model.weights, config.model.checkpoint = "random", str(out)
+    config.evaluation.stride, config.evaluation.window_batch = 32.0, 1
+    config.evaluation.short_side, config.evaluation.pictures = 0, 1
+    run.evaluate(config, tmp_path / "work")
+    assert "evaluation at step 0" in capsys.readouterr().out

@@ -1,0 +1,174 @@
+"""Writes a model as StableHLO for a window of fixed size, or puts it on the Hugging Face hub.
+
+    python -m semivl_jax.export --model runs/photos --out model.stablehlo
+    python -m semivl_jax.export --model runs/photos --out labels.stablehlo --size 384,512 --output labels \\
+        --classes "dog, lawn" --platforms cpu,cuda
+    python -m semivl_jax.export --model runs/photos --push_to_hub USER/REPO
+
+The file holds weights and program; `jax.export.deserialize` turns it into a function of images
+[b, h, w, 3] (uint8 RGB, or float32 normalised with the ImageNet statistics) that returns logits [b, h, w, n]
+or labels uint8 [b, h, w]. Beside it FILE.json names the classes. `examples/run_exported.py` needs nothing but
+JAX and NumPy to run it. JAX keeps reading such files for six months; what is to last longer is the folder
+serving/ (docs/predict.md).
+
+Exit codes: 0 done, 2 something is wrong (one sentence says what).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from semivl_jax import hub, model_source
+from semivl_jax.models import normalization
+from semivl_jax.models.resize import bilinear
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+IMAGES = ("uint8", "float32")
+OUTPUTS = ("logits", "labels")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Does what the arguments say and returns the exit code."""
+    options = _parse(argv)
+    try:
+        if not options.out and not options.push_to_hub:
+            raise ValueError("nothing to do; give --out FILE, --push_to_hub USER/REPO, or both")
+        if options.out:
+            _export(options)
+        if options.push_to_hub:
+            page = hub.push(options.model, options.push_to_hub, private=options.private)
+            print(f"on the hub: {page}")
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _export(options: argparse.Namespace) -> None:
+    model = model_source.open_model(
+        options.model, classes=options.classes, definitions=options.definitions
+    )
+    size = _size(options.size, model)
+    exported = export_model(
+        model,
+        size=size,
+        images=options.images,
+        output=options.output,
+        batch=options.batch,
+        platforms=_platforms(options.platforms),
+    )
+    out = Path(options.out).expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    content = exported.serialize()
+    out.write_bytes(content)
+    facts = {
+        "classes": list(model.info.classes),
+        "palette": model.info.palette.tolist(),
+        "size": list(size),
+        "images": options.images,
+        "output": options.output,
+        "batch": options.batch or "any",
+        "platforms": list(exported.platforms),
+        "calling_convention_version": exported.calling_convention_version,
+        "jax": jax.__version__,
+    }
+    beside = out.with_name(out.name + ".json")
+    beside.write_text(json.dumps(facts, indent=1), encoding="utf8")
+    print(
+        f"{out}: {len(content) / 1e6:.1f} MB for {', '.join(exported.platforms)}; "
+        f"{options.images} images {exported.in_avals[0].shape} -> {options.output} "
+        f"{exported.out_avals[0].shape}; classes: {beside}"
+    )
+
+
+def export_model(
+    model: model_source.Model,
+    *,
+    size: tuple[int, int],
+    images: str,
+    output: str,
+    batch: int,
+    platforms: Sequence[str],
+) -> jax_export.Exported:
+    """The model with its weights as one program; `batch` = 0 leaves the number of images open."""
+    lengths = jax_export.symbolic_shape("b") if batch == 0 else (batch,)
+    window = jax.ShapeDtypeStruct((*lengths, *size, 3), np.dtype(images))
+    function = jax.jit(_window_function(model, size, output))
+    return jax_export.export(function, platforms=list(platforms))(window)
+
+
+def _window_function(
+    model: model_source.Model, size: tuple[int, int], output: str
+) -> Callable[[jax.Array], jax.Array]:
+    variables = jax.tree.map(jnp.asarray, model.variables)
+
+    def segment(images: jax.Array) -> jax.Array:
+        if images.dtype == jnp.uint8:
+            images = normalization.normalize(images)
+        logits = model.network(variables, images)
+        logits = bilinear(logits, size, align_corners=False)
+        return logits.argmax(-1).astype(jnp.uint8) if output == "labels" else logits
+
+    return segment
+
+
+def _size(text: str | None, model: model_source.Model) -> tuple[int, int]:
+    if text is None:
+        return model.crop, model.crop
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--size={text}: give rows and columns, for example 512,512")
+    size = int(parts[0]), int(parts[1])
+    if min(size) < model.least_side:
+        raise ValueError(
+            f"--size={text} is too small for the model; give {model.least_side} or more each"
+        )
+    return size
+
+
+def _platforms(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in PLATFORMS]
+    if unknown:
+        raise ValueError(f"--platforms names {unknown[0]!r}; choose among {', '.join(PLATFORMS)}")
+    return names
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m semivl_jax.export",
+        description="Writes a model as StableHLO, or puts it on the Hugging Face hub.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="as of semivl_jax.predict; for the hub a folder")
+    add("--out", metavar="FILE", help="where the program goes")
+    add("--size", metavar="ROWS,COLUMNS", help="of the window; default: the training crop")
+    add("--images", choices=IMAGES, default="uint8", help="uint8 RGB (default), or normalised")
+    add("--output", choices=OUTPUTS, default="logits", help="default: logits")
+    add("--batch", type=int, default=0, help="images per call; 0 (default): any number")
+    add("--platforms", default="cpu,cuda,tpu", help="default: %(default)s")
+    add("--classes", metavar="FILE|a,b,c", help="as of semivl_jax.predict")
+    add(
+        "--definitions",
+        nargs="?",
+        const="concept",
+        choices=("concept", "concept_average"),
+        help="as of semivl_jax.predict",
+    )
+    add("--push_to_hub", metavar="USER/REPO", help="upload the model with a model card")
+    add("--private", action="store_true", help="the repository on the hub is private if it is new")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,46 @@
+"""The notebook runs from top to bottom, with the smallest configuration instead of the demo."""
+
+import json
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+from tests.command import environment
+from tests.photos import make_folder
+
+ROOT = Path(__file__).parent.parent
+PATH = ROOT / "notebooks" / "semivl_demo.ipynb"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_notebook_runs_and_shows_pictures(tmp_path, monkeypatch):
+    folder, workdir = make_folder(tmp_path / "photos"), tmp_path / "runs" / "demo"
+    flags = (
+        f"--config.data.directory={tmp_path}/data --config.compilation_cache= --config.steps=2 "
+        "--config.evaluation.every_steps=2"
+    )
+    for name, value in environment(tmp_path / "cache").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SEMIVL_NOTEBOOK_CONFIG", f"configs/tiny.py:{folder}")
+    monkeypatch.setenv("SEMIVL_NOTEBOOK_WORKDIR", str(workdir))
+    monkeypatch.setenv("SEMIVL_NOTEBOOK_FLAGS", flags)
+    book = nbformat.read(PATH, as_version=4)
+    nbclient.NotebookClient(
+        book, timeout=280, resources={"metadata": {"path": str(PATH.parent)}}
+    ).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    shown = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(shown) == 3  # a panel, the overlay, the overlay with other names
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "finished after 2 steps" in printed and "classes: ground, disc, box" in printed
+    assert (workdir / "report.html").exists()
+    # What a reader downloads stays light.
+    assert sum(len(json.dumps(output)) for output in outputs) < 3_000_000
+
+
+def test_notebook_is_stored_without_outputs():
+    book = nbformat.read(PATH, as_version=4)
+    assert not any(cell.get("outputs") for cell in book.cells)
+    assert "colab.research.google.com" in book.cells[0].source
