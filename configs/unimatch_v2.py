@@ -2,8 +2,8 @@
 
     python -m semivl_jax.main --config=configs/unimatch_v2.py:voc,92[,backbone=dinov2_vitb14][,finetune=none]
 
-`model.backbone_weights` names the converted weights of DINOv2 (docs/checkpoints.md). Settings are those of
-the public implementation.
+`model.backbone_weights` names the converted weights of DINOv2. Settings are those of the
+public implementation.
 """
 
 from ml_collections import ConfigDict
