@@ -172,7 +172,9 @@ def test_keys_in_running_text_exist():
     sections = "|".join(name for name, value in config.items() if hasattr(value, "keys"))
     for page in PAGES:
         text = page.read_text(encoding="utf8")
-        for key in re.findall(rf"`(?:--)?(?:config\.)?((?:{sections})\.(?!py\b|safetensors\b)\w+)", text):
+        for key in re.findall(
+            rf"`(?:--)?(?:config\.)?((?:{sections})\.(?!py\b|safetensors\b)\w+)", text
+        ):
             assert has_key(config, key), f"{page.name}: {key}"
 
 
