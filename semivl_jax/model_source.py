@@ -135,7 +135,7 @@ def _text(
     if served.tower is None:
         raise ValueError(
             f"{served.folder} has no text_tower.safetensors, without which no other classes can be named: an "
-            "early version wrote it; go on with the training, which writes the file at the next best score"
+            "early version wrote the folder; leave the classes away, or train again"
         )
     info = served.info if classes is None else _described(words.read_classes(classes), served.info)
     mode = definitions or served.config.text.decoder

@@ -53,10 +53,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     # Imported late so that --help and a misspelt option answer at once.
-    from semivl_jax import words
+    from semivl_jax import compilation, words
     from semivl_jax.predictor import Segmenter
 
     begun = time.perf_counter()
+    compilation.keep(
+        compilation.FOLDER if options.compilation_cache is None else options.compilation_cache
+    )
     out = outputs.Outputs(Path(options.out).expanduser(), scores=options.save_scores)
     images = outputs.find_images(options.images, without=out.root)
     segmenter = Segmenter.load(
@@ -171,6 +174,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--window", type=_positive, help="side of the windows of clip:WEIGHTS, in pixels")
     add("--text_cache", metavar="DIR",
         help="keeps text embeddings, empty: does not; default: ~/.cache/semivl_jax/text")  # fmt: skip
+    add("--compilation_cache", metavar="DIR",
+        help="keeps compiled programs, empty: does not; default: ~/.cache/semivl_jax/xla")  # fmt: skip
     return parser.parse_args(argv)
 
 

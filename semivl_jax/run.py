@@ -14,8 +14,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from semivl_jax import check as check_lib
+from semivl_jax import compilation, gallery, record, report, serving
 from semivl_jax import experiment as experiment_lib
-from semivl_jax import gallery, record, report, serving
 from semivl_jax import targets as targets_lib
 from semivl_jax import workdir as workdir_lib
 from semivl_jax.data import feed, splits
@@ -77,8 +77,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
 def evaluate(config: ConfigDict, workdir: Path) -> None:
     """Evaluates the newest checkpoint, prints the table, draws; the scores go to `evaluation.json`.
 
-    Where the run has none, or there is no run, `model.checkpoint` is evaluated. The curves of the training
-    stay as they are.
+    Where the run has none, or there is no run, `model.checkpoint` is evaluated, and left in `serving` for
+    prediction. The curves of the training stay as they are.
     """
     foreign = bool(config.model.checkpoint) and not _has_checkpoint(workdir)
     if not foreign:
@@ -97,6 +97,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     values = evaluation(state, progress.next_step)
     scores = json.dumps({"step": progress.next_step, **values}, indent=1)
     workdir_lib.write(workdir / "evaluation.json", scores)
+    if foreign:  # so that it can predict, too
+        _export(experiment, workdir, evaluation, state)
 
 
 def check(config: ConfigDict, workdir: Path) -> None:
@@ -111,27 +113,19 @@ def outlined(config: ConfigDict) -> Experiment:
     if facts is None:
         return _open(config)[1]
     validate(config)
-    _set_up_jax(config)
+    compilation.keep(config.compilation_cache)
     info, images = facts
     return experiment_lib.build(config, info, images_per_epoch=images, outline=True)
 
 
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
     validate(config)
-    _set_up_jax(config)
+    compilation.keep(config.compilation_cache)
     data = experiment_lib.open_data(config)
     print(splits.describe_split(data.train, data.split), flush=True)
     stream = data.split.unlabelled if config.method.semi_supervised else data.split.labelled
     experiment = experiment_lib.build(config, data.info, images_per_epoch=len(stream))
     return data, experiment
-
-
-def _set_up_jax(config: ConfigDict) -> None:
-    if config.compilation_cache:
-        folder = Path(config.compilation_cache).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @contextmanager

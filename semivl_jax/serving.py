@@ -134,7 +134,7 @@ def load(path: str | os.PathLike[str]) -> Served:
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{folder}/model.safetensors does not state the sizes of its image tower: an early version wrote "
-            "it; run the training's command once more with --mode=train to have the folder written again"
+            "it; predict with that version, or train again"
         ) from None
     info = _info(folder / "classes.json")
     metrics = _json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}

@@ -23,14 +23,17 @@ from ml_collections import ConfigDict
 
 from semivl_jax import assembly
 from semivl_jax.models.dinov2 import DinoV2
-from semivl_jax.models.position import resize_table, square_grid
+from semivl_jax.models.position import Resizing, resize_table, square_grid
 from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.zegclip import PromptedVisionTransformer
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import files
 from semivl_jax.weights.tree import check
 
-_RESIZING = {PromptedVisionTransformer: "bilinear", DinoV2: "dinov2"}
+_RESIZING: dict[type[nn.Module], Resizing] = {
+    PromptedVisionTransformer: "bilinear",
+    DinoV2: "dinov2",
+}
 """How towers that differ from SemiVL's resize their position tables."""
 
 
@@ -85,7 +88,10 @@ def _at_grid(params: PyTree, encoder: nn.Module, path: Path) -> PyTree:
     if grid is None or table is None or table.ndim != 3:
         return params  # no table; or one so wrong that comparing names and shapes says more
     stored = square_grid(table.shape[1], source=str(path))
-    resizing = next(
-        (how for kind, how in _RESIZING.items() if isinstance(encoder, kind)), "bicubic"
-    )
-    return {**params, "pos_embedding": resize_table(table, stored, grid, resizing=resizing)}
+    resized = resize_table(table, stored, grid, resizing=resizing_of(encoder))
+    return {**params, "pos_embedding": resized}
+
+
+def resizing_of(encoder: nn.Module) -> Resizing:
+    """How the position table of an encoder gets to another grid."""
+    return _RESIZING.get(type(encoder), "bicubic")

@@ -35,7 +35,17 @@ def photos(tmp_path):
 def run(model, images, out, *more):
     paths = [str(image) for image in images]
     return predict.main(
-        ["--model", str(model), "--images", *paths, "--out", str(out), "--text_cache=", *more]
+        [
+            "--model",
+            str(model),
+            "--images",
+            *paths,
+            "--out",
+            str(out),
+            "--text_cache=",
+            "--compilation_cache=",
+            *more,
+        ]
     )
 
 

@@ -88,3 +88,17 @@ def test_panels_say_what_is_missing():
         pictures.panel([], classes=NAMES, palette=PALETTE)
     with pytest.raises(ValueError, match="3 colours for 2 classes"):
         pictures.panel([("a", np.zeros((4, 4, 3), np.uint8))], classes=NAMES[:2], palette=PALETTE)
+
+
+def test_the_legend_below_a_picture_names_what_occurs_and_leaves_the_picture_alone():
+    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    label = np.full((50, 60), 1)
+    label[:5] = 255
+    sheet = pictures.captioned(picture, label, classes=NAMES, palette=PALETTE)
+    np.testing.assert_array_equal(sheet[:50, :60], picture)
+    below = {tuple(c) for c in sheet[50:].reshape(-1, 3).tolist()}
+    assert tuple(PALETTE[1]) in below and tuple(PALETTE[0]) not in below
+    wide = pictures.captioned(
+        picture.repeat(20, 1), label.repeat(20, 1), classes=NAMES, palette=PALETTE
+    )
+    assert wide.shape[1] == 60 * 20
