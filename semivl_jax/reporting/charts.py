@@ -51,7 +51,7 @@ _PLOTS = (
     ("miou", "Validation mIoU", "Mean over all classes, percent, at every evaluation.", " %", False,
      {"eval/miou_ema": "average (EMA)", "eval/miou": "student"}),
     ("loss", "Losses", "Total, supervised, and consistency of the two strong views (s1, s2) and the "
-     "perturbed view (fp); each line is a mean over neighbouring steps.", "", True,
+     "perturbed view (fp); long curves are means over neighbouring steps.", "", True,
      {"train/loss": "total", "train/loss_x": "supervised", "train/loss_s1": "s1",
       "train/loss_s2": "s2", "train/loss_fp": "fp"}),
     ("guidance-loss", "Guidance losses", "Disagreement with the frozen CLIP's labels.", "", False,
