@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     config.model = _model()
     config.vlg_decoder = _vlg_decoder()
     config.deeplab_decoder = _deeplab_decoder()
+    config.atm_decoder = ConfigDict({"num_layers": 3, "num_heads": 8})
+    config.dpt_decoder = ConfigDict({"channels": 128, "tap_channels": (96, 192, 384, 768)})
     config.text = _text()
     config.method = _method()
     config.optim = _optim()
@@ -60,15 +62,19 @@ def _data() -> ConfigDict:
 
 def _model() -> ConfigDict:
     model = ConfigDict()
-    # clip_vit (CLIP's image tower as a dense encoder), resnet50 or resnet101 (stem of three convolutions,
-    # last stage dilated; the two taps are its first and last stage)
+    # clip_vit (CLIP's image tower as a dense encoder), prompted_clip_vit (the frozen tower with trained
+    # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the two taps are its
+    # first and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's ViT-B/16),
+    # dinov2_vits14 or dinov2_vitb14
     model.backbone = "clip_vit"
-    model.tower = "clip_vit_b16"  # sizes of the image tower: see semivl_jax/weights/towers.py
+    # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
+    model.tower = "clip_vit_b16"
     model.weights = ""  # CLIP weights (.safetensors), `demo` for the small tower of the demo
     # what a training starts from beside CLIP, and what --mode=evaluate scores where no run is: files of
     # python -m semivl_jax.convert (docs/checkpoints.md)
     model.checkpoint = ""  # a whole segmenter, or the serving/ folder of another run
-    model.backbone_weights = ""  # an image encoder for a backbone that is not clip_vit
+    # an image encoder for a backbone that is not CLIP's; empty: it starts untrained
+    model.backbone_weights = ""
     model.conv_encoder_weights = ""  # ImageNet weights of the convolutional encoder
     model.init = (
         "clip"  # clip, or random: the tower starts untrained (guidance still needs weights)
@@ -78,13 +84,14 @@ def _model() -> ConfigDict:
         4,
         12,
     )  # blocks whose features the decoder gets; the depth = the dense embedding
-    model.finetune = "spatial"  # spatial (attention and positions), all, or none
+    model.finetune = "spatial"  # spatial (attention and positions), all, prompts, or none
     model.guidance_grid = (
         0  # side of the frozen tower's position table in patches; 0: that of the crop
     )
     model.conv_encoder = "none"  # none or resnet101_v1c
     model.renormalize = False  # feed the towers with CLIP's image statistics instead of ImageNet's
-    model.decoder = "vlg"  # vlg (language-guided) or deeplab
+    # vlg (language-guided), deeplab, atm (attention to classes, of ZegCLIP) or dpt (of UniMatch V2)
+    model.decoder = "vlg"
     return model
 
 
@@ -125,7 +132,9 @@ def _method() -> ConfigDict:
     method.teacher = "ema"  # ema, or student: the published training
     method.ema_decay = 0.996
     method.partner = "batch"  # CutMix partner: batch (reversed), or same_image: the published one
-    method.criterion = "cross_entropy"  # or ohem
+    # cross_entropy, ohem (labelled images only), or focal_dice (ZegCLIP's, for pseudo-labels too: all
+    # pixels count, by the share of confident ones, so confidence_mode is not read)
+    method.criterion = "cross_entropy"
     method.ohem_threshold = 0.7
     method.ohem_min_kept = 100_000  # pixels of the whole batch
     method.confidence_mode = "pixelwise"  # pixelwise, pixelratio or pixelavg

@@ -62,6 +62,7 @@ def unimatch_r101(config: ConfigDict) -> None:
     config.model.init = "random"
     config.model.finetune = "all"
     config.model.weights = ""
+    config.model.backbone_weights = "resnet101.safetensors"
     config.model.decoder = "deeplab"
     config.method.guidance = False
     config.optim.name = "sgd"
@@ -73,10 +74,38 @@ def unimatch_r101(config: ConfigDict) -> None:
     config.evaluation.short_side = 0
 
 
+def unimatch_zegclip(config: ConfigDict) -> None:
+    """Frozen CLIP with trained prompts, ZegCLIP's decoder and criterion."""
+    config.model.backbone = "prompted_clip_vit"
+    config.model.taps = (12,)
+    config.model.finetune = "prompts"
+    config.model.decoder = "atm"
+    config.method.criterion = "focal_dice"
+    config.method.dropout_passes = "first"
+    config.method.guidance = False
+    config.optim.backbone_lr = 10.0
+
+
+def unimatch_vit(config: ConfigDict) -> None:
+    """DeepLabV3+ head on a ViT-B/16 with ImageNet weights."""
+    config.model.backbone = "imagenet_vit"
+    config.model.init = "random"
+    config.model.taps = (4, 11)
+    config.model.finetune = "all"
+    config.model.weights = ""
+    config.model.backbone_weights = "imagenet_vit_b16.safetensors"
+    config.model.decoder = "deeplab"
+    config.method.dropout_passes = "all"
+    config.method.guidance = False
+    config.optim.backbone_lr = 0.001
+
+
 ROWS = {
     row.__name__: row
     for row in (
         unimatch_r101,
+        unimatch_zegclip,
+        unimatch_vit,
         clip_init,
         spatial_finetuning,
         language_decoder,

@@ -7,33 +7,51 @@ run always find the model that they belong to.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from semivl_jax.models import dinov2
+from semivl_jax.models.big_vision import PlainViT
 from semivl_jax.models.deeplab import DeepLabHead
+from semivl_jax.models.dinov2 import DinoV2
+from semivl_jax.models.dpt import DPTHead
+from semivl_jax.models.imagenet_vit import ImageNetViT
 from semivl_jax.models.resnet import ResNet, ResNetV1c
 from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
+from semivl_jax.models.zegclip import MaskDecoder, PromptedVisionTransformer
 from semivl_jax.types import ClassText, PyTree
 
 RESNET_BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+CLIP_BACKBONES = ("clip_vit", "prompted_clip_vit")
+VIT_SIZES = {
+    "imagenet_vit": {},  # the module's defaults
+    "dinov2_vits14": dinov2.SIZES["small"],
+    "dinov2_vitb14": dinov2.SIZES["base"],
+    "augreg_b16": {"class_token": True},
+    "siglip_b16": {"class_token": False, "map_head": True},
+}
+"""Constructor arguments of the vision transformers that are not CLIP's."""
+TINY_VIT = {"patch_size": 8, "width": 16, "depth": 4, "num_heads": 2, "mlp_dim": 32}
+"""Sizes of any of them with `model.tower = "tiny"`."""
 
 
 def needs_clip(config: ConfigDict) -> bool:
     """Whether anything of CLIP takes part: its image tower, words in the decoder, or guidance."""
     model, method = config.model, config.method
     return (
-        model.backbone == "clip_vit"
-        or model.decoder == "vlg"
+        model.backbone in CLIP_BACKBONES
+        or model.decoder in ("vlg", "atm")
         or (method.semi_supervised and method.guidance)
     )
 
 
-def segmenter(config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, int]) -> Segmenter:
+def segmenter(config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, Any]) -> Segmenter:
     """The model that a configuration describes.
 
     `clip_sizes` are the constructor arguments of the CLIP image tower (`weights.towers.Clip.image`),
@@ -44,34 +62,66 @@ def segmenter(config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, int
     conv_encoder = None
     if model.conv_encoder == "resnet101_v1c":
         conv_encoder = ResNetV1c(dtype=dtype)
-    backbone: nn.Module
-    residual = model.backbone in RESNET_BLOCKS
-    if residual:
-        backbone = ResNet(blocks=RESNET_BLOCKS[model.backbone], dtype=dtype)
-    else:
-        backbone = clip_tower(config, clip_sizes, taps=_taps(config, clip_sizes["depth"]))
+    encoder = backbone(config, clip_sizes)
+    # Their logits go straight to the size of the image, as published.
+    straight = isinstance(encoder, ResNet | DinoV2)
     decoder: nn.Module
     if model.decoder == "vlg":
         decoder = VLGDecoder(
             **config.vlg_decoder, use_conv_features=conv_encoder is not None, dtype=dtype
         )
+    elif model.decoder == "atm":
+        decoder = MaskDecoder(**config.atm_decoder, dtype=dtype)
+    elif model.decoder == "dpt":
+        decoder = DPTHead(
+            num_classes, **config.dpt_decoder, patch_size=encoder.patch_size, dtype=dtype
+        )
     else:
         decoder = DeepLabHead(
-            num_classes, **config.deeplab_decoder, align_corners=residual, dtype=dtype
+            num_classes, **config.deeplab_decoder, align_corners=straight, dtype=dtype
         )
     return Segmenter(
-        backbone=backbone,
+        backbone=encoder,
         decoder=decoder,
         conv_encoder=conv_encoder,
         crop=config.data.crop,
         renormalize=model.renormalize,
-        via_square=not residual,
-        align_corners=residual,
+        via_square=not straight,
+        align_corners=straight,
     )
 
 
+def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
+    """The image encoder. ValueError for taps that it does not have."""
+    dtype, model, crop = jnp.dtype(config.dtype), config.model, config.data.crop
+    if model.backbone in RESNET_BLOCKS:
+        return ResNet(blocks=RESNET_BLOCKS[model.backbone], dtype=dtype)
+    if model.backbone == "clip_vit":
+        return clip_tower(config, clip_sizes, taps=_taps(config, clip_sizes["depth"]))
+    if model.backbone == "prompted_clip_vit":
+        # Whatever a file says of activation and epsilon: ZegCLIP keeps CLIP's own.
+        sizes = {k: v for k, v in clip_sizes.items() if k not in ("quick_gelu", "eps")}
+        depth, side = sizes["depth"], crop // sizes["patch_size"]
+        taps = _taps(config, depth)
+        return PromptedVisionTransformer(
+            **sizes, grid=(side, side), taps=taps, prompt_depth=depth - 1, dtype=dtype
+        )
+    sizes = VIT_SIZES[model.backbone]
+    if model.tower == "tiny":
+        sizes = TINY_VIT | {k: v for k, v in sizes.items() if isinstance(v, bool)}
+    taps = tuple(model.taps)
+    if model.backbone == "imagenet_vit":
+        side = crop // sizes.get("patch_size", ImageNetViT.patch_size)
+        return ImageNetViT(**sizes, grid=(side, side), taps=taps, dtype=dtype)
+    if model.backbone in ("augreg_b16", "siglip_b16"):
+        side = crop // sizes.get("patch_size", PlainViT.patch_size)
+        return PlainViT(**sizes, grid=(side, side), taps=taps, dtype=dtype)
+    # The position table keeps the published size whatever the crop.
+    return DinoV2(**sizes, taps=taps, dtype=dtype)
+
+
 def clip_tower(
-    config: ConfigDict, clip_sizes: dict[str, int], *, taps: tuple[int, ...], side: int = 0
+    config: ConfigDict, clip_sizes: dict[str, Any], *, taps: tuple[int, ...], side: int = 0
 ) -> VisionTransformer:
     """CLIP's image tower; its position table has `side` rows (0: the grid of the training crop)."""
     side = side or config.data.crop // clip_sizes["patch_size"]
@@ -80,7 +130,7 @@ def clip_tower(
     )
 
 
-def guidance_tower(config: ConfigDict, clip_sizes: dict[str, int]) -> VisionTransformer:
+def guidance_tower(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTransformer:
     """The frozen tower that labels unlabelled images: only the dense embedding."""
     depth, side = clip_sizes["depth"], config.model.guidance_grid
     return clip_tower(config, clip_sizes, taps=(depth,), side=side)
@@ -120,9 +170,9 @@ def _taps(config: ConfigDict, depth: int) -> tuple[int, ...]:
             f"model.taps = {taps} must rise and end at {depth} or before, because the tower "
             f"has {depth} blocks ({depth} means the dense embedding)"
         )
-    if config.model.decoder == "vlg" and taps[-1] != depth:
+    if config.model.decoder in ("vlg", "atm") and taps[-1] != depth:
         raise ValueError(
-            f"model.taps = {taps} lack the dense embedding, which model.decoder = 'vlg' compares with "
-            f"words; end them with {depth}"
+            f"model.taps = {taps} lack the dense embedding, which model.decoder = "
+            f"{config.model.decoder!r} compares with words; end them with {depth}"
         )
     return taps

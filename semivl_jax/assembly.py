@@ -75,11 +75,11 @@ def create_state(
 ) -> state_lib.TrainState:
     """State before the first step.
 
-    `start` holds variables to begin with, whole parts of the segmenter: {"params": {part: …}, "batch_stats":
-    {part: …}}. What it lacks is drawn.
+    `start` holds variables to begin with: {"params": {part: …}, "batch_stats": {part: …}}. What it lacks is
+    drawn: whole parts, or the prompts of a CLIP tower.
     """
     drawn, start = init_variables(parts.segmenter, text, parts.recipe.seed), start or {}
-    variables = {name: {**tree, **start.get(name, {})} for name, tree in drawn.items()}
+    variables = {name: groups_lib.merge(tree, start.get(name, {})) for name, tree in drawn.items()}
     trained, frozen = groups_lib.partition(variables["params"], parts.groups)
     return state_lib.create(
         trained,

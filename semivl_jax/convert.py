@@ -2,10 +2,12 @@
 
     python -m semivl_jax.convert ViT-B-16.pt --out clip_vit_b16.safetensors
     python -m semivl_jax.convert best.pth --out voc_92.safetensors
+    python -m semivl_jax.convert clip_vit_b16.safetensors --out clip_vit_b16.npz
 
 What the weights are is recognised from their content. Names and shapes must be exactly those of the model:
-what is missing, unexpected or misshapen is listed, and then nothing is written. Exit codes: 0 written,
-2 something is wrong (one sentence says what). All formats: docs/checkpoints.md.
+what is missing, unexpected or misshapen is listed, and then nothing is written. With an --out that ends with
+.npz it is the other way round: towers of this project in big_vision's layout. Exit codes: 0 written, 2
+something is wrong (one sentence says what). All formats: docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax.weights import checkpoints, files, kinds
+from semivl_jax.weights import checkpoints, files, kinds, npz
 from semivl_jax.weights.tree import flatten
 
 
@@ -46,12 +48,21 @@ def convert(
     Raises:
       ValueError: the weights cannot be read, are of no known kind, or do not fit their model.
     """
+    if out.suffix == ".npz":
+        return _export(src, out)
     if out.suffix != ".safetensors":
-        raise ValueError(f"--out={out} must end with .safetensors")
+        raise ValueError(f"--out={out} must end with .safetensors, or .npz to export")
     checkpoint = checkpoints.read(src)
     recognised = kinds.recognise(checkpoint, kind)
     weights = recognised.convert(checkpoint, options or kinds.Options())
     files.save(out, weights)
+    return weights
+
+
+def _export(src: Path, out: Path) -> files.Weights:
+    """A file of this project with towers in it, to big_vision's layout."""
+    weights = files.load(src, expect=(files.CLIP, files.SIGLIP, files.BACKBONE))
+    npz.save(out, weights)
     return weights
 
 
@@ -64,8 +75,16 @@ def describe(weights: files.Weights, path: Path) -> str:
     lines += [
         f"  {part:<13}{count:>13,} parameters" for part, count in parameter_counts(weights).items()
     ]
-    use = files.USES[weights.format]
-    return "\n".join([*lines, f"written to {path}; use it with", f"  --config.{use}={path}"])
+    lines.append(f"written to {path}")
+    if path.suffix == ".safetensors":
+        lines.append(f"use it with --config.{_use(weights)}={path}")
+    return "\n".join(lines)
+
+
+def _use(weights: files.Weights) -> str:
+    if weights.kind == "resnet_v1c":
+        return "model.conv_encoder_weights"
+    return files.USES[weights.format]
 
 
 def parameter_counts(weights: files.Weights) -> dict[str, int]:
@@ -91,7 +110,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("src", type=Path, help="a file, or a folder of the Hugging Face layout")
-    parser.add_argument("--out", type=Path, required=True, help="FILE.safetensors")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="FILE.safetensors; FILE.npz exports"
+    )
     parser.add_argument("--kind", default="", help=f"one of {', '.join(kinds.names())}")
     for part in ("image", "text", "decoder"):
         parser.add_argument(

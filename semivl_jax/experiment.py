@@ -27,6 +27,7 @@ from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.language import embeddings, names
 from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.zegclip import PromptedVisionTransformer
 from semivl_jax.train import sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import Clock
@@ -243,10 +244,11 @@ def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: b
         clip = towers_lib.load(config.model.weights, config.model.tower)
     tower = None if absent else words.TextTower.of(clip)
 
-    def params(vision: VisionTransformer) -> PyTree:
+    def params(vision: VisionTransformer | PromptedVisionTransformer) -> PyTree:
         if absent:
             return outline_lib.image_shapes(clip.image, vision.grid)
-        return towers_lib.resized(clip.image_params, vision.grid)
+        resizing = starting.resizing_of(vision)
+        return towers_lib.resized(clip.image_params, vision.grid, resizing=resizing)
 
     def text(mode: str) -> ClassText:
         if tower is None:  # rows of the right number and length, meaning nothing
@@ -265,8 +267,8 @@ def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: b
     if not absent:
         constants = jax.device_put(constants, sharding.replicated(mesh))
     start = None
-    if config.model.backbone == "clip_vit" and config.model.init == "clip":
-        start = params(architecture.clip_tower(config, clip.image, taps=(clip.image["depth"],)))
+    if config.model.backbone in architecture.CLIP_BACKBONES and config.model.init == "clip":
+        start = params(architecture.backbone(config, clip.image))
     return _ClipParts(constants=constants, sizes=clip.image, start=start, text_tower=tower)
 
 

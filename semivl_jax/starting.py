@@ -18,19 +18,24 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from semivl_jax import assembly
+from semivl_jax.models.big_vision import PlainViT
 from semivl_jax.models.dinov2 import DinoV2
-from semivl_jax.models.position import resize_table, square_grid
+from semivl_jax.models.position import Resizing, resize_table, square_grid
 from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.zegclip import PromptedVisionTransformer
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import files
 from semivl_jax.weights.tree import check
 
-_RESIZING = {PromptedVisionTransformer: "bilinear", DinoV2: "dinov2"}
+_RESIZING: dict[type[nn.Module], Resizing] = {
+    PromptedVisionTransformer: "bilinear",
+    DinoV2: "dinov2",
+}
 """How towers that differ from SemiVL's resize their position tables."""
 
 
@@ -63,7 +68,10 @@ def _file_in(path: str) -> Path:
 
 
 def _load_part(path: Path, module: nn.Module, *, key: str) -> PyTree:
-    tree = files.load(path, expect=files.BACKBONE).tree
+    weights = files.load(path, expect=(files.BACKBONE, files.SIGLIP))
+    tree = weights.tree
+    if weights.format == files.SIGLIP:
+        tree = {"params": tree["params"]["img"], "batch_stats": {}}
     tree["params"] = _at_grid(tree["params"], module, path)
     image = jnp.zeros((1, 64, 64, 3))  # the parameters are the same for every size
     like = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
@@ -84,8 +92,14 @@ def _at_grid(params: PyTree, encoder: nn.Module, path: Path) -> PyTree:
     table, grid = params.get("pos_embedding"), getattr(encoder, "grid", None)
     if grid is None or table is None or table.ndim != 3:
         return params  # no table; or one so wrong that comparing names and shapes says more
+    # big_vision's tables have no row for the class token; they get one for the time of resizing.
+    extra = int(isinstance(encoder, PlainViT))
+    table = np.pad(table, ((0, 0), (extra, 0), (0, 0)))
     stored = square_grid(table.shape[1], source=str(path))
-    resizing = next(
-        (how for kind, how in _RESIZING.items() if isinstance(encoder, kind)), "bicubic"
-    )
-    return {**params, "pos_embedding": resize_table(table, stored, grid, resizing=resizing)}
+    resized = resize_table(table, stored, grid, resizing=resizing_of(encoder))
+    return {**params, "pos_embedding": resized[:, extra:]}
+
+
+def resizing_of(encoder: nn.Module) -> Resizing:
+    """How the position table of an encoder gets to another grid."""
+    return _RESIZING.get(type(encoder), "bicubic")

@@ -13,6 +13,19 @@ from ml_collections import ConfigDict
 from semivl_jax.evaluation import sliding
 from semivl_jax.language import embeddings
 
+FITTING: dict[str, dict[str, tuple[str, ...]]] = {
+    "clip_vit": {"decoder": ("vlg", "deeplab"), "finetune": ("spatial", "all", "none")},
+    "prompted_clip_vit": {"decoder": ("atm",), "finetune": ("prompts",)},
+    "resnet50": {"decoder": ("deeplab",), "finetune": ("all",)},
+    "resnet101": {"decoder": ("deeplab",), "finetune": ("all",)},
+    "imagenet_vit": {"decoder": ("deeplab",), "finetune": ("all", "none")},
+    "dinov2_vits14": {"decoder": ("dpt",), "finetune": ("all", "none")},
+    "dinov2_vitb14": {"decoder": ("dpt",), "finetune": ("all", "none")},
+    "augreg_b16": {"decoder": ("deeplab",), "finetune": ("all", "none")},
+    "siglip_b16": {"decoder": ("deeplab",), "finetune": ("all", "none")},
+}
+"""model.backbone → values of other keys of `model` that go with it."""
+
 CHOICES: dict[str, tuple[object, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "data.dataset": (
@@ -25,11 +38,11 @@ CHOICES: dict[str, tuple[object, ...]] = {
         "cityscapes",
     ),
     "data.resize": ("ratio", "long_side"),
-    "model.backbone": ("clip_vit", "resnet50", "resnet101"),
+    "model.backbone": tuple(FITTING),
     "model.init": ("clip", "random"),
-    "model.finetune": ("spatial", "all", "none"),
+    "model.finetune": ("spatial", "all", "prompts", "none"),
     "model.conv_encoder": ("none", "resnet101_v1c"),
-    "model.decoder": ("vlg", "deeplab"),
+    "model.decoder": ("vlg", "deeplab", "atm", "dpt"),
     "text.decoder": embeddings.MODES,
     "text.guidance": embeddings.MODES,
     "method.teacher": ("ema", "student"),
@@ -37,7 +50,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "method.strong_views": (1, 2),
     "method.perturbation": ("feature", "complementary", "none"),
     "method.dropout_passes": ("none", "first", "all"),
-    "method.criterion": ("cross_entropy", "ohem"),
+    "method.criterion": ("cross_entropy", "ohem", "focal_dice"),
     "method.confidence_mode": ("pixelwise", "pixelratio", "pixelavg"),
     "method.guidance_reduction": ("mean", "mean_valid", "mean_all"),
     "optim.lr_scaling": ("none", "linear"),
@@ -148,37 +161,33 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
             f"method.strong_views = {method.strong_views} leaves nothing to complement; set it to 2 for "
             "method.perturbation = 'complementary'"
         )
-    if model.backbone == "clip_vit" and model.backbone_weights:
+    of_clip = model.backbone in ("clip_vit", "prompted_clip_vit")
+    if of_clip and model.backbone_weights:
         yield (
             f"model.backbone_weights = {model.backbone_weights!r} is not read by model.backbone = "
-            "'clip_vit', which starts from model.weights; name another backbone or leave it empty"
+            f"{model.backbone!r}, which starts from model.weights; name another backbone or leave it empty"
         )
     if model.conv_encoder == "none" and model.conv_encoder_weights:
         yield (
             f"model.conv_encoder_weights = {model.conv_encoder_weights!r} is not read by "
             "model.conv_encoder = 'none'; name an encoder or leave it empty"
         )
-    if model.backbone != "clip_vit" and model.decoder == "vlg":
-        yield (
-            f"model.backbone = {model.backbone!r} has no dense embedding for model.decoder = 'vlg' to "
-            "compare with words; set model.decoder = 'deeplab'"
-        )
-    if model.backbone != "clip_vit" and (model.init == "clip" or model.finetune == "spatial"):
-        yield (
-            f"model.backbone = {model.backbone!r} is no CLIP tower; set model.init = 'random' and "
-            "model.finetune = 'all'"
-        )
+    for key, fitting in FITTING.get(model.backbone, {}).items():
+        if model[key] not in fitting:
+            yield (
+                f"model.backbone = {model.backbone!r} does not go with model.{key} = {model[key]!r}; set "
+                f"model.{key} = {' or '.join(map(repr, fitting))}"
+            )
+    if not of_clip and model.init == "clip":
+        yield f"model.backbone = {model.backbone!r} is no CLIP tower; set model.init = 'random'"
     if model.init == "random" and model.finetune != "all" and model.weights != "random":
-        yield (
-            f"model.init = 'random' with model.finetune = {model.finetune!r} would freeze weights that "
-            "were never trained; set model.finetune = 'all' or model.init = 'clip'"
-        )
+        yield from _frozen_untrained(model, of_clip=of_clip)
     if method.semi_supervised and method.guidance and not model.weights:
         yield from _needs_weights("method.guidance = True")
     elif model.init == "clip" and not model.weights:
         yield from _needs_weights("model.init = 'clip'")
-    elif model.decoder == "vlg" and not model.weights:
-        yield from _needs_weights("model.decoder = 'vlg'")
+    elif model.decoder in ("vlg", "atm") and not model.weights:
+        yield from _needs_weights(f"model.decoder = {model.decoder!r}")
     if evaluation.stride > data.crop:
         yield (
             f"evaluation.stride = {evaluation.stride} is larger than data.crop = {data.crop}, so "
@@ -193,6 +202,15 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
     if not evaluation.every_epochs and not evaluation.every_steps:
         yield (
             "evaluation.every_epochs = 0 and evaluation.every_steps = 0 never evaluate; set one of them"
+        )
+
+
+def _frozen_untrained(model: ConfigDict, *, of_clip: bool) -> Iterator[str]:
+    if of_clip or not model.backbone_weights:
+        remedy = "model.init = 'clip'" if of_clip else "name a file in model.backbone_weights"
+        yield (
+            f"model.init = 'random' with model.finetune = {model.finetune!r} would freeze weights that "
+            f"were never trained; set model.finetune = 'all' or {remedy}"
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from semivl_jax import assembly, run, starting
+from semivl_jax import architecture, assembly, run, starting
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.position import resize_table
 from semivl_jax.models.resnet import ResNet, ResNetV1c
@@ -106,6 +106,30 @@ def test_encoders_start_alone(tmp_path):
     config.model.conv_encoder_weights = config.model.backbone_weights
     with pytest.raises(ValueError, match=r"model\.conv_encoder_weights = .* does not fit"):
         begin(segmenter, config)
+
+
+@pytest.mark.parametrize("backbone", ["augreg_b16", "siglip_b16"])
+def test_towers_of_big_vision_start_at_the_grid_of_the_crop(tmp_path, backbone):
+    config = tiny.get_config()
+    config.model.backbone, config.model.decoder, config.model.taps = backbone, "deeplab", (1, 3)
+    config.model.init, config.model.finetune = "random", "all"
+    config.method.guidance = False
+    validate(config)
+    segmenter = architecture.segmenter(config, num_classes=3, clip_sizes={})
+    stored = segmenter.backbone.clone(grid=(6, 6))
+    params = drawn(stored, np.zeros((1, 48, 48, 3), np.float32))["params"]
+    kind, tree = files.BACKBONE, {"params": params}
+    if backbone == "siglip_b16":  # both towers in one file
+        kind, tree = files.SIGLIP, {"params": {"img": params, "txt": {}, "t": np.ones(1)}}
+    path = tmp_path / "w.safetensors"
+    files.save(path, files.Weights(format=kind, kind="big_vision", sizes={}, tree=tree))
+    config.model.backbone_weights = str(path)
+    start = begin(segmenter, config)["params"]["backbone"]
+    whole = np.pad(params["pos_embedding"], ((0, 0), (1, 0), (0, 0)))
+    expected = resize_table(whole, (6, 6), (4, 4))[:, 1:]
+    np.testing.assert_array_equal(start["pos_embedding"], expected)
+    without = {name: tree for name, tree in start.items() if name != "pos_embedding"}
+    jax.tree.map(np.testing.assert_array_equal, without, {name: params[name] for name in without})
 
 
 @pytest.mark.parametrize(

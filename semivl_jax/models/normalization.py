@@ -26,5 +26,11 @@ def renormalize(image: Float[Array, "*b 3"]) -> Float32[Array, "*b 3"]:
     return (unit - _along(CLIP_MEAN, image)) / _along(CLIP_STD, image)
 
 
+def symmetric(image: Float[Array, "*b 3"]) -> Float32[Array, "*b 3"]:
+    """ImageNet-normalised -> pixels scaled to [-1, 1], as big_vision feeds its towers."""
+    unit = image.astype(jnp.float32) * _along(IMAGENET_STD, image) + _along(IMAGENET_MEAN, image)
+    return 2 * unit - 1
+
+
 def _along(statistics: tuple[float, float, float], image: Array) -> np.ndarray:
     return np.asarray(statistics, np.float32).reshape((1,) * (image.ndim - 1) + (3,))

@@ -43,10 +43,11 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU (exact) or CLIP's QuickGELU between them."""
+    """Two linear layers with GELU (exact, or `tanh_gelu`: flax's approximation) or CLIP's QuickGELU."""
 
     hidden: int
     quick_gelu: bool = False
+    tanh_gelu: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -55,7 +56,7 @@ class Mlp(nn.Module):
         init = nn.initializers.xavier_uniform()
         channels = x.shape[-1]
         x = nn.Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="Dense_0")(x)
-        x = x * nn.sigmoid(1.702 * x) if self.quick_gelu else nn.gelu(x, approximate=False)
+        x = x * nn.sigmoid(1.702 * x) if self.quick_gelu else nn.gelu(x, approximate=self.tanh_gelu)
         return nn.Dense(channels, kernel_init=init, dtype=self.dtype, name="Dense_1")(x)
 
 
@@ -116,6 +117,7 @@ class Block(nn.Module):
     value_path: bool = False
     causal: bool = False
     quick_gelu: bool = False
+    tanh_gelu: bool = False
     layer_scale: float | None = None
     drop_rate: float = 0.0
     eps: float = 1e-6
@@ -131,7 +133,7 @@ class Block(nn.Module):
             self.num_heads, self.causal, self.dtype, name="MultiHeadDotProductAttention_0"
         )
         norm = layer_norm("LayerNorm_1", eps=self.eps, dtype=self.dtype)
-        mlp = Mlp(self.mlp_dim, self.quick_gelu, self.dtype, name="MlpBlock_0")
+        mlp = Mlp(self.mlp_dim, self.quick_gelu, self.tanh_gelu, self.dtype, name="MlpBlock_0")
         y = layer_norm("LayerNorm_0", eps=self.eps, dtype=self.dtype)(x)
         mixed, own = attention(y, value_path=self.value_path)
         mixed = x + self._drop(scale_attention(mixed))
@@ -168,6 +170,7 @@ class Encoder(nn.Module):
     value_paths: tuple[int, ...] = ()
     causal: bool = False
     quick_gelu: bool = False
+    tanh_gelu: bool = False
     eps: float = 1e-6
     dtype: DTypeLike = jnp.float32
     remat: bool = False
@@ -186,6 +189,7 @@ class Encoder(nn.Module):
                 value_path=i in self.value_paths,
                 causal=self.causal,
                 quick_gelu=self.quick_gelu,
+                tanh_gelu=self.tanh_gelu,
                 eps=self.eps,
                 dtype=self.dtype,
                 name=f"encoderblock_{i}",
@@ -209,6 +213,7 @@ class TappedEncoder(nn.Module):
     num_heads: int
     mlp_dim: int
     taps: tuple[int, ...]
+    tanh_gelu: bool = False
     layer_scale: float | None = None
     drop_rate: float = 0.0
     eps: float = 1e-6
@@ -226,6 +231,7 @@ class TappedEncoder(nn.Module):
             x, _ = make(
                 num_heads=self.num_heads,
                 mlp_dim=self.mlp_dim,
+                tanh_gelu=self.tanh_gelu,
                 layer_scale=self.layer_scale,
                 drop_rate=self.drop_rate * i / max(self.depth - 1, 1) if train else 0.0,
                 eps=self.eps,

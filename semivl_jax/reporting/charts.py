@@ -17,6 +17,8 @@ from semivl_jax.reporting.read import Curve, Run
 
 POINTS = 400
 """Most points of a curve on the page."""
+LABELS = 60
+"""Most classes whose names stand along an axis."""
 COLOURS = ("#3b82f6", "#e8590c", "#12a150", "#a855f7", "#d6336c", "#0ca5b0", "#b8860b", "#7a8699")
 """Legible on white and on near-black alike."""
 
@@ -49,7 +51,7 @@ _PLOTS = (
     ("miou", "Validation mIoU", "Mean over all classes, percent, at every evaluation.", " %", False,
      {"eval/miou_ema": "average (EMA)", "eval/miou": "student"}),
     ("loss", "Losses", "Total, supervised, and consistency of the two strong views (s1, s2) and the "
-     "perturbed view (fp); each line is a mean over neighbouring steps.", "", True,
+     "perturbed view (fp); long curves are means over neighbouring steps.", "", True,
      {"train/loss": "total", "train/loss_x": "supervised", "train/loss_s1": "s1",
       "train/loss_s2": "s2", "train/loss_fp": "fp"}),
     ("guidance-loss", "Guidance losses", "Disagreement with the frozen CLIP's labels.", "", False,
@@ -158,8 +160,8 @@ def confusion(run: Run) -> Chart | None:
         colorbar={"ticksuffix": " %", "thickness": 10, "outlinewidth": 0},
     )  # fmt: skip
     layout = go.Layout(
-        xaxis={"title": {"text": "prediction"}, "type": "category"},
-        yaxis={"title": {"text": "truth"}, "type": "category", "autorange": "reversed"},
+        xaxis={"title": {"text": "prediction"}, **_categories(names)},
+        yaxis={"title": {"text": "truth"}, "autorange": "reversed", **_categories(names)},
     )
     about = f"Percent of each true class's pixels by prediction, step {run.evaluations[-1].step}."
     off = share.copy()
@@ -196,7 +198,7 @@ def balance(run: Run) -> Chart | None:
                    marker={"color": COLOURS[number]}, hovertemplate="%{y:.3~g} %")
         )  # fmt: skip
     layout = go.Layout(
-        yaxis={"type": "log", "ticksuffix": " %"}, xaxis={"type": "category"},
+        yaxis={"type": "log", "ticksuffix": " %"}, xaxis=_categories(run.classes),
         hovermode="x unified", showlegend=False, barmode="group",
     )  # fmt: skip
     rows = tuple(
@@ -205,6 +207,11 @@ def balance(run: Run) -> Chart | None:
     return Chart(id="balance", title="Class balance", wide=True,
                  about="Share of the pixels, on a logarithmic axis.", rows=rows,
                  head=("class", *parts), figure=_figure(traces, layout))  # fmt: skip
+
+
+def _categories(names: Sequence[str]) -> dict[str, Any]:
+    """An axis of class names; where they would not fit, pointing at the chart still names them."""
+    return {"type": "category", "showticklabels": len(names) <= LABELS}
 
 
 def _figure(traces: list[Any], layout: go.Layout) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def mask_loss(
 ) -> MaskLoss:
     """Focal and dice loss; both terms are multiplied by `scale`.
 
-    On pseudo-labels, `scale` is the share of confident pixels (`confident_share`): this criterion
-    cannot weight single pixels. Pseudo-labels of padding count, as published.
+    On pseudo-labels, `scale` is the share of confident pixels (`losses.confident_share`): this
+    criterion cannot weight single pixels. Pseudo-labels of padding count, as published.
     """
     logits = bilinear(logits.astype(jnp.float32), label.shape[1:], align_corners=False)
     classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
@@ -54,17 +54,6 @@ def mask_loss(
     focal = jnp.sum(jnp.mean(_focal(logits, target), axis=(1, 2))) / masks
     dice = jnp.sum(jnp.where(shown, _dice(logits, target), 0.0)) / masks
     return MaskLoss(focal=scale * focal_weight * focal, dice=scale * dice_weight * dice)
-
-
-def confident_share(
-    confidence: Float[Array, "b h w"], ignore: Bool[Array, "b h w"], *, threshold: float
-) -> Float32[Array, ""]:
-    """Share of pixels with confidence >= threshold among those of the batch that are no padding.
-
-    0 where all is padding.
-    """
-    sure = jnp.sum((confidence >= threshold) & ~ignore, dtype=jnp.float32)
-    return sure / jnp.maximum(jnp.sum(~ignore), 1)
 
 
 def _focal(

@@ -22,7 +22,7 @@ class Recipe:
     teacher: Literal["ema", "student"] = "ema"
     ema_decay: float = 0.996
     partner: Literal["batch", "same_image"] = "batch"
-    criterion: Literal["cross_entropy", "ohem"] = "cross_entropy"
+    criterion: Literal["cross_entropy", "ohem", "focal_dice"] = "cross_entropy"
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 100_000
     confidence_mode: Literal["pixelwise", "pixelratio", "pixelavg"] = "pixelwise"

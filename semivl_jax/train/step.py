@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from semivl_jax.augment import views as views_lib
 from semivl_jax.models import guidance as guidance_lib
 from semivl_jax.models import normalization
-from semivl_jax.train import losses, pseudo, teacher
+from semivl_jax.train import losses, mask_losses, pseudo, teacher
 from semivl_jax.train import noise as noise_lib
 from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Parts, Recipe
@@ -182,10 +182,17 @@ def _supervised_loss(recipe: Recipe, logits: Array, views: Views) -> Float[Array
         return losses.ohem(
             logits, views.y, threshold=recipe.ohem_threshold, min_kept=recipe.ohem_min_kept
         )
+    if recipe.criterion == "focal_dice":
+        return mask_losses.mask_loss(logits, views.y).total
     return losses.supervised(logits, views.y)
 
 
 def _consistency_loss(recipe: Recipe, logits: Array, target: _Target) -> Float[Array, ""]:
+    if recipe.criterion == "focal_dice":
+        share = losses.confident_share(
+            target.pseudo.confidence, target.ignore, threshold=recipe.confidence_threshold
+        )
+        return mask_losses.mask_loss(logits, target.pseudo.label, scale=share).total
     return losses.consistency(
         logits, target.pseudo.label, target.pseudo.confidence, target.ignore,
         mode=recipe.confidence_mode, threshold=recipe.confidence_threshold,

@@ -52,9 +52,8 @@ def read(path: Path) -> Checkpoint:
     beside = path.with_name("config.json")
     # Only the layout of Hugging Face says more in a file beside the weights.
     config = _read_config(beside) if path.name in _FOLDER and beside.is_file() else {}
-    return Checkpoint(
-        source=str(path), state=_without_prefix(state), config=config, metadata=metadata
-    )
+    state = {name: _storable(array) for name, array in _without_prefix(state).items()}
+    return Checkpoint(source=str(path), state=state, config=config, metadata=metadata)
 
 
 def _read_folder(folder: Path) -> Checkpoint:
@@ -161,6 +160,11 @@ def _arrays(content: Any, path: Path) -> dict[str, np.ndarray]:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray)
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """float64 and bfloat16 as float32; what others publish as float16 and float32 stays as it is."""
+    return array.astype(np.float32) if array.dtype in (np.float64, ml_dtypes.bfloat16) else array
 
 
 def _without_prefix(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,13 +2,13 @@
 
 In and out: safetensors files whose metadata say
 
-    format   what the tree is: CLIP, BACKBONE or SEGMENTER below
+    format   what the tree is: CLIP, SIGLIP, BACKBONE or SEGMENTER below
     kind     which model it is: where the weights come from, or the module that they belong to
     sizes    JSON: constructor arguments of the module or modules, so that a file describes itself
     (more)   texts for people: source, notes
 
-The trees: CLIP {"image", "text", "logit_scale"}; BACKBONE and SEGMENTER {"params", "batch_stats"}. Arrays
-may be float16; `load` gives float32.
+The trees: CLIP {"image", "text", "logit_scale"}; the others {"params", "batch_stats"}, for SIGLIP with
+"img", "txt", "t" and "b" in "params". Arrays may be float16; `load` gives float32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,25 @@ from semivl_jax.weights import store
 
 CLIP = "semivl_jax clip 2"
 """Image and text tower that share an embedding space."""
+SIGLIP = "semivl_jax siglip 1"
+"""SigLIP's image and text tower, temperature and bias."""
 BACKBONE = "semivl_jax backbone 1"
 """An image encoder alone."""
 SEGMENTER = "semivl_jax segmenter"
 """Encoder and decoder: a whole model."""
 
-_PARTS = {CLIP: ("image", "text", "logit_scale"), BACKBONE: ("params",), SEGMENTER: ("params",)}
-USES = {CLIP: "model.weights", BACKBONE: "model.backbone_weights", SEGMENTER: "model.checkpoint"}
+_PARTS = {
+    CLIP: ("image", "text", "logit_scale"),
+    SIGLIP: ("params",),
+    BACKBONE: ("params",),
+    SEGMENTER: ("params",),
+}
+USES = {
+    CLIP: "model.weights",
+    SIGLIP: "model.backbone_weights",
+    BACKBONE: "model.backbone_weights",
+    SEGMENTER: "model.checkpoint",
+}
 """The configuration key that takes a file of the format."""
 
 _FIELDS = ("format", "kind", "sizes")
@@ -59,8 +71,8 @@ def save(path: str | os.PathLike[str], weights: Weights) -> None:
     store.save_tree(path, weights.tree, weights.notes | metadata)
 
 
-def load(path: str | os.PathLike[str], *, expect: str) -> Weights:
-    """Read a file of the format `expect`, float32.
+def load(path: str | os.PathLike[str], *, expect: str | Sequence[str]) -> Weights:
+    """Read a file of the format `expect`, or of one of them, float32.
 
     Raises:
       ValueError: it is missing, damaged, or holds something else; the sentence says where it belongs.
@@ -70,13 +82,19 @@ def load(path: str | os.PathLike[str], *, expect: str) -> Weights:
 
 
 def parse(
-    path: str | os.PathLike[str], tree: PyTree, metadata: Mapping[str, str], *, expect: str
+    path: str | os.PathLike[str],
+    tree: PyTree,
+    metadata: Mapping[str, str],
+    *,
+    expect: str | Sequence[str],
 ) -> Weights:
     """The same for a file that has been read already (`store.load_tree`)."""
     found = metadata.get("format", "")
-    if found != expect:
+    expected = (expect,) if isinstance(expect, str) else expect
+    if found not in expected:
+        takes = " or ".join(map(repr, expected))
         raise ValueError(
-            f"{path} {_what(found)}, but {USES[expect]} takes {expect!r}; {_hint(found)}"
+            f"{path} {_what(found)}, but {USES[expected[0]]} takes {takes}; {_hint(found)}"
         )
     try:
         sizes = json.loads(metadata.get("sizes", "{}"))
@@ -86,14 +104,14 @@ def parse(
         ) from error
     if not isinstance(sizes, dict):
         raise ValueError(f"{path} states sizes that are no table ({sizes!r}); make it again")
-    missing = [part for part in _PARTS[expect] if part not in tree]
+    missing = [part for part in _PARTS[found] if part not in tree]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; make it again")
     return Weights(
         format=found,
         kind=metadata.get("kind", ""),
         sizes=sizes,
-        tree={"batch_stats": {}, **_map(tree)} if expect != CLIP else _map(tree),
+        tree={"batch_stats": {}, **_map(tree)} if found != CLIP else _map(tree),
         notes={name: text for name, text in metadata.items() if name not in _FIELDS},
     )
 

@@ -17,7 +17,7 @@ from typing import Literal
 from semivl_jax.types import PyTree
 from semivl_jax.weights.tree import flatten, unflatten
 
-Finetune = Literal["spatial", "all", "none"]
+Finetune = Literal["spatial", "all", "prompts", "none"]
 
 # Attention and position table: the only leaves of the image tower that reason about space.
 _SPATIAL = r"(pos_embedding|.*/MultiHeadDotProductAttention_0/.*)"
@@ -44,13 +44,17 @@ class Group:
 def published_groups(
     *, finetune: Finetune, backbone_lr: float, conv_encoder_lr: float, decoder_lr: float
 ) -> tuple[Group, ...]:
-    """The groups of METHOD 1 (spatial fine-tuning) and 5 (learning-rate multipliers)."""
+    """The groups of METHOD 1 (spatial fine-tuning), 5 (learning-rate multipliers) and 8 (prompts)."""
     backbone = {
         "spatial": (
             Group("backbone", f"backbone/{_SPATIAL}", backbone_lr),
             Group("backbone (frozen)", "backbone/.*", 0.0),
         ),
         "all": (Group("backbone", "backbone/.*", backbone_lr),),
+        "prompts": (
+            Group("backbone", "backbone/prompt/.*", backbone_lr),
+            Group("backbone (frozen)", "backbone/.*", 0.0),
+        ),
         "none": (Group("backbone (frozen)", "backbone/.*", 0.0),),
     }
     return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection
 
-from semivl_jax.weights import clip, encoders, files, segmenters
+from semivl_jax.weights import big_vision, clip, encoders, files, segmenters
 from semivl_jax.weights.checkpoints import Checkpoint
 from semivl_jax.weights.tree import listed
 
@@ -36,19 +36,23 @@ class Kind:
     title     for people
     marks     tensors that every checkpoint of the kind has …
     without   … and tensors that none has; together no other kind is like that
+    test      instead of the two, where names vary: whether the names are of the kind
     read      state dict and `source` (what errors name) -> weights
     options   which of `Options` and whether the config.json ("config") `read` takes
     """
 
     name: str
     title: str
-    marks: tuple[str, ...]
+    marks: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    test: Callable[[Collection[str]], bool] | None = None
     read: Callable[..., files.Weights]
     options: tuple[str, ...] = ()
 
     def recognises(self, names: Collection[str]) -> bool:
         """Whether the names are those of this kind."""
+        if self.test is not None:
+            return self.test(names)
         return all(mark in names for mark in self.marks) and not any(
             mark in names for mark in self.without
         )
@@ -138,6 +142,18 @@ KINDS = (
         marks=("patch_embed.proj.weight", _LAYER_SCALE),
         read=encoders.from_dinov2,
         options=("image_heads",),
+    ),
+    Kind(
+        name="big_vision_vit",
+        title="ViT of big_vision, such as AugReg's",
+        test=big_vision.is_vit,
+        read=big_vision.from_vit,
+    ),
+    Kind(
+        name="siglip",
+        title="SigLIP of big_vision: image and text tower",
+        test=big_vision.is_siglip,
+        read=big_vision.from_siglip,
     ),
 )
 

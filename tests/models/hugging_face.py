@@ -28,7 +28,7 @@ def randomize(model, torch):
     """Draws every parameter, so that none has its initial value."""
     torch.manual_seed(0)
     for parameter in model.parameters():
-        fan_in = max(1, parameter.numel() // parameter.shape[0])
+        fan_in = parameter[0].numel() if parameter.ndim else 1
         torch.nn.init.normal_(parameter, std=0.5 if parameter.ndim < 2 else fan_in**-0.5)
     return model.eval()
 

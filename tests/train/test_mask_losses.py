@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.train.mask_losses import confident_share, mask_loss
+from semivl_jax.train.losses import confident_share
+from semivl_jax.train.mask_losses import mask_loss
 from tests.golden_files import Golden, assert_close, nhwc
 
 

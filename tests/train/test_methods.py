@@ -12,15 +12,46 @@ from semivl_jax.data import feed
 from semivl_jax.train import sharding
 from semivl_jax.train.checkpoint import Checkpoints, Progress
 from semivl_jax.train.step import train_step
+from semivl_jax.validation import validate
 
 STEPS = 20
 DEEPLAB = {"model.decoder": "deeplab", "model.taps": (1, 2), "method.guidance": False}
+ENCODER = {
+    "model.init": "random",
+    "model.finetune": "all",
+    "model.weights": "",
+    "method.guidance": False,
+}
 METHODS = {
     "semivl": {"method.teacher": "student", "method.partner": "same_image"},
     "unimatch": DEEPLAB,
     "fixmatch": {**DEEPLAB, "method.strong_views": 1, "method.perturbation": "none"},
     "unimatch_v2": {**DEEPLAB, "method.perturbation": "complementary"},
     "supervised": {**DEEPLAB, "method.semi_supervised": False},
+    "zegclip": {
+        "model.backbone": "prompted_clip_vit",
+        "model.taps": (2,),
+        "model.finetune": "prompts",
+        "model.decoder": "atm",
+        "method.criterion": "focal_dice",
+        "method.dropout_passes": "first",
+        "method.guidance": False,
+    },
+    "unimatch_vit": {
+        **ENCODER,
+        "model.backbone": "imagenet_vit",
+        "model.taps": (1, 3),
+        "model.decoder": "deeplab",
+        "method.dropout_passes": "all",
+    },
+    "unimatch_v2_dinov2": {
+        **ENCODER,
+        "model.backbone": "dinov2_vits14",
+        "model.taps": (0, 1, 2, 3),
+        "model.decoder": "dpt",
+        "method.perturbation": "complementary",
+        "method.criterion": "ohem",
+    },
 }
 
 
@@ -48,6 +79,7 @@ def test_twenty_steps_are_finite_and_resume_exactly(method, shapes, tmp_path):
     config = tiny.get_config()
     config.steps, config.data.directory, config.data.split = STEPS, str(shapes), "1_2"
     config.update_from_flattened_dict(METHODS[method])
+    validate(config)
     data = experiment.open_data(config)
     built = experiment.build(config, data.info, images_per_epoch=100)
     step = jax.jit(functools.partial(train_step, built.parts))
