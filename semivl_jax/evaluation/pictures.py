@@ -110,11 +110,18 @@ def captioned(
     classes: Sequence[str],
     palette: UInt8[np.ndarray, "n 3"],
 ) -> Rgb:
-    """A picture as it is, above a legend of the classes that occur in its label map."""
+    """A picture above a legend of the classes that occur in its label map.
+
+    Small pictures are magnified pixel by pixel, so that there is something to see.
+    """
+    longer = max(picture.shape[:2])
+    if longer < SMALLEST:
+        factor = -(-SMALLEST // longer)
+        picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     there = [int(index) for index in np.unique(label) if index != IGNORE_INDEX]
     entries = [(classes[index], tuple(int(v) for v in palette[index])) for index in there]
     height, width = picture.shape[:2]
-    width = max(width, LARGEST)
+    width = max(width, SMALLEST)
     lines = _wrap(entries, width - 2 * MARGIN)
     sheet = Image.new("RGB", (width, height + GAP + LINE * len(lines) + GAP), PAPER)
     sheet.paste(Image.fromarray(picture), (0, 0))
