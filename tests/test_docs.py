@@ -34,6 +34,7 @@ COMMANDS = {
     "semivl_jax.prepare": "tests/test_prepare.py",
     "semivl_jax.convert": "tests/weights/test_convert.py",
     "semivl_jax.predict": "tests/test_predict.py",
+    "semivl_jax.embed": "tests/test_embed.py",
     "semivl_jax.export": "tests/test_export.py",
     "semivl_jax.sweep": "tests/test_sweep.py",
     "semivl_jax.report": "tests/test_report.py",
@@ -171,7 +172,9 @@ def test_keys_in_running_text_exist():
     sections = "|".join(name for name, value in config.items() if hasattr(value, "keys"))
     for page in PAGES:
         text = page.read_text(encoding="utf8")
-        for key in re.findall(rf"`(?:--)?(?:config\.)?((?:{sections})\.(?!py\b)\w+)", text):
+        for key in re.findall(
+            rf"`(?:--)?(?:config\.)?((?:{sections})\.(?!(?:py|json|safetensors|npz)\b)\w+)", text
+        ):
             assert has_key(config, key), f"{page.name}: {key}"
 
 
