@@ -23,6 +23,7 @@ from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import towers
+from semivl_jax.weights.tree import check
 
 CLIP = "clip:"
 OPEN_VOCABULARY = ("vlg",)
@@ -112,7 +113,7 @@ def check_variables(segmenter: Segmenter, served: serving.Served, text: ClassTex
     image = jax.ShapeDtypeStruct((1, segmenter.crop, segmenter.crop, 3), np.float32)
     like = jax.eval_shape(segmenter.init, jax.random.key(0), image, text)
     source = f"{served.folder}/model.safetensors"
-    serving.check(served.variables, {"batch_stats": {}, **like}, source=source)
+    check(served.variables, {"batch_stats": {}, **like}, source=source)
 
 
 def least_side(segmenter: Segmenter) -> int:
