@@ -125,4 +125,4 @@ def test_command_line(tmp_path):
     assert f"{count:,} parameters" in done.stdout
     done = subprocess.run([*command, "--out=x.pt"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: --out=x.pt must end with .safetensors\n"
+    assert done.stderr == "error: --out=x.pt must end with .safetensors, or .npz to export\n"
