@@ -32,7 +32,9 @@ def main(argv: Sequence[str]) -> int:
         as_trained=parsed.as_trained,
     )
     try:
-        weights = convert(parsed.src, parsed.out, kind=parsed.kind, options=options)
+        weights = convert(
+            parsed.src, parsed.out, kind=parsed.kind, entry=parsed.entry, options=options
+        )
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -41,9 +43,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def convert(
-    src: Path, out: Path, *, kind: str = "", options: kinds.Options | None = None
+    src: Path,
+    out: Path,
+    *,
+    kind: str = "",
+    entry: str = "",
+    options: kinds.Options | None = None,
 ) -> files.Weights:
     """Converts a file or folder to a safetensors file, which appears complete or not at all.
+
+    `kind` and `entry` are recognised where they are empty.
 
     Raises:
       ValueError: the weights cannot be read, are of no known kind, or do not fit their model.
@@ -52,7 +61,7 @@ def convert(
         return _export(src, out)
     if out.suffix != ".safetensors":
         raise ValueError(f"--out={out} must end with .safetensors, or .npz to export")
-    checkpoint = checkpoints.read(src)
+    checkpoint = checkpoints.read(src, entry=entry)
     recognised = kinds.recognise(checkpoint, kind)
     weights = recognised.convert(checkpoint, options or kinds.Options())
     files.save(out, weights)
@@ -114,6 +123,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--out", type=Path, required=True, help="FILE.safetensors; FILE.npz exports"
     )
     parser.add_argument("--kind", default="", help=f"one of {', '.join(kinds.names())}")
+    parser.add_argument(
+        "--entry",
+        default="",
+        help="the part of a training's checkpoint to take, such as model_ema; default: model",
+    )
     for part in ("image", "text", "decoder"):
         parser.add_argument(
             f"--{part}_heads",

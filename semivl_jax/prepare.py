@@ -3,6 +3,8 @@
     python -m semivl_jax.prepare voc
     python -m semivl_jax.prepare cityscapes --manual_dir=~/Downloads
     python -m semivl_jax.prepare all --check
+    python -m semivl_jax.prepare weights
+    python -m semivl_jax.prepare weights --from=ViT-B-16.pt
 
 The same command again goes on where it stopped, and does nothing where everything is there. Training does the
 same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something missing,
@@ -15,16 +17,23 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from semivl_jax.data import download, published_splits
 from tfds_builders import builders, common
 from tfds_builders.published import PublishedBuilder
 
+if TYPE_CHECKING:
+    from semivl_jax.prepare_weights import Published
+
 DATA_DIR = "~/.cache/semivl_jax/data"
 """Where `data.directory` of configs/base.py points."""
 
-# Weights are to be prepared by their own name here, beside the data sets.
-TARGETS = (*builders.PUBLISHED, "all")
+WEIGHTS_DIR = "~/.cache/semivl_jax/weights"
+"""Where `model.weights = "clip_vit_b16"` finds them."""
+
+WEIGHTS = "weights"
+TARGETS = (*builders.PUBLISHED, "all", WEIGHTS)
 
 _ALL = tuple(name for name in builders.PUBLISHED if name != "coco_instances")  # one COCO is enough
 
@@ -34,12 +43,16 @@ def main(
     *,
     make: Callable[..., PublishedBuilder] = builders.published_builder,
     address: str = published_splits.ADDRESS,
+    published: Published | None = None,
 ) -> int:
     """Does what the arguments say and returns the exit code.
 
-    `make` builds a data set from its name, `address` is where the published lists are.
+    `make` builds a data set from its name, `address` is where the published lists are, `published` says
+    where CLIP is (None: where OpenAI and the hub have it).
     """
     options = _parse(argv)
+    if options.target == WEIGHTS:
+        return _weights(options, published)
     chosen = _ALL if options.target == "all" else (options.target,)
     failed = missing = False
     for dataset in chosen:
@@ -65,14 +78,41 @@ def main(
     return 2 if failed else int(missing)
 
 
+def _weights(options: argparse.Namespace, published: Published | None) -> int:
+    # Only this target needs the models, which take a second to import.
+    from semivl_jax import prepare_weights
+    from semivl_jax.weights import towers
+
+    published = published or prepare_weights.CLIP_VIT_B16
+    directory = Path(options.weights_dir).expanduser()
+    given = Path(options.given).expanduser() if options.given else None
+    try:
+        if options.check:
+            return 0 if prepare_weights.status(published, directory) else 1
+        path = prepare_weights.prepare(published, directory, given=given, source=options.source)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    short = directory == towers.PREPARED.expanduser()
+    print(
+        f"{published.name}: --config.model.weights={published.name if short else path}", flush=True
+    )
+    return 0
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m semivl_jax.prepare",
-        description="Downloads, verifies and converts data sets.",
+        description="Downloads, verifies and converts data sets and CLIP's weights.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "target", choices=TARGETS, help="a data set, or all of them (but coco_instances)"
+        "target",
+        choices=TARGETS,
+        help="a data set, all of them (but coco_instances), or the weights of CLIP ViT-B/16",
     )
     parser.add_argument("--data_dir", default=DATA_DIR, help="default: %(default)s")
     parser.add_argument(
@@ -81,6 +121,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="only say what is there and what is missing"
     )
+    weights = parser.add_argument_group("weights")
+    weights.add_argument(
+        "--from", dest="given", default="", help="a file or folder that you downloaded yourself"
+    )
+    weights.add_argument(
+        "--source",
+        choices=("openai", "huggingface"),
+        default="",
+        help="default: openai, and where that fails, huggingface",
+    )
+    weights.add_argument("--weights_dir", default=WEIGHTS_DIR, help="default: %(default)s")
     return parser.parse_args(argv)
 
 

@@ -173,7 +173,7 @@ def test_keys_in_running_text_exist():
     for page in PAGES:
         text = page.read_text(encoding="utf8")
         for key in re.findall(
-            rf"`(?:--)?(?:config\.)?((?:{sections})\.(?!py\b|safetensors\b)\w+)", text
+            rf"`(?:--)?(?:config\.)?((?:{sections})\.(?!(?:py|json|safetensors|npz)\b)\w+)", text
         ):
             assert has_key(config, key), f"{page.name}: {key}"
 

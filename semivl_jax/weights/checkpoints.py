@@ -42,13 +42,16 @@ class Checkpoint:
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read(path: Path) -> Checkpoint:
-    """The weights in a file or folder; ValueError where there are none or they cannot be read."""
+def read(path: Path, *, entry: str = "") -> Checkpoint:
+    """The weights in a file or folder; `entry` names the part of a training's checkpoint that holds them.
+
+    ValueError where there are none or they cannot be read.
+    """
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; check the path of the weights")
-    state, metadata = _read_file(path)
+    state, metadata = _read_file(path, entry)
     beside = path.with_name("config.json")
     # Only the layout of Hugging Face says more in a file beside the weights.
     config = _read_config(beside) if path.name in _FOLDER and beside.is_file() else {}
@@ -75,15 +78,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_file(path: Path, entry: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with path.open("rb") as stream:
         start = stream.read(64)
     if start.startswith(b"PK"):
-        return _read_archive(path), {}
+        return _read_archive(path, entry), {}
     if start[8:9] == b"{":
         return store.load_flat(path)
     if start.startswith(b"\x80"):  # a pickle
-        return _unpacked(torch_files.read_saved(path), path), {}
+        return _unpacked(torch_files.read_saved(path), path, entry), {}
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(
             f"{path} is a pointer of Git LFS and not the file itself; run git lfs pull, or download it"
@@ -94,7 +97,7 @@ def _read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     )
 
 
-def _read_archive(path: Path) -> dict[str, np.ndarray]:
+def _read_archive(path: Path, entry: str) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [Path(name).name for name in archive.namelist()]
@@ -107,7 +110,7 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
     if "constants.pkl" in names:
         return _arrays(torch_files.read_script(path), path)
     if "data.pkl" in names:
-        return _unpacked(torch_files.read_saved(path), path)
+        return _unpacked(torch_files.read_saved(path), path, entry)
     if names and all(name.endswith(".npy") for name in names):
         return _read_npz(path)
     raise ValueError(
@@ -134,10 +137,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _unpacked(content: Any, path: Path) -> dict[str, np.ndarray]:
+def _unpacked(content: Any, path: Path, entry: str) -> dict[str, np.ndarray]:
     """The state dict in what torch saved: the content itself, or a part of it under a known name."""
     if isinstance(content, Mapping):
-        for name in _CONTAINERS:
+        if entry and not isinstance(content.get(entry), Mapping):
+            raise ValueError(
+                f"{path} has no entry {entry!r} with weights; it has {', '.join(map(repr, content))[:200]}"
+            )
+        for name in (entry,) if entry else _CONTAINERS:
             inner = content.get(name)
             if isinstance(inner, Mapping) and any(map(_is_array, inner.values())):
                 return _arrays(inner, path)

@@ -33,6 +33,9 @@ FORMAT = "semivl_jax clip 1"
 DEMO = Path(__file__).with_name("demo_clip.safetensors")
 """The small tower of the demo, pretrained on pictures and captions of `shapes`."""
 
+PREPARED = Path("~/.cache/semivl_jax/weights")
+"""Where `python -m semivl_jax.prepare weights` puts what "clip_vit_b16" means."""
+
 IMAGE_SIZES = {
     "clip_vit_b16": {
         "patch_size": 16,
@@ -85,7 +88,7 @@ class Clip:
 
 
 def load(weights: str | os.PathLike[str], tower: str) -> Clip:
-    """The towers in a file; `weights` = "demo" is the one that comes with the project.
+    """The towers in a file; "demo" is the one that comes with the project, "clip_vit_b16" the prepared one.
 
     `tower` names the sizes of `weights` = "random": towers that were never trained. ValueError for an empty
     or missing path, an unknown tower, a file that is no CLIP or damaged.
@@ -96,7 +99,7 @@ def load(weights: str | os.PathLike[str], tower: str) -> Clip:
         )
     if str(weights) == "random":
         return _untrained(_known(tower))
-    path = DEMO if str(weights) == "demo" else Path(weights)
+    path = _path(str(weights))
     tree, metadata = store.load_tree(path)
     if metadata.get("format") == FORMAT:
         return _load_pretrained(path, tree, metadata)
@@ -104,6 +107,20 @@ def load(weights: str | os.PathLike[str], tower: str) -> Clip:
         openai = clip.from_openai(tree, source=str(path))
         return _towers(dataclasses.replace(openai, tree=_map(_single, openai.tree)))
     return _load_converted(path, files.parse(path, tree, metadata, expect=files.CLIP))
+
+
+def _path(weights: str) -> Path:
+    if weights == "demo":
+        return DEMO
+    if weights != "clip_vit_b16":
+        return Path(weights)
+    prepared = (PREPARED / f"{weights}.safetensors").expanduser()
+    if not prepared.exists():
+        raise ValueError(
+            f"model.weights = {weights!r} is not prepared yet ({prepared}); run python -m "
+            "semivl_jax.prepare weights"
+        )
+    return prepared
 
 
 def resized(image_params: PyTree, grid: Grid, *, resizing: Resizing = "bicubic") -> PyTree:

@@ -15,6 +15,7 @@ class FileServer:
         self.break_after: list[int] = []
         self.errors: list[int] = []
         self.elsewhere: dict[str, str] = {}  # path → path that answers are sent on to
+        self.facts: dict[str, dict[str, str]] = {}  # path → headers of the answer that sends on
         self.ranges = True
         self.requests: list[tuple[str, str]] = []
 
@@ -33,6 +34,8 @@ def _handler(server: "FileServer") -> type:
             if self.path[1:] in server.elsewhere:
                 self.send_response(302)
                 self.send_header("Location", server.url(server.elsewhere[self.path[1:]]))
+                for name, value in server.facts.get(self.path[1:], {}).items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return

@@ -16,6 +16,7 @@ from semivl_jax.weights.tree import check
 from tests.golden_files import assert_close, nhwc
 from tests.models import hugging_face
 from tests.models.drawn import drawn
+from tests.weights import converted
 
 TOLERANCE = 1e-5
 
@@ -38,12 +39,31 @@ def test_numbers_are_those_of_another_library():
         first = theirs.layernorm(out.hidden_states[1])
     last = out.last_hidden_state.numpy()
     tower = small()
+    weights = converted.encoder(hugging_face.timm_state(theirs), image_heads=2)
+    assert (weights.kind, weights.sizes["grid"]) == ("dinov2", [3, 3])
     params = import_dinov2(hugging_face.timm_state(theirs), num_heads=2)
+    converted.assert_equal_trees(weights.tree["params"], params)
     check(params, jax.eval_shape(tower.init, jax.random.key(0), image)["params"], source="theirs")
     features = jax.jit(tower.apply)({"params": params}, image)
     for ours, expected in zip(features.maps, (first.numpy(), last), strict=True):
         assert_close(ours, expected[:, 1:].reshape(ours.shape), TOLERANCE)
     assert_close(features.pooled, last[:, 0], TOLERANCE)
+
+
+def test_checkpoints_of_unimatch_v2_convert():
+    torch, transformers = hugging_face.libraries()
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=12, patch_size=4
+    )
+    encoder = hugging_face.timm_state(transformers.Dinov2Model(config))
+    head = head_state(torch, 16, 8, (4, 6, 8, 10), 3)
+    state = {f"backbone.{name}": array for name, array in encoder.items()}
+    state |= {f"head.{name}": tensor.numpy() for name, tensor in head.items()}
+    weights = converted.segmenter(state, image_heads=2)
+    assert weights.kind == "unimatch_v2"
+    assert weights.sizes["dpt_decoder"]["tap_channels"] == [4, 6, 8, 10]
+    known = import_unimatch_v2(state, num_heads=2)
+    converted.assert_equal_trees(weights.tree["params"], known["params"])
 
 
 @pytest.mark.parametrize("grid", [(3, 7), (5, 4), (9, 12)])

@@ -13,6 +13,7 @@ from semivl_jax.weights.tree import check
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.models import hugging_face
 from tests.models.drawn import drawn
+from tests.weights import converted
 
 TOLERANCE = 1e-5
 
@@ -37,7 +38,12 @@ def golden_tower(golden):
 def test_maps_and_class_token_as_published():
     golden = Golden("timm_vit")
     tower = golden_tower(golden)
-    params = import_timm_vit(golden.weights(), num_heads=tower.num_heads)
+    weights = converted.encoder(golden.weights("m."), image_heads=tower.num_heads)
+    assert tuple(weights.sizes.pop("grid")) == tower.grid
+    assert weights.sizes == {name: getattr(tower, name) for name in weights.sizes}
+    params = weights.tree["params"]
+    known = import_timm_vit(golden.weights(), num_heads=tower.num_heads)
+    converted.assert_equal_trees(params, known)
     image = jnp.zeros((1, *(side * tower.patch_size for side in tower.grid), 3))
     shapes = jax.eval_shape(tower.init, jax.random.key(0), image)["params"]
     check(params, shapes, source="timm_vit.npz")

@@ -10,6 +10,7 @@ from semivl_jax.weights.semivl_decoder import import_conv_encoder
 from semivl_jax.weights.tree import check, flatten
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.models.drawn import assert_same_distributions, drawn, fresh_statistics, numbered
+from tests.weights import converted
 
 TOLERANCE = 1e-5
 
@@ -18,8 +19,14 @@ def golden_encoder(golden):
     kwargs = golden.meta["kwargs"]
     assert kwargs["out_indices"] == [0]
     model = ResNetV1c(stem_channels=kwargs["stem_channels"], base_channels=kwargs["base_channels"])
+    # ImageNet checkpoints go on behind the first stage.
+    later = {"layer2.0.conv1.weight": np.ones((2, 2, 1, 1)), "fc.bias": np.ones(3)}
+    weights = converted.encoder(golden.weights() | later)
+    assert weights.sizes == {name: getattr(model, name) for name in weights.sizes}
     params, statistics = import_conv_encoder(golden.weights())
-    return model, {"params": params, "batch_stats": statistics}
+    converted.assert_equal_trees(weights.tree["params"], params)
+    converted.assert_equal_trees(weights.tree["batch_stats"], statistics)
+    return model, weights.tree
 
 
 @pytest.mark.golden

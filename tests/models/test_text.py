@@ -10,7 +10,7 @@ from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.weights.clip import import_text, import_vision
 from tests.golden_files import Golden, assert_close, files
 from tests.models.test_vit import drawn
-from tests.weights import converted
+from tests.weights import converted, published
 
 
 @pytest.mark.golden
@@ -44,30 +44,9 @@ def test_tokens_behind_the_end_do_not_matter():
     np.testing.assert_allclose(out[0], out[1], atol=1e-6)
 
 
-def vision_state(width=8, depth=2, side=3, patch=4, out_dim=6) -> dict[str, np.ndarray]:
+def vision_state() -> dict[str, np.ndarray]:
     """Random CLIP image weights under OpenAI's names, float16 as the checkpoints have them."""
-    shapes = {
-        "class_embedding": (width,),
-        "positional_embedding": (1 + side * side, width),
-        "conv1.weight": (width, 3, patch, patch),
-        "proj": (width, out_dim),
-        **{f"{n}.{p}": (width,) for n in ("ln_pre", "ln_post") for p in ("weight", "bias")},
-    }
-    for i in range(depth):
-        block = f"transformer.resblocks.{i}"
-        shapes |= {
-            **{f"{block}.{n}.{p}": (width,) for n in ("ln_1", "ln_2") for p in ("weight", "bias")},
-            f"{block}.attn.in_proj_weight": (3 * width, width),
-            f"{block}.attn.in_proj_bias": (3 * width,),
-            f"{block}.attn.out_proj.weight": (width, width),
-            f"{block}.attn.out_proj.bias": (width,),
-            f"{block}.mlp.c_fc.weight": (4 * width, width),
-            f"{block}.mlp.c_fc.bias": (4 * width,),
-            f"{block}.mlp.c_proj.weight": (width, 4 * width),
-            f"{block}.mlp.c_proj.bias": (width,),
-        }
-    rng = np.random.default_rng(0)
-    return {f"visual.{n}": rng.normal(size=s).astype(np.float16) for n, s in shapes.items()}
+    return published.random_like(published.openai_image_shapes(8, 2, 6), dtype=np.float16)
 
 
 def vision_tower(**changes) -> VisionTransformer:
@@ -93,7 +72,7 @@ def test_weights_that_do_not_fit_are_listed_in_one_error():
     text = str(error.value)
     assert text.startswith("clip.pt does not fit the model.")
     assert "missing: visual.ln_pre.bias" in text
-    assert "unexpected: visual.transformer.resblocks.1.ln_1.weight" in text
+    assert "unexpected: visual.transformer.resblocks.1.attn.in_proj_weight" in text
     assert "visual.proj (image/projection/kernel: (8, 6) instead of (8, 7))" in text
     with pytest.raises(ValueError, match=r"unknown name: visual\.layer1\.0\.weight"):
         import_vision({"visual.layer1.0.weight": np.ones(3)}, vision_tower())

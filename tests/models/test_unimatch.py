@@ -14,6 +14,7 @@ from semivl_jax.weights.tree import check, flatten
 from semivl_jax.weights.unimatch import import_resnet, import_unimatch
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.models.drawn import drawn
+from tests.weights import converted
 
 TOLERANCE = 1e-5
 
@@ -46,7 +47,14 @@ def golden():
 @pytest.mark.golden
 def test_evaluation_and_perturbation_as_published(golden):
     model = golden_model(golden)
-    variables = import_unimatch(golden.weights())
+    weights = converted.segmenter(golden.weights())
+    sizes = dict(weights.sizes["backbone"])
+    assert sizes == {
+        "stem_channels": model.backbone.stem_channels,
+        "blocks": list(model.backbone.blocks),
+        "channels": list(model.backbone.channels),
+    }
+    variables = weights.tree
     image = jnp.asarray(nhwc(golden["in/img"]))
     masks = tuple(jnp.asarray(nhwc(golden[f"in/fp_mask{i}"])) > 0 for i in (0, 1))
 

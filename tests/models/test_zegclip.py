@@ -13,6 +13,7 @@ from semivl_jax.weights.zegclip import import_zegclip
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.golden_models import class_text
 from tests.models.drawn import assert_same_distributions, drawn, fresh_statistics, numbered
+from tests.weights import converted
 
 TOLERANCE = 1e-5
 
@@ -37,11 +38,11 @@ def golden_tower(golden, **overrides):
 
 
 def golden_params(golden):
-    return import_zegclip(
-        golden.weights(),
-        backbone_heads=golden.meta["backbone_kwargs"]["heads"],
-        decoder_heads=golden.meta["head_kwargs"]["num_heads"],
-    )
+    heads = golden.meta["backbone_kwargs"]["heads"], golden.meta["head_kwargs"]["num_heads"]
+    known = import_zegclip(golden.weights(), backbone_heads=heads[0], decoder_heads=heads[1])
+    weights = converted.segmenter(golden.weights(), image_heads=heads[0], decoder_heads=heads[1])
+    converted.assert_equal_trees(weights.tree["params"], known["params"])
+    return known
 
 
 def golden_segmenter(golden):

@@ -182,9 +182,9 @@ def decoded_in_training(**fields):
     decoder = type(built.parts.segmenter)
     original = decoder.decode
 
-    def counting(self, features, text, *, train=False):
+    def counting(self, features, text, *, size=None, train=False):
         seen.append((features.maps[-1].shape[0], train))
-        return original(self, features, text, train=train)
+        return original(self, features, text, size=size, train=train)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "decode", counting)

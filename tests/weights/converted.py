@@ -29,6 +29,12 @@ def segmenter(state: dict, **options) -> files.Weights:
         return files.load(through(Path(folder), wrapped, **options), expect=files.SEGMENTER)
 
 
+def encoder(state: dict, **options) -> files.Weights:
+    """An image encoder alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        return files.load(through(Path(folder), state, **options), expect=files.BACKBONE)
+
+
 def clip(openai: dict, **options) -> towers.Clip:
     """A CLIP under OpenAI's names, and the same under Hugging Face's, which must not differ."""
     with tempfile.TemporaryDirectory() as folder:

@@ -52,13 +52,21 @@ def test_a_training_programs_checkpoint(tmp_path, state):
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
     content = {
         "model": model,
+        "model_ema": {name: 2 * tensor for name, tensor in model.items()},
         "optimizer": optimizer.state_dict(),
         "epoch": 3,
         "previous_best": np.float64(71.2),
         "best": np.mean(np.ones(2, np.float32)),
     }
     torch.save(content, tmp_path / "best.pth")
-    assert_same_state(checkpoints.read(tmp_path / "best.pth").state, state)
+    path = tmp_path / "best.pth"
+    assert_same_state(checkpoints.read(path).state, state)
+    average = checkpoints.read(path, entry="model_ema").state
+    assert_same_state(average, {name: 2 * array for name, array in state.items()})
+    with pytest.raises(
+        ValueError, match=r"best\.pth has no entry 'ema' with weights; it has 'model'"
+    ):
+        checkpoints.read(path, entry="ema")
 
 
 def test_bfloat16_is_read_everywhere(tmp_path):

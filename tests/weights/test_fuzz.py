@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from semivl_jax import convert
-from semivl_jax.weights import checkpoints, kinds
+from semivl_jax.weights import checkpoints, kinds, towers
 from tests.weights import published, torch_formats
 
 FORMATS = ("safetensors", "npz", "zip", "legacy", "script")
@@ -64,3 +64,19 @@ def test_damaged_files_are_named(tmp_path, name):
             assert len(str(error)) < 3000
     assert refused > EACH / 3
     assert convert.main([str(path), f"--out={tmp_path / 'x.safetensors'}"]) in (0, 2)
+
+
+def test_damaged_files_of_our_own_are_named(tmp_path):
+    (tmp_path / "theirs.safetensors").write_bytes(whole("safetensors", tmp_path))
+    convert.convert(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors")
+    data, rng = (tmp_path / "ours.safetensors").read_bytes(), np.random.default_rng(7)
+    path = tmp_path / "damaged.safetensors"
+    refused = 0
+    for number in range(EACH):
+        path.write_bytes(damaged(data, rng, number))
+        try:
+            towers.load(path, "clip_vit_b16")
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error), (number, str(error))
+    assert refused > EACH / 3

@@ -12,10 +12,11 @@ from configs import base
 from semivl_jax import convert, run
 from semivl_jax.train import sharding
 from semivl_jax.weights import groups as groups_lib
-from semivl_jax.weights import kinds
+from semivl_jax.weights import kinds, towers
 from semivl_jax.weights.checkpoints import Checkpoint
 from tests.golden_files import OWN, golden_dir
 from tests.photos import make_folder
+from tests.weights import published
 
 KINDS = {
     "voc_unimatch_zegclip": "zegclip",
@@ -73,6 +74,29 @@ def test_every_published_model_converts_with_its_number_of_parameters(name):
     if facts["decoder"]:  # UniMatch's own parts are not counted there
         assert counts["decoder"] == facts["decoder"] - unused["decoder"]
     assert counts.get("conv_encoder", 0) == facts["conv_encoder"]
+
+
+@pytest.mark.parametrize(
+    ("patch", "side", "width", "depth", "text_width", "dim", "total"),
+    [
+        (16, 14, 768, 12, 512, 512, 149_620_737),
+        (32, 7, 768, 12, 512, 512, 151_277_313),
+        (14, 16, 1024, 24, 768, 768, 427_616_513),
+    ],
+    ids=["b16", "b32", "l14"],
+)
+def test_the_published_clips_convert(patch, side, width, depth, text_width, dim, total):
+    """Totals are those that OpenAI's package prints for its models."""
+    shapes = published.openai_image_shapes(width, depth, dim, patch=patch, side=side)
+    shapes |= published.openai_text_shapes(text_width, 12, dim, vocabulary=49408, length=77)
+    state = {name: np.broadcast_to(np.float16(0.01), shape) for name, shape in shapes.items()}
+    checkpoint = Checkpoint(source="clip", state=state)
+    weights = kinds.recognise(checkpoint).convert(checkpoint, kinds.Options())
+    assert convert.parameter_counts(weights)["total"] == total
+    assert weights.sizes["image"]["num_heads"] == width // 64
+    if patch == 16:
+        assert weights.sizes["image"] == towers.IMAGE_SIZES["clip_vit_b16"]
+        assert weights.sizes["text"] == towers.TEXT_SIZES["clip_vit_b16"]
 
 
 @pytest.mark.golden

@@ -1,0 +1,243 @@
+"""CLIP's weights from where they are published, converted once: `python -m semivl_jax.prepare weights`.
+
+In: nothing but a network, or a file that was downloaded elsewhere (`--from`). Out: `clip_vit_b16.safetensors`
+in the cache folder, which `model.weights = "clip_vit_b16"` means, and the configuration line that names it.
+
+OpenAI's file carries its SHA-256 in its address; the Hugging Face hub states that of its files when asked
+for them. With HF_HUB_OFFLINE=1 nothing is fetched: only files that are here already are used, of the hub also
+from its own cache (HF_HUB_CACHE, HF_HOME).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from email.message import Message
+from http.client import HTTPMessage
+from pathlib import Path
+from typing import IO, Any
+
+from semivl_jax import convert
+from semivl_jax.data import download
+from semivl_jax.data.download import Patience, RemoteFile
+from semivl_jax.weights import checkpoints, files, kinds, towers
+
+SOURCES = ("openai", "huggingface")
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first of them that a repository has
+_SILENCE = 30.0  # seconds until a server that says nothing is given up
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """A CLIP that can be fetched.
+
+    name        of the prepared file and for model.weights
+    official    OpenAI's file
+    repository  of the Hugging Face hub
+    hub         address of the hub
+    sizes       constructor arguments of the towers, "image" and "text"
+    """
+
+    name: str
+    official: RemoteFile
+    repository: str
+    hub: str
+    sizes: Mapping[str, Mapping[str, Any]]
+
+
+_SHA = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
+
+CLIP_VIT_B16 = Published(
+    name="clip_vit_b16",
+    official=RemoteFile(
+        name="ViT-B-16.pt",
+        url=f"https://openaipublic.azureedge.net/clip/models/{_SHA}/ViT-B-16.pt",
+        sha256=_SHA,
+        page="https://github.com/openai/CLIP",
+    ),
+    repository="openai/clip-vit-base-patch16",
+    hub=os.environ.get("HF_ENDPOINT", "https://huggingface.co"),
+    sizes={
+        "image": towers.IMAGE_SIZES["clip_vit_b16"],
+        "text": towers.TEXT_SIZES["clip_vit_b16"],
+    },
+)
+
+
+def prepare(
+    published: Published,
+    directory: Path,
+    *,
+    given: Path | None = None,
+    source: str = "",
+    patience: Patience | None = None,
+) -> Path:
+    """The converted file, made if it is not there yet.
+
+    `given` is a file or folder that somebody downloaded; `source` one of SOURCES, empty: the first that
+    answers.
+
+    Raises:
+      ValueError: the weights cannot be had, or are not those of this CLIP.
+    """
+    path = prepared_path(published, directory)
+    if path.exists() and given is None:
+        towers.load(path, published.name)  # raises where it is damaged
+        return path
+    found = given or _fetch(published, directory / "downloads", source, patience or Patience())
+    checkpoint = checkpoints.read(found)
+    weights = kinds.recognise(checkpoint).convert(checkpoint, kinds.Options())
+    _check_sizes(weights, published, found)
+    files.save(path, weights)
+    print(convert.describe(weights, path), flush=True)
+    return path
+
+
+def prepared_path(published: Published, directory: Path) -> Path:
+    """Where the converted file is or will be."""
+    return directory / f"{published.name}.safetensors"
+
+
+def status(published: Published, directory: Path) -> bool:
+    """Prints what is there and what is missing; returns whether nothing is."""
+    path = prepared_path(published, directory)
+    if path.exists():
+        towers.load(path, published.name)
+        print(f"{published.name}: prepared in {path}")
+        return True
+    print(f"{published.name}: not prepared yet ({path})")
+    _, words = download.status(published.official, directory / "downloads")
+    print(f"  {published.official.name}: {words}")
+    return False
+
+
+def _check_sizes(weights: files.Weights, published: Published, found: Path) -> None:
+    if weights.format != files.CLIP:
+        raise ValueError(f"{found} is no CLIP but of the kind {weights.kind}; convert it by itself")
+    for part, sizes in published.sizes.items():
+        other = {
+            name: weights.sizes[part].get(name)
+            for name, value in sizes.items()
+            if weights.sizes[part].get(name) != value
+        }
+        if other:
+            words = ", ".join(
+                f"{name} {value} instead of {sizes[name]}" for name, value in other.items()
+            )
+            raise ValueError(
+                f"{found} is not {published.name}: its {part} tower has {words}; convert it with python -m "
+                "semivl_jax.convert and name that file in model.weights"
+            )
+
+
+def _fetch(published: Published, directory: Path, source: str, patience: Patience) -> Path:
+    problems = []
+    for name in (source,) if source else SOURCES:
+        fetch = _from_openai if name == "openai" else _from_hub
+        try:
+            return fetch(published, directory, patience)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            print(f"{name}: not to be had", file=sys.stderr, flush=True)
+    remedy = "or give a file that you downloaded elsewhere with --from=FILE"
+    raise ValueError("; ".join([*problems, remedy]))
+
+
+def _from_openai(published: Published, directory: Path, patience: Patience) -> Path:
+    _needs_torch(published.official.name)
+    path = directory / published.official.name
+    if _offline() and not path.exists():
+        raise ValueError(f"HF_HUB_OFFLINE is set and {path} is not there")
+    return download.fetch(published.official, directory, patience=patience)
+
+
+def _from_hub(published: Published, directory: Path, patience: Patience) -> Path:
+    cached = _in_hubs_cache(published.repository)
+    if cached is not None:
+        return cached
+    folder = directory / "huggingface"
+    if _offline():
+        if any((folder / name).exists() for name in _HUB_FILES):
+            return folder
+        raise ValueError(f"HF_HUB_OFFLINE is set and {published.repository} is not in a cache")
+    address = f"{published.hub}/{published.repository}/resolve/main"
+    for name in _HUB_FILES:
+        facts = _hub_facts(f"{address}/{name}")
+        if facts is None:
+            continue
+        if name.endswith(".bin"):
+            _needs_torch(name)
+        config = RemoteFile(name="config.json", url=f"{address}/config.json", page=published.hub)
+        weights = RemoteFile(name=name, url=f"{address}/{name}", page=published.hub, **facts)
+        for file in (config, weights):
+            download.fetch(file, folder, patience=patience)
+        return folder
+    raise ValueError(f"{address} has neither {' nor '.join(_HUB_FILES)}")
+
+
+def _hub_facts(address: str) -> dict[str, Any] | None:
+    """Checksum and size that the hub states for a large file; None where it has no such file."""
+    request = urllib.request.Request(address, headers={"User-Agent": "semivl_jax"})
+    opener = urllib.request.build_opener(_Stay)
+    try:
+        with opener.open(request, timeout=_SILENCE) as answer:
+            headers: Message = answer.headers
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 404:
+            return None
+        if not 300 <= error.code < 400:
+            raise ValueError(f"{address} answers {error.code} ({error.reason})") from error
+        headers = error.headers
+    except OSError as error:
+        raise ValueError(f"{address} cannot be reached ({error})") from error
+    checksum = (headers.get("X-Linked-Etag") or "").strip('"')
+    if len(checksum) != 64:
+        raise ValueError(f"{address} is stored without a checksum, so it cannot be verified")
+    return {"sha256": checksum, "size": int(headers.get("X-Linked-Size") or 0)}
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """The hub states facts of a file in the answer that sends on to where it lies."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> None:
+        """Not followed."""
+
+
+def _in_hubs_cache(repository: str) -> Path | None:
+    """A snapshot that other programs have fetched already."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
+    found = [
+        folder
+        for folder in sorted(snapshots.glob("*"))
+        if (folder / "config.json").exists() and any((folder / n).exists() for n in _HUB_FILES)
+    ]
+    return found[-1] if found else None
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _needs_torch(name: str) -> None:
+    """Says before a download of hundreds of megabytes that it could not be read."""
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError(
+            f"reading {name} needs torch, once; pip install 'semivl_jax[torch]', or convert on another "
+            "machine and give that file to model.weights"
+        )
