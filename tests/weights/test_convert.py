@@ -5,6 +5,7 @@ their weights through files (`tests.weights.converted`).
 """
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -116,14 +117,17 @@ def test_command_line(tmp_path):
     done = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert (
-        "recognised: OpenAI CLIP" in done.stdout and f"--config.model.weights={out}" in done.stdout
+        "recognised: CLIP of OpenAI" in done.stdout
+        and f"--config.model.weights={out}" in done.stdout
     )
     tower = VisionTransformer(
         patch_size=4, width=64, depth=2, num_heads=1, mlp_dim=256, out_dim=8, grid=(3, 3), taps=(2,)
     )
     shapes = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert f"{count:,} parameters" in done.stdout
+    counts = re.findall(r"^  (\w+) +([\d,]+) parameters$", done.stdout, re.MULTILINE)
+    assert [part for part, _ in counts] == ["image", "text", "logit_scale", "total"]
+    assert counts[0][1] == f"{count:,}" and counts[2][1] == "1"
     done = subprocess.run([*command, "--out=x.pt"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: --out=x.pt must end with .safetensors\n"
+    assert done.stderr == "error: --out=x.pt must end with .safetensors, or .npz to export\n"
