@@ -19,9 +19,8 @@ import sys
 for name in ("jaxtyping", "ml_collections", "safetensors", "grain", "tensorflow_datasets", "clu", "cv2",
              "tensorboardX", "tqdm", "ftfy", "instant_clip_tokenizer", "array_record"):
     sys.modules[name] = None
-from absl import app
 from benchmarks import stand_ins, train_step
-app.run(train_step.main)
+train_step.main()
 """
 
 
