@@ -220,6 +220,7 @@ def _both(
         "logit_scale": jax.ShapeDtypeStruct((), jnp.float32),
     }
     translation.check(like, source=source)
+    tree = {part: tree[part] for part in like}
     tree["logit_scale"] = np.asarray(np.exp(np.float32(tree["logit_scale"])))
     activation = "QuickGELU" if trained["quick_gelu"] else "GELU"
     notes = {"trained_with": f"{activation}, LayerNorm epsilon {trained['eps']:g}"}

@@ -30,7 +30,10 @@ def save_tree(
     flat = {name: np.asarray(leaf, order="C") for name, leaf in flatten(tree).items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        unfinished.touch()  # with the permissions that files get here; the library's are private
+        mode = unfinished.stat().st_mode
         save_file(flat, unfinished, metadata=metadata)
+        unfinished.chmod(mode)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ their weights through files (`tests.weights.converted`).
 """
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -122,7 +123,9 @@ def test_command_line(tmp_path):
     )
     shapes = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert f"{count:,} parameters" in done.stdout
+    counts = re.findall(r"^  (\w+) +([\d,]+) parameters$", done.stdout, re.MULTILINE)
+    assert [part for part, _ in counts] == ["image", "text", "logit_scale", "total"]
+    assert counts[0][1] == f"{count:,}" and counts[2][1] == "1"
     done = subprocess.run([*command, "--out=x.pt"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: --out=x.pt must end with .safetensors, or .npz to export\n"

@@ -34,6 +34,10 @@ def test_a_saved_tree_comes_back(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back, tree)
     assert jax.tree.map(np.shape, back) == {"a": {"kernel": (2, 3)}, "n": (4,), "scale": ()}
     assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["w.safetensors"]
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "new" / "w.safetensors").stat().st_mode == (
+        tmp_path / "plain"
+    ).stat().st_mode
 
 
 def test_a_broken_or_missing_file_is_named(tmp_path):
