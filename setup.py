@@ -33,6 +33,7 @@ setup(
         "jinja2>=3.1,<4",
         "jaxtyping>=0.3,<0.4",
         "ml_collections>=1.1,<2",
+        "ml_dtypes>=0.5,<1",
         "numpy>=2.0,<3",
         "opencv-python-headless>=4.11,<6",
         "optax>=0.2.6,<0.3",
