@@ -45,7 +45,7 @@ def report(experiment: Experiment) -> str:
     }
     split_over_devices = {
         "batch": parameter_bytes(batch),
-        "kept for the backward pass": _residual_bytes(experiment, state, batch),
+        "for the backward, at most": _residual_bytes(experiment, state, batch),
     }
     devices = experiment.mesh.size
     per_device = sum(on_every_device.values()) + sum(split_over_devices.values()) / devices
@@ -57,7 +57,7 @@ def report(experiment: Experiment) -> str:
         table,
         "",
         *(_size(name, size) for name, size in (on_every_device | split_over_devices).items()),
-        _size("on each device, about", per_device),
+        _size("on each device, at most", per_device),
         "",
         f"{flops / 1e9:,.1f} GFLOP per step (counted by XLA before optimisation), "
         f"{length:,} steps of {images} images, "

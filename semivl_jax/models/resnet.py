@@ -86,6 +86,10 @@ class Bottleneck(nn.Module):
         return nn.relu(out + x)
 
 
+# Traced and lowered once for all blocks of equal options on maps of equal shape.
+_SharedBottleneck = nn.jit(Bottleneck, static_argnames="train")
+
+
 class ResNet(nn.Module):
     """The encoder of the convolutional baseline; defaults are ResNet-101 as published (METHOD 8).
 
@@ -116,7 +120,7 @@ class ResNet(nn.Module):
             if stage > 0 and self.dilated[stage - 1]:
                 stride, dilation = 1, 2 * dilation
             for i in range(count):
-                x = Bottleneck(
+                x = _SharedBottleneck(
                     width,
                     stride=stride if i == 0 else 1,
                     dilation=before if i == 0 else dilation,

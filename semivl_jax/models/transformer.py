@@ -156,6 +156,17 @@ class Block(nn.Module):
         return nn.Dropout(self.drop_rate, broadcast_dims=(1, 2), deterministic=False)(branch)
 
 
+_SHARED = {False: nn.jit(Block), True: nn.jit(nn.remat(Block))}
+
+
+def shared_block(*, remat: bool) -> type[Block]:
+    """`Block`, traced and lowered once for all blocks of equal options on tokens of equal shape.
+
+    With `remat` only the block's input is kept for the backward pass and the rest computed again.
+    """
+    return _SHARED[remat]
+
+
 class Encoder(nn.Module):
     """A stack of blocks and its final norm.
 
@@ -180,7 +191,7 @@ class Encoder(nn.Module):
         self, x: Float[Array, "b t c"]
     ) -> tuple[Float[Array, "b t c"], dict[int, Float[Array, "b t-1 c"]]]:
         """(tokens after all blocks and the norm, value paths by block)."""
-        make = nn.remat(Block) if self.remat else Block
+        make = shared_block(remat=self.remat)
         values = {}
         for i in range(self.depth):
             block = make(
@@ -225,7 +236,7 @@ class TappedEncoder(nn.Module):
         self, x: Float[Array, "b t c"], *, train: bool
     ) -> tuple[Float[Array, "b t c"], tuple[Float[Array, "b t c"], ...]]:
         """(tokens after all blocks, tokens after the tapped ones); `train` lets blocks be skipped."""
-        make = nn.remat(Block) if self.remat else Block
+        make = shared_block(remat=self.remat)
         tapped = []
         for i in range(self.depth):
             x, _ = make(

@@ -22,11 +22,11 @@ from semivl_jax.models.guidance import classes_in_order, rows_in_class_order
 from semivl_jax.models.layers import l2_normalize, uniform
 from semivl_jax.models.position import table_at
 from semivl_jax.models.transformer import (
-    Block,
     check_heads,
     check_taps,
     layer_norm,
     patch_embedding,
+    shared_block,
     with_class_token,
 )
 from semivl_jax.types import ClassText, Features
@@ -95,7 +95,7 @@ class PromptedEncoder(nn.Module):
         self, x: Float[Array, "b t c"], prompts: Prompts, *, train: bool
     ) -> tuple[Float[Array, "b _ c"], dict[int, Float[Array, "b t-1 c"]]]:
         """`x` are class and patch tokens, without prompts."""
-        make = nn.remat(Block) if self.remat else Block
+        make = shared_block(remat=self.remat)
         batch, patches = x.shape[0], x.shape[1] - 1
         tapped = {}
         for i in range(self.depth):
