@@ -38,7 +38,7 @@ def test_check_reports_the_step(name):
     report = check.report(experiment.build(config, info, images_per_epoch=100))
     assert f"{config.steps:,} steps of {config.batch} + {config.batch} images" in report
     sizes = dict(re.findall(r"^(\S.*?)\s{2,}(\d+\.\d+) GiB$", report, re.MULTILINE))
-    assert float(sizes["kept for the backward pass"]) > 0
+    assert float(sizes["for the backward, at most"]) > 0
     assert float(re.search(r"([\d.,]+) GFLOP", report)[1].replace(",", "")) > 0
 
 

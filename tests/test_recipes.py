@@ -1,7 +1,7 @@
 """Every published configuration and argument: its step can be traced, its numbers are the published.
 
-`--mode=check` is made for few arguments, with every value of every key of model and recipe among them; those that
-differ in nothing that a step is made of (split, length, seed, learning rates) share one.
+`--mode=check` is made for few arguments, with every value of every key of model and recipe among them;
+those that differ in nothing that a step is made of (split, length, seed, learning rates) share one.
 """
 
 import importlib
