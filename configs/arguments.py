@@ -1,6 +1,6 @@
 """What may stand behind the colon of --config: values in order, then NAME=VALUE, separated by commas.
 
-configs/voc.py:92            configs/voc.py:92,recipe=paper            configs/voc_ablation.py:clip_init,1464
+configs/voc.py:92,recipe=paper     configs/voc_ablation.py:clip_init,1464     configs/folder.py:/photos,split=1_4
 """
 
 RECIPES = {
@@ -13,12 +13,13 @@ RECIPES = {
 
 
 def parse(
-    argument: str, *, file: str, **choices: tuple[str, ...] | dict[str, object]
+    argument: str, *, file: str, **choices: tuple[str, ...] | dict[str, object] | None
 ) -> dict[str, str]:
     """The argument of a configuration file as values by name.
 
     `choices` are the allowed values by name, in the order in which they are given; the first one of each
-    is the default. `NAME=VALUE` may stand anywhere, a bare value takes the next name.
+    is the default. None allows any text and defaults to "". `NAME=VALUE` may stand anywhere, a bare value
+    takes the next name.
 
     Raises:
       ValueError: an unknown name or value, or one given twice; the sentence lists the right ones.
@@ -35,10 +36,13 @@ def parse(
             )
         if name in values:
             raise ValueError(f"--config={file}:{argument} gives {name} twice; give it once")
-        if value not in choices[name]:
-            listed = ", ".join(choices[name])
+        allowed = choices[name]
+        if allowed is not None and value not in allowed:
+            listed = ", ".join(allowed)
             raise ValueError(
                 f"{name} {value!r} in --config={file}:{argument} is unknown; choose one of {listed}"
             )
         values[name] = value
-    return {name: values.get(name, next(iter(allowed))) for name, allowed in choices.items()}
+    return {
+        name: values.get(name, next(iter(allowed or [""]))) for name, allowed in choices.items()
+    }

@@ -1,22 +1,23 @@
 """SemiVL on the drawn pictures of `shapes`: minutes on two CPU cores, nothing to download.
 
-    python -m semivl_jax.main --config=configs/demo.py
+    python -m semivl_jax.main --config=configs/demo.py[:40]
 
 The image tower is the small CLIP that comes with the project (semivl_jax/weights/demo_clip.safetensors).
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import arguments, base
 
 
-def get_config() -> ConfigDict:
-    """40 labelled pictures of 3000."""
+def get_config(argument: str = "") -> ConfigDict:
+    """`argument` is the split: how many of the 3000 pictures are labelled, or a share such as 1_50."""
+    split = arguments.parse(argument, file="configs/demo.py", split=None)["split"]
     config = base.get_config()
     config.steps = 500
     config.batch = 4
     config.data.dataset = "shapes"
-    config.data.split = "40"
+    config.data.split = split or "40"
     config.data.crop = 80
     config.data.ratio_long, config.data.ratio_short = 512, 112
     config.data.scale_min, config.data.scale_max = 0.75, 1.5

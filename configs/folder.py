@@ -1,4 +1,4 @@
-"""Your own images: --config=configs/folder.py:/path/to/folder
+"""Your own images: --config=configs/folder.py:/path/to/folder[,split=1_8][,tower=demo|clip_vit_b16]
 
 The folder holds images/, masks/ and classes.txt (docs/own_data.md). Without more it trains the small tower
 that comes with the project for 100 steps, so that everything can be tried on a CPU; for results that count,
@@ -9,25 +9,22 @@ name real CLIP weights:
 
 from ml_collections import ConfigDict
 
-from configs import base, demo
+from configs import arguments, base, demo
 
 _TOWERS = ("demo", "clip_vit_b16")
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """`argument` is the folder, optionally followed by `,tower=demo` or `,tower=clip_vit_b16`."""
-    folder, _, option = argument.partition(",tower=")
-    tower = option or "demo"
-    if tower not in _TOWERS:
-        raise ValueError(
-            f"tower={tower!r} in --config is unknown; choose one of {', '.join(_TOWERS)}"
-        )
+    """`argument` is the folder; `split` (such as 1_4) is the share of masks to use, `tower` the image tower."""
+    chosen = arguments.parse(
+        argument, file="configs/folder.py", folder=None, split=None, tower=_TOWERS
+    )
     config = base.get_config()
     config.data.dataset = "folder"
-    config.data.folder = folder
+    config.data.folder = chosen["folder"]
     config.data.label_map = "n:255"  # the value after the last class: not labelled
-    config.data.split = "1_8"
-    if tower == "clip_vit_b16":
+    config.data.split = chosen["split"] or "1_8"
+    if chosen["tower"] == "clip_vit_b16":
         return config
     config.steps = 100
     config.batch = 2

@@ -1,24 +1,26 @@
 """Smallest of everything: seconds on a CPU, weights never trained. For trying out and for the tests.
 
-    python -m semivl_jax.main --config=configs/tiny.py:/path/to/folder
+    python -m semivl_jax.main --config=configs/tiny.py:/path/to/folder[,split=1_2]
 
 The argument is a folder of images as in `folder.py`; without it the drawn pictures of `shapes` are used.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import arguments, base
 
 
-def get_config(folder: str = "") -> ConfigDict:
-    """Eight steps; `folder` is optional."""
+def get_config(argument: str = "") -> ConfigDict:
+    """Eight steps; folder and split are optional."""
+    chosen = arguments.parse(argument, file="configs/tiny.py", folder=None, split=None)
+    folder = chosen["folder"]
     config = base.get_config()
     config.steps = 8
     config.batch = 2
     config.log_every = 2
     config.data.dataset = "folder" if folder else "shapes"
     config.data.folder = folder
-    config.data.split = "1_2" if folder else "1_100"
+    config.data.split = chosen["split"] or ("1_2" if folder else "1_100")
     config.data.crop = 32
     config.data.ratio_long, config.data.ratio_short = 64, 40
     config.data.workers = 0

@@ -15,8 +15,10 @@ from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.validation import validate
 from semivl_jax.weights import files, store
+from tests.models import hugging_face
 from tests.models.drawn import drawn
 from tests.photos import make_folder
+from tests.weights import converted
 
 
 def model(grid=(4, 4), classes=3, conv=False):
@@ -130,6 +132,46 @@ def test_towers_of_big_vision_start_at_the_grid_of_the_crop(tmp_path, backbone):
     np.testing.assert_array_equal(start["pos_embedding"], expected)
     without = {name: tree for name, tree in start.items() if name != "pos_embedding"}
     jax.tree.map(np.testing.assert_array_equal, without, {name: params[name] for name in without})
+
+
+@pytest.mark.parametrize("backbone", ["imagenet_vit", "dinov2_vits14"])
+def test_converted_encoders_start_with_the_features_of_another_library(tmp_path, backbone):
+    """A state dict under timm's names is converted by the command, named in the configuration and applied."""
+    torch, transformers = hugging_face.libraries()
+    config = tiny.get_config()
+    config.model.backbone, config.model.decoder, config.model.taps = backbone, "deeplab", (1, 3)
+    config.model.init, config.model.finetune = "random", "all"
+    config.method.guidance = False
+    segmenter = architecture.segmenter(config, num_classes=3, clip_sizes={})
+    tower = segmenter.backbone
+    side = tower.patch_size * tower.grid[0]
+    sizes = {
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.num_heads,
+        "patch_size": tower.patch_size,
+        "image_size": side,
+    }
+    if backbone == "imagenet_vit":
+        options = transformers.ViTConfig(
+            **sizes, intermediate_size=tower.mlp_dim, layer_norm_eps=1e-6
+        )
+        theirs = transformers.ViTModel(options, add_pooling_layer=False)
+    else:
+        options = transformers.Dinov2Config(**sizes, mlp_ratio=tower.mlp_dim // tower.width)
+        theirs = transformers.Dinov2Model(options)
+    hugging_face.randomize(theirs, torch)
+    state = hugging_face.timm_state(theirs)
+    path = converted.through(tmp_path, state, image_heads=tower.num_heads)
+    config.model.backbone_weights = str(path)
+    params = begin(segmenter, config)["params"]["backbone"]
+    image = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
+    with torch.no_grad():
+        last = theirs(torch.from_numpy(image.transpose(0, 3, 1, 2))).last_hidden_state.numpy()
+    features = jax.jit(tower.apply)({"params": params}, image)
+    np.testing.assert_allclose(
+        features.maps[-1], last[:, 1:].reshape(features.maps[-1].shape), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The experiment runner, with runs that write their scores and end; no training."""
+"""The experiment runner: with runs that write their scores and end, and with one real training."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from semivl_jax import sweep
+from tests.photos import make_folder
 
 SCRIPT = """
 import json, pathlib, sys
@@ -86,3 +87,20 @@ def test_wrong_commands_are_one_sentence(capsys):
     with pytest.raises(SystemExit):
         sweep.main(["configs/vok.py", "--splits=92"])
     assert "there is no file configs/vok.py" in capsys.readouterr().err
+
+
+def test_a_real_training_is_run_once_and_counted(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, not the eight of the tests
+    photos, log = make_folder(tmp_path / "photos"), tmp_path / "1_2-seed3" / "log.txt"
+    command = [f"configs/tiny.py:{photos}", "--splits=1_2", "--seeds=3", f"--out={tmp_path}"]
+    fields = {"steps": 2, "data.directory": tmp_path / "data", "compilation_cache": ""}
+    command += [f"--set={key}={value}" for key, value in fields.items()]
+    assert sweep.main(command) == 0, log.read_text()
+    first = capsys.readouterr().out
+    written = json.loads((tmp_path / "1_2-seed3" / "config.json").read_text())
+    assert (written["data"]["split"], written["seed"], written["steps"]) == ("1_2", 3, 2)
+    assert sweep.main(command) == 0
+    again = capsys.readouterr().out
+    assert "1_2, seed 3: done before" in again
+    assert first.splitlines()[-1] == again.splitlines()[-1]
+    assert "| 1_2 | 1 of 1 |" in again
