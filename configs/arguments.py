@@ -1,6 +1,6 @@
 """What may stand behind the colon of --config: values in order, then NAME=VALUE, separated by commas.
 
-configs/voc.py:92,recipe=paper     configs/voc_ablation.py:clip_init,1464     configs/folder.py:/photos,split=1_4
+configs/voc.py:92,recipe=paper   configs/voc_ablation.py:clip_init,1464   configs/folder.py:/photos,split=1_4
 """
 
 RECIPES = {

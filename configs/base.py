@@ -19,6 +19,9 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"  # of the computation (or bfloat16); parameters are always float32
     config.max_skipped_steps = 5  # non-finite steps in a row that are skipped before the run stops
     config.log_every = 10
+    config.profile = (
+        ""  # FIRST:LAST: a trace of these steps goes to profile/ of the working directory
+    )
     config.compilation_cache = "~/.cache/semivl_jax/xla"  # empty: compile anew every time
     config.data = _data()
     config.model = _model()

@@ -15,7 +15,7 @@ _TOWERS = ("demo", "clip_vit_b16")
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """`argument` is the folder; `split` (such as 1_4) is the share of masks to use, `tower` the image tower."""
+    """`argument` is the folder; `split` (such as 1_4) is what of the masks to use, `tower` the tower."""
     chosen = arguments.parse(
         argument, file="configs/folder.py", folder=None, split=None, tower=_TOWERS
     )

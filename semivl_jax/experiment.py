@@ -32,7 +32,7 @@ from semivl_jax.train import sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import Clock
 from semivl_jax.train.recipe import Parts
-from semivl_jax.types import ClassText, PyTree
+from semivl_jax.types import Batch, ClassText, PyTree
 from semivl_jax.weights import outline as outline_lib
 from semivl_jax.weights import towers as towers_lib
 from tfds_builders import builders, common
@@ -99,6 +99,14 @@ class Experiment:
         place = sharding.replicated(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
+        )
+
+    def abstract_batch(self) -> Batch:
+        """Shapes, dtypes and places of a global batch."""
+        place = sharding.batch_sharding(self.mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            assembly.abstract_batch(self.config),
         )
 
     def pipeline(self, data: Data) -> TrainPipeline:

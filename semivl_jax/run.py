@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from semivl_jax import check as check_lib
-from semivl_jax import compilation, gallery, record, report, serving
+from semivl_jax import compilation, gallery, profiling, record, report, serving
 from semivl_jax import experiment as experiment_lib
 from semivl_jax import targets as targets_lib
 from semivl_jax import workdir as workdir_lib
@@ -60,9 +60,19 @@ def train(config: ConfigDict, workdir: Path) -> None:
             step = jax.jit(functools.partial(train_step, experiment.parts), donate_argnums=1)
             ended = progress.next_step >= experiment.clock.total_steps
             session = memory.session(facts, first_step=progress.next_step)
-            with nullcontext() if ended else session:
+            if not ended:
+                batch = experiment.abstract_batch()
+                step, cost = compilation.ahead(step, experiment.constants, state, batch)
+                print(f"training step: {cost}", flush=True)
+            profiled = profiling.traced(
+                functools.partial(step, experiment.constants),
+                config.profile,
+                next_step=progress.next_step,
+                folder=workdir / "profile",
+            )
+            with nullcontext() if ended else session, profiled as step_function:
                 loop.run(
-                    functools.partial(step, experiment.constants),
+                    step_function,
                     state,
                     progress,
                     clock=experiment.clock,

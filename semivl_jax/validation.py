@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from semivl_jax import profiling
 from semivl_jax.evaluation import sliding
 from semivl_jax.language import embeddings
 
@@ -115,6 +116,7 @@ def validate(config: ConfigDict) -> None:
     """
     for broken in (*_single_values(config), *_between_values(config)):
         raise ValueError(broken)
+    profiling.span(config.profile)
 
 
 def _value(config: ConfigDict, key: str) -> object:

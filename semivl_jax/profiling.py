@@ -1,0 +1,77 @@
+"""A trace of some training steps: what the devices and the host did when.
+
+    --config.profile=100:105
+
+The trace of steps 100 to 105 lies in `profile/` of the working directory; TensorBoard (with its profile
+plugin) and Perfetto open it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+
+from semivl_jax.train.loop import StepFunction
+from semivl_jax.train.state import TrainState
+from semivl_jax.types import Batch
+
+
+def span(profile: str) -> tuple[int, int] | None:
+    """First and last step of `profile`, counted from 1; None for an empty text.
+
+    Raises:
+      ValueError: anything but FIRST:LAST with 1 <= FIRST <= LAST.
+    """
+    if not profile:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", profile)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(
+            f"profile = {profile!r} is no FIRST:LAST step counted from 1; write 100:105, for example"
+        )
+    return int(match[1]), int(match[2])
+
+
+@contextmanager
+def traced(
+    step_function: StepFunction, profile: str, *, next_step: int, folder: Path
+) -> Iterator[StepFunction]:
+    """The step function, traced in the steps of `profile`; `next_step` updates were made before.
+
+    The first traced step should not be the first of a session, which compiles. A run that stops within
+    the span keeps the trace of the steps it made; where FIRST was passed before, nothing is traced.
+    """
+    steps = span(profile)
+    if steps is None:
+        yield step_function
+        return
+    number, tracing = next_step, False
+
+    def stop() -> None:
+        nonlocal tracing
+        tracing = False
+        jax.profiler.stop_trace()
+        print(f"profile of steps {steps[0]} to {number}: {folder}", flush=True)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        nonlocal number, tracing
+        number += 1
+        if number == steps[0]:
+            jax.profiler.start_trace(folder)
+            tracing = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            out = step_function(state, batch)
+        if tracing and number == steps[1]:
+            jax.block_until_ready(out)  # all of the work belongs to the trace
+            stop()
+        return out
+
+    try:
+        yield step
+    finally:
+        if tracing:
+            stop()
