@@ -12,11 +12,11 @@ from configs import base
 from semivl_jax import convert, run
 from semivl_jax.train import sharding
 from semivl_jax.weights import groups as groups_lib
-from semivl_jax.weights import kinds, towers
+from semivl_jax.weights import checkpoints, kinds, towers
 from semivl_jax.weights.checkpoints import Checkpoint
 from tests.golden_files import OWN, golden_dir
 from tests.photos import make_folder
-from tests.weights import published
+from tests.weights import published, torch_formats
 
 KINDS = {
     "voc_unimatch_zegclip": "zegclip",
@@ -50,10 +50,17 @@ def is_dropped(name):
 
 
 @pytest.mark.golden
+@pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("name", models())
-def test_every_published_model_converts_with_its_number_of_parameters(name):
-    facts = models()[name]
-    checkpoint = Checkpoint(source=name, state=state_of(facts))
+def test_every_published_model_converts_with_its_number_of_parameters(tmp_path, name, prefix):
+    """From a file as the training program leaves it; its tensors repeat one number and take no space."""
+    facts, torch = models()[name], torch_formats.torch()
+    tensors = {
+        f"{prefix}{tensor['name']}": torch.full((), 0.01).half().expand(tensor["shape"])
+        for tensor in facts["tensors"]
+    }
+    torch.save({"model": tensors, "epoch": 3, "previous_best": 1.0}, tmp_path / "best.pth")
+    checkpoint = checkpoints.read(tmp_path / "best.pth")
     kind = kinds.recognise(checkpoint)
     assert kind.name == KINDS.get(name, "semivl")
     weights = kind.convert(checkpoint, kinds.Options())
