@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import tqdm
 
-from semivl_jax import outputs
+from semivl_jax import outputs, progress
 
 if TYPE_CHECKING:
     from semivl_jax.predictor import Segmenter
@@ -98,7 +97,7 @@ def _run(
     """Segments and writes; returns what is wrong with the images that cannot be read."""
     unreadable: list[str] = []
     under_way: deque[outputs.Target] = deque()
-    bar = tqdm.tqdm(total=len(targets), unit=" images", disable=None, smoothing=0)
+    bar = progress.Progress("predicting", total=len(targets), unit="images")
 
     def images() -> Iterator[np.ndarray]:
         for target, image in _read(targets):

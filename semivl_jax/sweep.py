@@ -94,6 +94,7 @@ def run_all(
             report(f"{one.name}: done before")
             return True
         share = shares.get()
+        report(f"{one.name}: running, output in {one.workdir / 'log.txt'}")
         try:
             one.workdir.mkdir(parents=True, exist_ok=True)
             with (one.workdir / "log.txt").open("a", encoding="utf8") as log:
