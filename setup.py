@@ -24,7 +24,6 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8,<0.9",
-        "clu>=0.0.12,<0.1",
         "flatbuffers>=24",  # with which JAX writes and reads exported programs
         "flax>=0.12,<0.14",
         "ftfy>=6.3,<7",

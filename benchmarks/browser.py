@@ -18,6 +18,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 
+from semivl_jax import command
+
 SIZES = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
 
 
@@ -100,15 +102,18 @@ class Browser:
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("benchmarks.browser", __doc__)
+    made.add_argument("report", type=Path, help="a report.html")
+    made.add_argument("--out", default="report", help="path without -desktop.jpg")
+    made.add_argument("--height", type=int, default=2600, help="most pixels of a picture's height")
+    return made
+
+
 def main() -> None:
     """Takes the screenshots of a report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.browser")
-    parser.add_argument("report", type=Path, help="a report.html")
-    parser.add_argument("--out", default="report", help="path without -desktop.jpg")
-    parser.add_argument(
-        "--height", type=int, default=2600, help="most pixels of a picture's height"
-    )
-    options = parser.parse_args()
+    options = parser().parse_args()
     with Browser() as page:
         for name in SIZES:
             page.resize(name)

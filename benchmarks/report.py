@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import browser
-from semivl_jax import report
+from semivl_jax import command, report
 from semivl_jax.evaluation import confusion, samples
 
 _SCALARS = ("loss", "loss_x", "loss_s1", "loss_s2", "loss_fp", "guidance_s1", "guidance_s2",
@@ -110,15 +110,20 @@ def _sample(
     )
 
 
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("benchmarks.report", __doc__)
+    made.add_argument("--classes", type=int, default=150, help="classes of the data set")
+    made.add_argument("--steps", type=int, default=20000, help="steps, each with its scalars")
+    made.add_argument("--images", type=int, default=16, help="validation images with pictures")
+    made.add_argument("--openings", type=int, default=5, help="fresh browsers that open it")
+    made.add_argument("--out", help="keep the workdir here; default: a temporary folder")
+    return made
+
+
 def main() -> None:
     """Prints sizes and times."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report")
-    parser.add_argument("--classes", type=int, default=150, help="classes of the data set")
-    parser.add_argument("--steps", type=int, default=20000, help="steps, each with its scalars")
-    parser.add_argument("--images", type=int, default=16, help="validation images with pictures")
-    parser.add_argument("--openings", type=int, default=5, help="fresh browsers that open it")
-    parser.add_argument("--out", help="keep the workdir here; default: a temporary folder")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         workdir = Path(options.out or temporary)
         make_workdir(workdir, classes=options.classes, steps=options.steps, images=options.images)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 
 import jax
-from clu import parameter_overview
 from jaxtyping import Array
 
 from semivl_jax import assembly
@@ -18,6 +17,7 @@ from semivl_jax.train import step as step_lib
 from semivl_jax.train import student as student_lib
 from semivl_jax.types import Batch, PyTree
 from semivl_jax.weights import groups as groups_lib
+from semivl_jax.weights.tree import flatten
 
 _GIB = 2**30
 
@@ -52,12 +52,13 @@ def report(experiment: Experiment) -> str:
     length = experiment.clock.total_steps
     images = f"{config.batch} + {config.batch}" if batch.unlabelled is not None else config.batch
     lines = [
-        parameter_overview.get_parameter_overview(params, include_stats=False),
+        _modules(params),
         "",
         table,
         "",
         *(_size(name, size) for name, size in (on_every_device | split_over_devices).items()),
-        _size("on each device, about", per_device),
+        _size("on each device, at most", per_device),
+        "what is kept for the backward pass is an upper bound: XLA recomputes and fuses much of it",
         "",
         f"{flops / 1e9:,.1f} GFLOP per step (counted by XLA before optimisation), "
         f"{length:,} steps of {images} images, "
@@ -67,6 +68,19 @@ def report(experiment: Experiment) -> str:
         f"{devices} device(s): {experiment.mesh.devices.flat[0].device_kind}",
     ]
     return "\n".join(lines)
+
+
+def _modules(params: PyTree) -> str:
+    """Leaves and parameters of the modules, two levels deep; a tower alone has hundreds of leaves."""
+    counts: dict[str, list[int]] = {}
+    for path, leaf in flatten(params).items():
+        count = counts.setdefault("/".join(path.split("/")[:2]), [0, 0])
+        count[0] += 1
+        count[1] += leaf.size
+    width = max(map(len, counts))
+    head = f"{'module':<{width}}  leaves  parameters"
+    rows = (f"{name:<{width}}  {leaves:>6}  {size:>10,}" for name, (leaves, size) in counts.items())
+    return "\n".join([head, *rows])
 
 
 def _size(name: str, size: float) -> str:

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "semivl_jax"
 ALLOWED = {
     "types": set(),
     "progress": set(),
+    "command": set(),
     "models": {"types"},
     "augment": {"types", "models"},
     "data": {"types", "progress"},
