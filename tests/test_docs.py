@@ -41,6 +41,7 @@ COMMANDS = {
     "semivl_jax.export": "tests/test_export.py",
     "semivl_jax.sweep": "tests/test_sweep.py",
     "semivl_jax.report": "tests/test_report.py",
+    "docs.draw_architecture": "tests/test_architecture.py",
     "benchmarks.demo_ablation": "not run: trains for hours",
     "benchmarks.pseudo_labels": "not run: needs a finished run; tests/test_report.py checks its counts",
     "benchmarks.train_step": "not run: measures time",
