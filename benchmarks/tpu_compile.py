@@ -33,6 +33,7 @@ import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from benchmarks import workload  # noqa: E402
+from semivl_jax import command  # noqa: E402
 from semivl_jax.train import sharding  # noqa: E402
 from semivl_jax.train.step import train_step  # noqa: E402
 
@@ -62,10 +63,10 @@ _COLLECTIVES = re.compile(
 )
 
 
-def main() -> None:
-    """Compiles everything asked for, one line each, and writes the file after every one."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu_compile")
-    option = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("benchmarks.tpu_compile", __doc__)
+    option = made.add_argument
     option("--recipes", default=",".join(workload.PUBLISHED), help="recipes to compile")
     option("--targets", default="v5e-8,v6e-8,v4-8", help="machines to compile for")
     option("--parts", default="train,evaluate", help="functions to compile")
@@ -74,7 +75,12 @@ def main() -> None:
     )
     option("--out", default="tpu_compile.json", help="the results as JSON")
     option("--dump", default="", help="folder for the optimised programs, to read")
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    """Compiles everything asked for, one line each, and writes the file after every one."""
+    options = parser().parse_args()
     rows = []
     print(HEADER, flush=True)
     for recipe in options.recipes.split(","):

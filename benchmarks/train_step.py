@@ -30,21 +30,27 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from benchmarks import model_flops, workload  # noqa: E402
+from semivl_jax import command  # noqa: E402
 from semivl_jax.train import step as step_lib  # noqa: E402
 from semivl_jax.weights import groups as groups_lib  # noqa: E402
 
 
-def main() -> None:
-    """Measures, prints, writes."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step")
-    option = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("benchmarks.train_step", __doc__)
+    option = made.add_argument
     option("--config", default="voc", help="published recipe, or FILE[:ARGUMENT]")
     option("--set", action="append", default=[], metavar="KEY=VALUE", help="changes a field")
     option("--steps", type=int, default=5, help="steps that are timed, after one that is not")
     option("--breakdown", action="store_true", help="also time the parts of the step alone")
     option("--cache", default="", help="folder of the compilation cache; default: none")
     option("--out", help="the results as JSON")
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    options = parser().parse_args()
     if options.cache:
         jax.config.update("jax_compilation_cache_dir", options.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

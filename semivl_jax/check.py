@@ -6,6 +6,7 @@ with abstract arrays, so a wrong shape anywhere fails here as it would in traini
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -18,6 +19,7 @@ from semivl_jax.train import step as step_lib
 from semivl_jax.train import student as student_lib
 from semivl_jax.types import Batch, PyTree
 from semivl_jax.weights import groups as groups_lib
+from semivl_jax.weights.tree import flatten
 
 _GIB = 2**30
 
@@ -52,12 +54,13 @@ def report(experiment: Experiment) -> str:
     length = experiment.clock.total_steps
     images = f"{config.batch} + {config.batch}" if batch.unlabelled is not None else config.batch
     lines = [
-        parameter_overview.get_parameter_overview(params, include_stats=False),
+        _modules(params),
         "",
         table,
         "",
         *(_size(name, size) for name, size in (on_every_device | split_over_devices).items()),
         _size("on each device, at most", per_device),
+        "what is kept for the backward pass is an upper bound: XLA recomputes and fuses much of it",
         "",
         f"{flops / 1e9:,.1f} GFLOP per step (counted by XLA before optimisation), "
         f"{length:,} steps of {images} images, "
@@ -67,6 +70,26 @@ def report(experiment: Experiment) -> str:
         f"{devices} device(s): {experiment.mesh.devices.flat[0].device_kind}",
     ]
     return "\n".join(lines)
+
+
+@dataclasses.dataclass
+class _Module:
+    """A row of the table of modules."""
+
+    module: str
+    leaves: int = 0
+    parameters: int = 0
+
+
+def _modules(params: PyTree) -> str:
+    """Leaves and parameters of the modules, two levels deep; a tower alone has hundreds of leaves."""
+    rows: dict[str, _Module] = {}
+    for path, leaf in flatten(params).items():
+        name = "/".join(path.split("/")[:2])
+        row = rows.setdefault(name, _Module(name))
+        row.leaves += 1
+        row.parameters += leaf.size
+    return parameter_overview.make_table(list(rows.values()))
 
 
 def _size(name: str, size: float) -> str:

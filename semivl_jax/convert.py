@@ -18,13 +18,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from semivl_jax import command
 from semivl_jax.weights import checkpoints, files, kinds, npz
 from semivl_jax.weights.tree import flatten
 
 
 def main(argv: Sequence[str]) -> int:
     """Does what the arguments say and returns the exit code."""
-    parsed = _parse(argv)
+    parsed = parser().parse_args(argv)
     options = kinds.Options(
         image_heads=parsed.image_heads,
         text_heads=parsed.text_heads,
@@ -112,35 +113,39 @@ def _sizes(sizes: object) -> str:
     return ", ".join(f"{name} {value}" for name, value in sizes.items())
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m semivl_jax.convert",
-        description="Converts published weights to a file of this project (docs/checkpoints.md).",
-        allow_abbrev=False,
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("semivl_jax.convert", __doc__)
+    made.add_argument("src", type=Path, help="a file, or a folder of the Hugging Face layout")
+    made.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the file to write: FILE.safetensors; FILE.npz exports in big_vision's layout",
     )
-    parser.add_argument("src", type=Path, help="a file, or a folder of the Hugging Face layout")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="FILE.safetensors; FILE.npz exports"
+    made.add_argument(
+        "--kind",
+        default="",
+        help=f"what the weights are, where that is not recognised: {', '.join(kinds.names())}",
     )
-    parser.add_argument("--kind", default="", help=f"one of {', '.join(kinds.names())}")
-    parser.add_argument(
+    made.add_argument(
         "--entry",
         default="",
         help="the part of a training's checkpoint to take, such as model_ema; default: model",
     )
     for part in ("image", "text", "decoder"):
-        parser.add_argument(
+        made.add_argument(
             f"--{part}_heads",
             type=int,
             help=f"attention heads of the {part} part, where they are not the published ones",
         )
-    parser.add_argument(
+    made.add_argument(
         "--as_trained",
         action="store_true",
         help="CLIP's image tower with the activation and epsilon of its training (QuickGELU, 1e-5) instead "
         "of SemiVL's (exact GELU, 1e-6)",
     )
-    return parser.parse_args(argv)
+    return made
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from semivl_jax import words
+from semivl_jax import command, words
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.language import embeddings, names
 from semivl_jax.types import ClassText
@@ -36,7 +36,7 @@ ALIKE = 0.999
 
 def main(argv: Sequence[str]) -> int:
     """Does what the arguments say and returns the exit code."""
-    options = _parse(argv)
+    options = parser().parse_args(argv)
     try:
         out = Path(options.out).expanduser()
         if out.suffix not in (".npy", ".safetensors"):
@@ -57,16 +57,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m semivl_jax.embed",
-        description="Writes text embeddings of class names.",
-        allow_abbrev=False,
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("semivl_jax.embed", __doc__)
+    source = made.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", choices=names.DATASETS, help="classes of a public data set")
     source.add_argument("--classes_file", help="one class per line, name or name: concept, concept")
-    how = parser.add_mutually_exclusive_group()
+    how = made.add_mutually_exclusive_group()
     how.add_argument(
         "--mode",
         choices=embeddings.MODES,
@@ -74,14 +71,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="one row per class from its name (default), one per concept, or the mean of the concepts",
     )
     how.add_argument("--definitions", action="store_true", help="the same as --mode concept")
-    parser.add_argument("--weights", required=True, help="CLIP weights, or demo")
-    parser.add_argument("--out", required=True, help="FILE.npy or FILE.safetensors")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
-    parser.add_argument(
-        "--compare", metavar="FILE.npy", help="rows to compare with, in their order"
+    made.add_argument("--weights", required=True, help="CLIP weights, or demo")
+    made.add_argument("--out", required=True, help="FILE.npy or FILE.safetensors")
+    made.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the rows; default: %(default)s",
     )
-    parser.add_argument("--text_cache", default=words.CACHE, help="default: %(default)s")
-    return parser.parse_args(argv)
+    made.add_argument("--compare", metavar="FILE.npy", help="rows to compare with, in their order")
+    made.add_argument(
+        "--text_cache",
+        default=words.CACHE,
+        help="folder that keeps what was embedded; default: %(default)s",
+    )
+    return made
 
 
 def _classes(options: argparse.Namespace) -> DatasetInfo:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from semivl_jax import hub, model_source
+from semivl_jax import command, hub, model_source
 from semivl_jax.models import normalization
 from semivl_jax.models.resize import bilinear
 
@@ -38,7 +38,7 @@ OUTPUTS = ("logits", "labels")
 
 def main(argv: Sequence[str]) -> int:
     """Does what the arguments say and returns the exit code."""
-    options = _parse(argv)
+    options = parser().parse_args(argv)
     try:
         if not options.out and not options.push_to_hub:
             raise ValueError("nothing to do; give --out FILE, --push_to_hub USER/REPO, or both")
@@ -143,31 +143,48 @@ def _platforms(text: str) -> list[str]:
     return names
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m semivl_jax.export",
-        description="Writes a model as StableHLO, or puts it on the Hugging Face hub.",
-        allow_abbrev=False,
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("semivl_jax.export", __doc__)
+    add = made.add_argument
+    add(
+        "--model",
+        required=True,
+        help="working directory of a run, its folder serving, a model on the hub "
+        "(hf://USER/REPO) or CLIP weights (clip:WEIGHTS); for --push_to_hub a folder",
     )
-    add = parser.add_argument
-    add("--model", required=True, help="as of semivl_jax.predict; for the hub a folder")
-    add("--out", metavar="FILE", help="where the program goes")
-    add("--size", metavar="ROWS,COLUMNS", help="of the window; default: the training crop")
+    add("--out", metavar="FILE", help="the StableHLO program to write; FILE.json stands beside it")
+    add(
+        "--size", metavar="ROWS,COLUMNS", help="of the window in pixels; default: the training crop"
+    )
     add("--images", choices=IMAGES, default="uint8", help="uint8 RGB (default), or normalised")
-    add("--output", choices=OUTPUTS, default="logits", help="default: logits")
+    add(
+        "--output",
+        choices=OUTPUTS,
+        default="logits",
+        help="what the program returns; default: %(default)s",
+    )
     add("--batch", type=int, default=0, help="images per call; 0 (default): any number")
-    add("--platforms", default="cpu,cuda,tpu", help="default: %(default)s")
-    add("--classes", metavar="FILE|a,b,c", help="as of semivl_jax.predict")
+    add(
+        "--platforms",
+        default="cpu,cuda,tpu",
+        help="machines the program can run on; default: %(default)s",
+    )
+    add(
+        "--classes",
+        metavar="FILE|a,b,c",
+        help="other classes than the training's, as semivl_jax.predict takes them",
+    )
     add(
         "--definitions",
         nargs="?",
         const="concept",
         choices=("concept", "concept_average"),
-        help="as of semivl_jax.predict",
+        help="describe classes by their concepts, as semivl_jax.predict does",
     )
     add("--push_to_hub", metavar="USER/REPO", help="upload the model with a model card")
     add("--private", action="store_true", help="the repository on the hub is private if it is new")
-    return parser.parse_args(argv)
+    return made
 
 
 if __name__ == "__main__":

@@ -57,6 +57,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         key = next(named, None)
         print(f"error: {key + ': no such key; ' if key else ''}{_sentence(error)}", file=sys.stderr)
         sys.exit(2)
+    if flags.FLAGS["config"].value is None:
+        print(
+            "error: --config is missing; begin with --config=configs/demo.py (--help explains all options)",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.ERROR
     return rest
@@ -100,5 +106,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)

@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import tqdm
 
-from semivl_jax import outputs
+from semivl_jax import command, outputs, progress
 
 if TYPE_CHECKING:
     from semivl_jax.predictor import Segmenter
@@ -38,7 +37,7 @@ _READ_AHEAD = 4
 
 def main(argv: Sequence[str]) -> int:
     """Does what the arguments say and returns the exit code."""
-    options = _parse(argv)
+    options = parser().parse_args(argv)
     # Odd metadata in photos are no news to whoever wants them segmented; broken pixels are errors.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
@@ -98,7 +97,7 @@ def _run(
     """Segments and writes; returns what is wrong with the images that cannot be read."""
     unreadable: list[str] = []
     under_way: deque[outputs.Target] = deque()
-    bar = tqdm.tqdm(total=len(targets), unit=" images", disable=None, smoothing=0)
+    bar = progress.Progress("predicting", total=len(targets), unit="images")
 
     def images() -> Iterator[np.ndarray]:
         for target, image in _read(targets):
@@ -147,13 +146,10 @@ def _read(targets: Sequence[outputs.Target]) -> Iterator[tuple[outputs.Target, n
                 future.cancel()
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m semivl_jax.predict",
-        description="Segments images with a trained model, or with CLIP alone.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("semivl_jax.predict", __doc__)
+    add = made.add_argument
     add("--model", required=True, metavar="DIR|hf://USER/REPO|clip:WEIGHTS",
         help="working directory of a run, its folder serving, a model on the hub, or CLIP weights "
         "(clip:demo: the small tower of the demo)")  # fmt: skip
@@ -176,7 +172,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="keeps text embeddings, empty: does not; default: ~/.cache/semivl_jax/text")  # fmt: skip
     add("--compilation_cache", metavar="DIR",
         help="keeps compiled programs, empty: does not; default: ~/.cache/semivl_jax/xla")  # fmt: skip
-    return parser.parse_args(argv)
+    return made
 
 
 def _positive(text: str) -> int:

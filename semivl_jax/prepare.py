@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from semivl_jax import command
 from semivl_jax.data import download, published_splits
 from tfds_builders import builders, common
 from tfds_builders.published import PublishedBuilder
@@ -50,7 +51,7 @@ def main(
     `make` builds a data set from its name, `address` is where the published lists are, `published` says
     where CLIP is (None: where OpenAI and the hub have it).
     """
-    options = _parse(argv)
+    options = parser().parse_args(argv)
     if options.target == WEIGHTS:
         return _weights(options, published)
     chosen = _ALL if options.target == "all" else (options.target,)
@@ -103,25 +104,26 @@ def _weights(options: argparse.Namespace, published: Published | None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m semivl_jax.prepare",
-        description="Downloads, verifies and converts data sets and CLIP's weights.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("semivl_jax.prepare", __doc__)
+    made.add_argument(
         "target",
         choices=TARGETS,
         help="a data set, all of them (but coco_instances), or the weights of CLIP ViT-B/16",
     )
-    parser.add_argument("--data_dir", default=DATA_DIR, help="default: %(default)s")
-    parser.add_argument(
+    made.add_argument(
+        "--data_dir",
+        default=DATA_DIR,
+        help="folder of the prepared data sets; default: %(default)s",
+    )
+    made.add_argument(
         "--manual_dir", default="", help="folder with archives that you downloaded yourself"
     )
-    parser.add_argument(
+    made.add_argument(
         "--check", action="store_true", help="only say what is there and what is missing"
     )
-    weights = parser.add_argument_group("weights")
+    weights = made.add_argument_group("weights")
     weights.add_argument(
         "--from", dest="given", default="", help="a file or folder that you downloaded yourself"
     )
@@ -129,10 +131,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--source",
         choices=("openai", "huggingface"),
         default="",
-        help="default: openai, and where that fails, huggingface",
+        help="where CLIP is downloaded from; default: openai, and where that fails, huggingface",
     )
-    weights.add_argument("--weights_dir", default=WEIGHTS_DIR, help="default: %(default)s")
-    return parser.parse_args(argv)
+    weights.add_argument(
+        "--weights_dir",
+        default=WEIGHTS_DIR,
+        help="folder of the converted weights; default: %(default)s",
+    )
+    return made
 
 
 def _lists(dataset: str, address: str) -> Iterator[download.RemoteFile]:

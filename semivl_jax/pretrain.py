@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,22 +63,26 @@ VOCABULARY = 49408
 CONTEXT = 77
 
 
+def _setting(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What one pretraining is: length, data and sizes."""
 
-    steps: int = 2400
-    seed: int = 0
-    images: int = 24000
-    batch: int = 160
-    learning_rate: float = 1.5e-3
-    patch_size: int = 8
-    width: int = 96
-    depth: int = 4
-    num_heads: int = 3
-    text_width: int = 64
-    text_depth: int = 2
-    out_dim: int = 64
+    steps: int = _setting(2400, "updates of the weights")
+    seed: int = _setting(0, "of pictures, initial weights and order")
+    images: int = _setting(24000, "pictures that are drawn, every fifth a large one")
+    batch: int = _setting(160, "pictures per step; of large ones an eighth of it")
+    learning_rate: float = _setting(1.5e-3, "the highest of the schedule")
+    patch_size: int = _setting(8, "side of the image tower's patches in pixels")
+    width: int = _setting(96, "channels of the image tower")
+    depth: int = _setting(4, "blocks of the image tower")
+    num_heads: int = _setting(3, "attention heads of the image tower")
+    text_width: int = _setting(64, "channels of the text tower")
+    text_depth: int = _setting(2, "blocks of the text tower")
+    out_dim: int = _setting(64, "channels that both towers end in")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +314,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "safetensors file to write", required=True)
     for field in dataclasses.fields(Settings):
         define = flags.DEFINE_float if field.type == "float" else flags.DEFINE_integer
-        define(field.name, field.default, f"see pretrain.Settings.{field.name}")
+        define(field.name, field.default, field.metadata["help"])
 
 
 def main(argv: list[str]) -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from semivl_jax import command
 from semivl_jax import workdir as workdir_lib
 from semivl_jax.reporting import page, read
 
@@ -23,7 +24,7 @@ NAME = "report.html"
 
 def main(argv: Sequence[str]) -> int:
     """Writes the report that the arguments ask for and returns the exit code."""
-    options = _parse(argv)
+    options = parser().parse_args(argv)
     workdirs = [Path(folder) for folder in options.workdir]
     default = workdirs[0] / NAME if len(workdirs) == 1 else Path(NAME)
     try:
@@ -72,18 +73,15 @@ def _names(workdirs: Sequence[Path]) -> list[tuple[Path, str]]:
     return list(zip(workdirs, names, strict=True))
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m semivl_jax.report",
-        description="Writes one self-contained HTML page about one or several runs.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("workdir", nargs="+", help="folder of a run, such as runs/demo")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("semivl_jax.report", __doc__)
+    made.add_argument("workdir", nargs="+", help="folder of a run, such as runs/demo")
+    made.add_argument(
         "--out", default="", help="the file to write; default: report.html in the workdir, with "
         "several workdirs in the current folder"
     )  # fmt: skip
-    return parser.parse_args(argv)
+    return made
 
 
 if __name__ == "__main__":

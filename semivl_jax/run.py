@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from semivl_jax import check as check_lib
-from semivl_jax import compilation, gallery, profiling, record, report, serving
+from semivl_jax import compilation, gallery, profiling, progress, record, report, serving
 from semivl_jax import experiment as experiment_lib
 from semivl_jax import targets as targets_lib
 from semivl_jax import workdir as workdir_lib
@@ -226,11 +226,13 @@ class _Evaluation:
 
     def __call__(self, state: TrainState, step: int) -> Mapping[str, float]:
         """Scalars by name; the per-class IoU is that of the weights that decide what is best."""
-        result = self._evaluator.evaluate(state.student(), self._examples())
+        result = self._evaluator.evaluate(state.student(), self._examples("evaluating the student"))
         values = {"eval/miou": result.miou}
         confusions = {"student": result.confusion}
         if self._averages and state.ema is not None:
-            result = self._evaluator.evaluate(state.teacher(), self._examples())
+            result = self._evaluator.evaluate(
+                state.teacher(), self._examples("evaluating the average")
+            )
             values["eval/miou_ema"] = result.miou
             confusions["average"] = result.confusion
         quality = self._held_back.score(state)
@@ -281,11 +283,15 @@ class _Evaluation:
         if jax.process_index() == 0:
             samples_lib.save(self._samples, step, samples, palette=self._experiment.info.palette)
 
-    def _examples(self) -> Iterator[EvalExample]:
-        for example in EvalExamples(self._data.validation, **_share()):
-            if self._between is not None:
-                self._between()
-            yield example
+    def _examples(self, work: str) -> Iterator[EvalExample]:
+        examples = EvalExamples(self._data.validation, **_share())
+        total, show = len(examples), jax.process_index() == 0
+        with progress.Progress(work, total=total, unit="images", show=show) as shown:
+            for example in examples:
+                if self._between is not None:
+                    self._between()
+                yield example
+                shown.update()
 
 
 def _share() -> dict[str, int]:

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
+from semivl_jax import command
 from semivl_jax.workdir import write
 
 _PUBLISHED = Path(__file__).with_name("published_results.json")
@@ -94,6 +95,7 @@ def run_all(
             report(f"{one.name}: done before")
             return True
         share = shares.get()
+        report(f"{one.name}: running, output in {one.workdir / 'log.txt'}")
         try:
             one.workdir.mkdir(parents=True, exist_ok=True)
             with (one.workdir / "log.txt").open("a", encoding="utf8") as log:
@@ -179,25 +181,28 @@ def plan(options: argparse.Namespace) -> dict[str, list[Run]]:
     return runs
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m semivl_jax.sweep",
-        description="Runs a configuration for several splits and seeds; prints a table.",
-        allow_abbrev=False,
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("semivl_jax.sweep", __doc__)
+    made.add_argument("config", help="configuration FILE[:ARGUMENT] without the split")
+    made.add_argument("--splits", required=True, help="published splits, such as 92,183")
+    made.add_argument(
+        "--seeds", default="0", help="seeds of every split, such as 0,1,2; default: %(default)s"
     )
-    parser.add_argument("config", help="configuration FILE[:ARGUMENT] without the split")
-    parser.add_argument("--splits", required=True, help="such as 92,183")
-    parser.add_argument("--seeds", default="0", help="such as 0,1,2; default: %(default)s")
-    parser.add_argument("--out", default="", help="folder; default: runs/ and the name of the file")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
-    parser.add_argument(
+    made.add_argument("--out", default="", help="folder; default: runs/ and the name of the file")
+    made.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
+    made.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every run"
     )
-    options = parser.parse_args(argv)
+    return made
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    options = parser().parse_args(argv)
     if options.jobs < 1:
-        parser.error(f"--jobs {options.jobs} must be 1 or more")
+        parser().error(f"--jobs {options.jobs} must be 1 or more")
     if not Path(options.config.partition(":")[0]).is_file():
-        parser.error(f"there is no file {options.config.partition(':')[0]}")
+        parser().error(f"there is no file {options.config.partition(':')[0]}")
     name = options.config.replace(":", "-").replace(",", "-")
     options.out = options.out or f"runs/{Path(name).name.replace('.py', '')}"
     return options

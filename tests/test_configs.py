@@ -37,6 +37,10 @@ def test_check_reports_the_step(name):
     info = DatasetInfo(name="toy", classes=("ground", "disc", "box"))
     report = check.report(experiment.build(config, info, images_per_epoch=100))
     assert f"{config.steps:,} steps of {config.batch} + {config.batch} images" in report
+    modules = re.findall(r"^\| \w+/\w+ +\| \d+ +\| ([\d,]+) +\|$", report, re.MULTILINE)
+    total = int(re.search(r"of ([\d,]+) parameters$", report, re.MULTILINE)[1].replace(",", ""))
+    assert sum(int(count.replace(",", "")) for count in modules) == total
+    assert len(report.splitlines()) < 60  # one screen, or nearly
     sizes = dict(re.findall(r"^(\S.*?)\s{2,}(\d+\.\d+) GiB$", report, re.MULTILINE))
     assert float(sizes["for the backward, at most"]) > 0
     assert float(re.search(r"([\d.,]+) GFLOP", report)[1].replace(",", "")) > 0

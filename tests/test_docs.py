@@ -4,9 +4,12 @@ Every command of the texts must be classified in `COMMANDS`: by the test that ru
 test does. A new command fails `test_every_command_is_run_by_a_test_or_says_why_not` until it stands there.
 """
 
-import ast
 import importlib
+import json
 import re
+import shlex
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +41,7 @@ COMMANDS = {
     "semivl_jax.export": "tests/test_export.py",
     "semivl_jax.sweep": "tests/test_sweep.py",
     "semivl_jax.report": "tests/test_report.py",
+    "docs.draw_architecture": "tests/test_architecture.py",
     "benchmarks.demo_ablation": "not run: trains for hours",
     "benchmarks.pseudo_labels": "not run: needs a finished run; tests/test_report.py checks its counts",
     "benchmarks.train_step": "not run: measures time",
@@ -49,10 +53,12 @@ COMMANDS = {
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
-    """(module, arguments) of every `python -m …` in a page, continued lines joined."""
+    """(module, arguments) of every `python -m …` in a page, split as a shell does it."""
     text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf8"))
-    found = re.findall(r"python3? -m ([\w.]+)((?: +[^\s`&|>;#]+)*)", text)
-    return [(module.rstrip("."), arguments.split()) for module, arguments in found]
+    for name, value in re.findall(r"^ *([A-Z])=\"(.*)\"$", text, re.MULTILINE):
+        text = text.replace(f"${name} ", f"{value} ")
+    found = re.findall(r"python3? -m ([\w.]+)((?: +(?:\"[^\"\n]*\"|[^\s`&|>;#]+))*)", text)
+    return [(module.rstrip("."), shlex.split(arguments)) for module, arguments in found]
 
 
 ALL = [(page.name, module, arguments) for page in PAGES for module, arguments in commands(page)]
@@ -115,36 +121,73 @@ def test_every_command_is_run_by_a_test_or_says_why_not():
             assert file.is_file(), f"{key}: {verdict}"
 
 
-@cache
-def options(module: str) -> set[str]:
-    """Names of the options that a module defines, read from its syntax tree and without running it."""
+def by_argparse(module: str) -> bool:
+    """Whether a command's module has `parser()`, which is what its `main` uses."""
     path = ROOT / (module.replace(".", "/") + ".py")
     assert path.is_file(), f"there is no {module}"
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
-        if not isinstance(node, ast.Call):
-            continue
-        words = [a.value for a in node.args if isinstance(a, ast.Constant)]
-        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        if called.startswith("DEFINE_"):
-            names.add(words[0])
-        else:  # add_argument, by whatever short name a module calls it
-            names |= {w[2:] for w in words if isinstance(w, str) and re.fullmatch(r"--\w+", w)}
-    return names
+    return "\ndef parser()" in path.read_text(encoding="utf8")
+
+
+OURS = [case for case in ALL if case[1].split(".")[0] in ("semivl_jax", "benchmarks")]
 
 
 @pytest.mark.parametrize(
     ("page", "module", "arguments"),
-    [case for case in ALL if case[1].split(".")[0] in ("semivl_jax", "benchmarks")],
+    [case for case in OURS if by_argparse(case[1])],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_options_of_commands_exist(page, module, arguments):
+def test_commands_are_taken_by_their_parsers(page, module, arguments, capsys):
+    """Every option, choice, number and missing argument, by the parser that the command itself uses."""
+    if not arguments:  # the command is named, not written out
+        return
+    # What may be left out has to be right, too, and three words stand for what a reader puts there.
+    words = {"…": "x", "DATASET": "voc", "WORKDIR": "runs/demo"}
+    arguments = [words.get(bare, bare) for bare in (argument.strip("[]") for argument in arguments)]
+    try:
+        importlib.import_module(module).parser().parse_args(arguments)
+    except SystemExit:
+        pytest.fail(f"{page}: {module} {shlex.join(arguments)}: {capsys.readouterr().err}")
+
+
+FLAGS = """
+import importlib, json, sys
+from absl import flags
+module, commands = sys.argv[1], json.load(sys.stdin)
+command = importlib.import_module(module)
+known = set(flags.FLAGS)
+for arguments in commands:
     for argument in arguments:
-        name = argument.partition("=")[0].strip("[]'\"")
-        if not name.startswith("--") or is_pattern(name):
+        name = argument.partition("=")[0][2:]
+        if argument.startswith("--") and not name.startswith("config.") and name not in known:
+            sys.exit(f"{arguments}: there is no {argument}")
+if module == "semivl_jax.main":
+    import os
+    for arguments in commands:
+        if any(mark in " ".join(arguments) for mark in ("…", "[", "FILE", "KEY")) or not arguments:
             continue
-        if not name.startswith("--config."):
-            assert name[2:] in options(module), f"{page}: {module} has no {name}"
+        child = os.fork()  # flags of absl belong to the process
+        if not child:
+            sys.argv = ["main", *arguments]  # where ml_collections looks for the fields
+            command.parse_flags(["main", *arguments])
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"{arguments} is refused")
+"""
+
+
+@pytest.mark.parametrize("module", sorted({case[1] for case in OURS if not by_argparse(case[1])}))
+def test_commands_are_taken_by_their_flags(module):
+    """`main` parses each of its commands with the configuration that it names, keys and types included."""
+    written = [
+        [argument.strip("[]") for argument in arguments]
+        for _, name, arguments in OURS
+        if name == module
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", FLAGS, module],
+        input=json.dumps(written), capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_configurations_and_their_keys_exist():

@@ -11,12 +11,14 @@ PACKAGE = ROOT / "semivl_jax"
 # What each room may import of the project besides itself; data/feed.py is the one bridge to the device.
 ALLOWED = {
     "types": set(),
+    "progress": set(),
+    "command": set(),
     "models": {"types"},
     "augment": {"types", "models"},
-    "data": {"types"},
+    "data": {"types", "progress"},
     "language": {"types", "data"},
     "weights": {"types", "models"},
-    "train": {"types", "models", "augment", "weights"},
+    "train": {"types", "progress", "models", "augment", "weights"},
     "evaluation": {"types", "models"},
     "reporting": {"evaluation"},
 }

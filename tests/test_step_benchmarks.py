@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # A program that hides everything but jax, flax, optax and what they bring, then runs the benchmark.
 _BARE = """
 import sys
-for name in ("jaxtyping", "ml_collections", "safetensors", "grain", "tensorflow_datasets", "clu", "cv2",
+for name in ("jaxtyping", "ml_collections", "safetensors", "grain", "tensorflow_datasets", "cv2",
              "tensorboardX", "tqdm", "ftfy", "instant_clip_tokenizer", "array_record"):
     sys.modules[name] = None
 from benchmarks import stand_ins, train_step

@@ -1,24 +1,27 @@
-"""Figures of a report: Plotly data and layout as JSON types, curves thinned to what a screen can show.
+"""Figures of a report: what `charts.js` draws, as JSON types; curves thinned to what a screen can show.
 
-In: `Run`s. Out: `Chart`s; colours that depend on light or dark are set by the page.
+In: `Run`s. Out: `Chart`s. A figure is one of
+
+    lines  {kind, unit, log, points, series: [{name, colour, x, y, low, high}]}   null: not finite
+    bars   {kind, unit, log, names, series: [{name, colour, y}]}                  one value per name
+    grid   {kind, unit, names, rows, columns, cells}   percent × 10 as integers, row after row
+
+Axes, grid lines and text have the colours of the page, light or dark.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from plotly import graph_objects as go
 
 from semivl_jax.reporting.read import Curve, Run
 
 POINTS = 400
 """Most points of a curve on the page."""
-LABELS = 60
-"""Most classes whose names stand along an axis."""
 COLOURS = ("#3b82f6", "#e8590c", "#12a150", "#a855f7", "#d6336c", "#0ca5b0", "#b8860b", "#7a8699")
 """Legible on white and on near-black alike."""
 
@@ -31,6 +34,7 @@ class Chart:
     title: str
     about: str
     figure: dict[str, Any]
+    """What the page draws; the module's docstring has the three kinds."""
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     wide: bool = False
@@ -51,7 +55,8 @@ _PLOTS = (
     ("miou", "Validation mIoU", "Mean over all classes, percent, at every evaluation.", " %", False,
      {"eval/miou_ema": "average (EMA)", "eval/miou": "student"}),
     ("loss", "Losses", "Total, supervised, and consistency of the two strong views (s1, s2) and the "
-     "perturbed view (fp); long curves are means over neighbouring steps.", "", True,
+     "perturbed view (fp); long curves are means over neighbouring steps, in a band from their lowest to "
+     "their highest value.", "", True,
      {"train/loss": "total", "train/loss_x": "supervised", "train/loss_s1": "s1",
       "train/loss_s2": "s2", "train/loss_fp": "fp"}),
     ("guidance-loss", "Guidance losses", "Disagreement with the frozen CLIP's labels.", "", False,
@@ -93,51 +98,56 @@ def _has_conv_encoder(run: Run) -> bool:
 def _curve_chart(
     id: str, title: str, about: str, lines: list[tuple[str, Curve]], *, unit: str, log: bool
 ) -> Chart:
-    traces, rows = [], []
-    sparse = all(len(steps) <= 60 for _, (steps, _) in lines)
+    series, rows = [], []
     for number, (label, curve) in enumerate(lines):
-        steps, values = thin(curve)
+        thinned = thin(curve)
+        values = [thinned.mean, thinned.low, thinned.high]
         if log:
-            values = np.where(values > 0, values, np.nan)
-        traces.append(
-            go.Scatter(
-                x=steps.tolist(),
-                y=_json_values(values),
-                name=label,
-                mode="lines+markers" if sparse else "lines",
-                line={"color": COLOURS[number % len(COLOURS)], "width": 2},
-                marker={"size": 6},
-                hovertemplate=f"%{{y:.4~g}}{unit}",
-            )
-        )
+            values = [np.where(part > 0, part, np.nan) for part in values]
+        mean, low, high = (_json_values(part) for part in values)
+        line = {"name": label, "colour": COLOURS[number % len(COLOURS)]}
+        line |= {"x": thinned.steps.tolist(), "y": mean}
+        series.append(line if low == high else {**line, "low": low, "high": high})
         finite = curve[1][np.isfinite(curve[1])]
         rows.append((label, f"{finite[0]:.4g}", f"{finite[-1]:.4g}", f"{finite.min():.4g}",
                      f"{finite.max():.4g}", str(int(curve[0][-1]))))  # fmt: skip
-    axis = {"type": "log" if log else "linear", "ticksuffix": unit}
-    layout = go.Layout(
-        yaxis=axis, xaxis={"title": {"text": "step"}}, hovermode="x unified", showlegend=False
-    )
+    sparse = all(len(steps) <= 60 for _, (steps, _) in lines)
+    figure = {"kind": "lines", "unit": unit, "log": log, "points": sparse, "series": series}
     head = ("", "first", "last", "lowest", "highest", "last step")
-    return Chart(id=id, title=title, about=about, head=head, rows=tuple(rows),
-                 figure=_figure(traces, layout))  # fmt: skip
+    return Chart(id=id, title=title, about=about, head=head, rows=tuple(rows), figure=figure)
 
 
-def thin(
-    curve: Curve,
-) -> tuple[Int64[np.ndarray, " thinned"], Float64[np.ndarray, " thinned"]]:
-    """At most POINTS points: means over neighbouring steps, the first and the last point kept."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Thinned:
+    """A curve at no more than POINTS places: means over neighbouring steps, and their extremes.
+
+    steps int64, the others float64; NaN where no value of the place was finite.
+    """
+
+    steps: Int64[np.ndarray, " n"]
+    mean: Float64[np.ndarray, " n"]
+    low: Float64[np.ndarray, " n"]
+    high: Float64[np.ndarray, " n"]
+
+
+def thin(curve: Curve) -> Thinned:
+    """At most POINTS places from the first to the last step; every extreme is in `low` or `high`."""
     steps, values = curve
     if len(steps) <= POINTS:
-        return curve
-    inner = np.array_split(np.arange(1, len(steps) - 1), POINTS - 2)
-    x = [steps[0], *(int(steps[part].mean()) for part in inner), steps[-1]]
-    y = [values[0], *(_mean(values[part]) for part in inner), values[-1]]
-    return np.asarray(x, np.int64), np.asarray(y, np.float64)
+        return Thinned(steps=steps, mean=values, low=values, high=values)
+    parts = np.array_split(np.arange(len(steps)), POINTS)
+    middle = [int(steps[part].mean()) for part in parts[1:-1]]
+    return Thinned(
+        steps=np.asarray([steps[0], *middle, steps[-1]], np.int64),
+        mean=np.asarray([_finite(np.mean, values[part]) for part in parts]),
+        low=np.asarray([_finite(np.min, values[part]) for part in parts]),
+        high=np.asarray([_finite(np.max, values[part]) for part in parts]),
+    )
 
 
-def _mean(values: np.ndarray) -> float:
+def _finite(function: Callable[..., Any], values: np.ndarray) -> float:
     finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else float("nan")
+    return float(function(finite)) if finite.size else float("nan")
 
 
 def confusion(run: Run) -> Chart | None:
@@ -148,21 +158,14 @@ def confusion(run: Run) -> Chart | None:
     labelled = counts.sum(1, keepdims=True)
     share = 100 * counts / np.maximum(labelled, 1)
     names = run.classes
-    trace = go.Heatmap(
-        z=np.round(share, 1).tolist(),
-        x=names,
-        y=names,
-        zmin=0,
-        zmax=100,
-        hovertemplate="%{y} taken for %{x}: %{z} %<extra></extra>",
-        colorscale=[[0, "rgba(59,130,246,0.04)"], [0.02, "rgba(59,130,246,0.22)"],
-                    [0.3, "#3b82f6"], [0.7, "#7c3aed"], [1, "#f59e0b"]],
-        colorbar={"ticksuffix": " %", "thickness": 10, "outlinewidth": 0},
-    )  # fmt: skip
-    layout = go.Layout(
-        xaxis={"title": {"text": "prediction"}, **_categories(names)},
-        yaxis={"title": {"text": "truth"}, "autorange": "reversed", **_categories(names)},
-    )
+    figure = {
+        "kind": "grid",
+        "unit": " %",
+        "names": names,
+        "rows": "truth",
+        "columns": "prediction",
+        "cells": np.rint(10 * share).astype(int).ravel().tolist(),
+    }
     about = f"Percent of each true class's pixels by prediction, step {run.evaluations[-1].step}."
     off = share.copy()
     np.fill_diagonal(off, 0)
@@ -173,8 +176,8 @@ def confusion(run: Run) -> Chart | None:
         title="Which class is taken for which",
         about=about,
         wide=True,
-        height=min(900, 150 + 36 * max(6, len(names))),
-        figure=_figure([trace], layout),
+        height=min(760, 150 + 36 * max(6, len(names))),
+        figure=figure,
         head=("truth", "taken for", "share"),
         rows=rows,
     )
@@ -189,34 +192,19 @@ def balance(run: Run) -> Chart | None:
              "validation": known["validation"]["pixels"]}  # fmt: skip
     if run.evaluations:
         parts["predicted"] = run.evaluations[-1].deciding.sum(0).tolist()
-    traces, shares = [], []
+    series, shares = [], []
     for number, (name, pixels) in enumerate(parts.items()):
         share = 100 * np.asarray(pixels, np.float64) / max(1, sum(pixels))
         shares.append(share)
-        traces.append(
-            go.Bar(x=run.classes, y=np.round(share, 4).tolist(), name=name,
-                   marker={"color": COLOURS[number]}, hovertemplate="%{y:.3~g} %")
-        )  # fmt: skip
-    layout = go.Layout(
-        yaxis={"type": "log", "ticksuffix": " %"}, xaxis=_categories(run.classes),
-        hovermode="x unified", showlegend=False, barmode="group",
-    )  # fmt: skip
+        values = _json_values(np.where(share > 0, share, np.nan))
+        series.append({"name": name, "colour": COLOURS[number], "y": values})
+    figure = {"kind": "bars", "unit": " %", "log": True, "names": run.classes, "series": series}
     rows = tuple(
         (name, *(f"{share[i]:.2f} %" for share in shares)) for i, name in enumerate(run.classes)
     )
     return Chart(id="balance", title="Class balance", wide=True,
                  about="Share of the pixels, on a logarithmic axis.", rows=rows,
-                 head=("class", *parts), figure=_figure(traces, layout))  # fmt: skip
-
-
-def _categories(names: Sequence[str]) -> dict[str, Any]:
-    """An axis of class names; where they would not fit, pointing at the chart still names them."""
-    return {"type": "category", "showticklabels": len(names) <= LABELS}
-
-
-def _figure(traces: list[Any], layout: go.Layout) -> dict[str, Any]:
-    """Data and layout that Plotly has checked, as JSON types without its default template."""
-    return {"data": [trace.to_plotly_json() for trace in traces], "layout": layout.to_plotly_json()}
+                 head=("class", *parts), figure=figure)  # fmt: skip
 
 
 def _json_values(values: np.ndarray) -> list[float | None]:

@@ -2,8 +2,7 @@
 (() => {
   const $ = (selector, root = document) => [...root.querySelectorAll(selector)];
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const figures = read("figures"), legends = read("legends");
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const legends = read("legends");
 
   // Colours of the page: as the system, or as chosen. Storage may be forbidden for local files.
   const button = document.getElementById("theme");
@@ -118,55 +117,5 @@
     frame.append(canvas);
   };
 
-  // Charts: the library is unpacked once, then one chart at a time is drawn, so that the page answers.
-  const look = (layout) => {
-    const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
-    return { ...layout, autosize: true, margin: { l: 48, r: 12, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)", font: { family: "system-ui, sans-serif", size: 12, color: css("--ink") },
-      hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") } },
-      xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
-  };
-  const settings = { displayModeBar: false };
-  const watcher = new ResizeObserver((entries) => entries.forEach(({ target }) => Plotly.Plots.resize(target)));
-  const drawn = [];
-  const draw = async (place) => {
-    const { data, layout } = figures[place.dataset.figure];
-    await Plotly.newPlot(place, data, look(layout), settings);
-    drawn.push(place);
-    watcher.observe(place);
-    if (data.length < 2) return;
-    const row = place.parentElement.querySelector(".series");
-    data.forEach((trace, number) => {
-      const entry = Object.assign(document.createElement("button"), { type: "button", textContent: trace.name });
-      entry.style.setProperty("--c", (trace.line || trace.marker).color);
-      entry.setAttribute("aria-pressed", "true");
-      entry.onclick = () => {
-        const on = entry.getAttribute("aria-pressed") !== "true";
-        entry.setAttribute("aria-pressed", String(on));
-        Plotly.restyle(place, { visible: on }, [number]);
-      };
-      row.append(entry);
-    });
-  };
-  const recolour = () => drawn.forEach((place) => Plotly.relayout(place, look(figures[place.dataset.figure].layout)));
-  const unpack = async () => {
-    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-    const script = document.createElement("script");
-    script.textContent = await new Response(stream).text();
-    document.head.append(script);
-  };
-  (async () => {
-    try {
-      await unpack();
-      for (const place of $(".plot")) {
-        await draw(place);
-        await new Promise((next) => setTimeout(next));
-      }
-    } catch (error) {
-      $(".plot").forEach((place) => { if (!place.children.length) place.textContent = "This browser cannot draw the chart; its numbers are in the table below."; });
-      console.error(error);
-    }
-    document.documentElement.dataset.ready = String(Math.round(performance.now()));
-  })();
+  const recolour = drawCharts(read("figures"));
 })();

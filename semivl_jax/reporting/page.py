@@ -1,23 +1,22 @@
-"""Runs to one HTML page: text, tables and pictures as static HTML, charts drawn by Plotly when it opens.
+"""Runs to one HTML page: text, tables and pictures as static HTML, charts drawn when it opens.
 
-Everything is inside the page: styles, script, pictures as data addresses, and Plotly's library compressed
-(the browser unpacks it), so the page makes no request at all.
+Everything is inside the page: styles, scripts, pictures as data addresses, and the charts' library, so the
+page makes no request at all. The library is uPlot 1.6.32 (https://github.com/leeoniya/uPlot, MIT, in the
+folder `uplot` as its npm package `uplot` has it): 51 kB that a browser reads in some milliseconds, where
+libraries of several megabytes take a second.
 """
 
 from __future__ import annotations
 
 import base64
-import gzip
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import markupsafe
 import numpy as np
-from plotly.offline import get_plotlyjs
 
 from semivl_jax.evaluation import confusion as counting
 from semivl_jax.reporting import charts
@@ -57,7 +56,9 @@ def render(runs: Sequence[Run]) -> str:
         script=_file("page.js"),
         figures=_json(figures),
         legends=_json({str(s["number"]): s["legend"] for s in sections}),
-        plotly=_plotly(),
+        charts=_file("charts.js"),
+        library=_file("uplot/uPlot.iife.min.js"),
+        library_style=_file("uplot/uPlot.min.css"),
     )
 
 
@@ -109,6 +110,10 @@ def _card(run: Run) -> list[tuple[str, str]]:
         cores = f"{devices['cpu_cores']} CPU cores"
         kind = f"{devices['count']} × {devices['kind']}, {cores}"
         rows.append(("devices", cores if devices["platform"] == "cpu" else kind))
+    versions = last.get("versions", {})
+    if versions:
+        named = [name for name in ("semivl_jax", "jax", "python") if name in versions]
+        rows.append(("versions", ", ".join(f"{name} {versions[name]}" for name in named)))
     source = last.get("source")
     if source:
         changed = ", with changes" if source["changed"] else ""
@@ -243,9 +248,3 @@ def _json(value: Any) -> markupsafe.Markup:
     """JSON that may stand inside a script element."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return markupsafe.Markup(text.replace("<", "\\u003c"))
-
-
-@cache
-def _plotly() -> markupsafe.Markup:
-    packed = gzip.compress(get_plotlyjs().encode(), 9, mtime=0)
-    return markupsafe.Markup(base64.b64encode(packed).decode())

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +18,7 @@ from types import FrameType
 import jax
 from tqdm import tqdm
 
+from semivl_jax.progress import on_terminal
 from semivl_jax.train.checkpoint import Checkpoints, Progress
 from semivl_jax.train.metrics import MetricWriter
 from semivl_jax.train.state import TrainState
@@ -195,7 +195,7 @@ class _Log:
         self._bar: tqdm | None = None
 
     def __enter__(self) -> _Log:
-        if sys.stderr.isatty():
+        if on_terminal():
             self._bar = tqdm(
                 total=self._clock.total_steps,
                 initial=self._first - 1,

@@ -242,6 +242,8 @@ def test_rates_leave_out_evaluation_and_saving(tmp_path, monkeypatch, capsys):
 
 def test_on_a_terminal_a_bar_shows_rate_loss_and_best_score(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     Run(tmp_path, scores={2: 50.0, 4: 62.5})()
     out, err = capsys.readouterr()
     last = err.strip().splitlines()[-1].rpartition("\r")[2]
