@@ -104,7 +104,8 @@ class DPTHead(nn.Module):
         width = self.tap_channels[i]
         x = self._conv(f"tap_{i}", width, 1)(x)
         if i < 2:
-            x = Upsample(width, factor=4 if i == 0 else 2, dtype=self.dtype, name=f"scale_{i}")(x)
+            factor = 4 if i == 0 else 2
+            x = Upsample(width, factor=factor, dtype=self.dtype, name=f"scale_{i}")(x)
         elif i == 3:
             x = Conv(width, stride=2, use_bias=True, dtype=self.dtype, name=f"scale_{i}")(x)
         return Conv(self.channels, dtype=self.dtype, name=f"level_{i}")(x)

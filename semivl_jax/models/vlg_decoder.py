@@ -117,13 +117,13 @@ class UpBlock(nn.Module):
                 f"skip_channels={skip.shape[-1]} leave nothing of the {x.shape[-1]} channels that "
                 "are upsampled: choose fewer"
             )
-        x = Upsample(own, dtype=self.dtype, name="up")(x)
-        skip = bilinear(skip, x.shape[1:3], align_corners=True)
+        large = Upsample(own, dtype=self.dtype, name="up")(x)
+        skip = bilinear(skip, large.shape[1:3], align_corners=True)
         conv1, conv2 = (
             ConvNorm(self.features, norm="group", dtype=self.dtype, name=name)
             for name in ("conv1", "conv2")
         )
-        return conv2(conv1(x, skip))
+        return conv2(conv1(large, skip))
 
 
 class VLGDecoder(nn.Module):
