@@ -52,7 +52,7 @@ def get_config(argument: str = "") -> ConfigDict:
         config.data.crop = 798
         config.method.criterion = "ohem"
         config.method.ohem_min_kept = 200_000
-        config.evaluation.mode = "sliding_window"
+        config.evaluation.mode = "shifted_sliding_window"
     return config
 
 

@@ -1,7 +1,7 @@
 """Where the windows of an image lie, and how their logits become scores of label pixels. Host, NumPy.
 
-Every evaluation mode (METHOD 7) is a product of two axes: windows are all pairs of a row span and a column
-span, and everything that happens to a window's logits between the network and the label's grid (resize
+Every evaluation mode (METHOD 7; `shifted_sliding_window` is UniMatch V2's) is a product of two axes: windows
+are all pairs of a row span and a column span, and everything that happens to a window's logits between the network and the label's grid (resize
 from the crop's square to the window, placing it, dividing by the visits, resize to the label) is one matrix
 per axis, float32 [output pixels, crop]. The scores of an output pixel are then
 
@@ -26,13 +26,16 @@ from semivl_jax.models.resize import resize_matrix
 MODES = (
     "zegclip_sliding_window",
     "sliding_window",
+    "shifted_sliding_window",
     "padded_sliding_window",
     "original",
     "center_crop",
 )
 STRIDED = ("zegclip_sliding_window", "padded_sliding_window")
 """Modes whose stride is an option."""
-SUMS_PROBABILITIES = ("sliding_window", "padded_sliding_window")
+TWO_THIRDS = ("sliding_window", "shifted_sliding_window")
+"""Modes whose stride is two thirds of the crop."""
+SUMS_PROBABILITIES = (*TWO_THIRDS, "padded_sliding_window")
 """Modes that sum softmax over windows; their output has the size of the image (METHOD 9, trap 15)."""
 
 RESIZES_SCORES = ("zegclip_sliding_window", "original")
@@ -66,13 +69,12 @@ class Axis:
 def resolve_stride(mode: str, stride: float | None, *, crop: int) -> int | None:
     """Stride in pixels: a value below 1 is a fraction of the crop; None for modes of one window.
 
-    `sliding_window` has its own, two thirds of the crop. Raises ValueError for an unknown mode or a
-    stride that leaves gaps.
+    `TWO_THIRDS` have their own. Raises ValueError for an unknown mode or a stride that leaves gaps.
     """
     if mode not in MODES:
         raise ValueError(f"evaluation.mode={mode!r} is unknown: choose one of {', '.join(MODES)}")
     if mode not in STRIDED:
-        return crop * 2 // 3 if mode == "sliding_window" else None
+        return crop * 2 // 3 if mode in TWO_THIRDS else None
     if stride is None:
         raise ValueError(
             f"evaluation.mode={mode!r} needs evaluation.stride: set it, 426 for crop 512"
@@ -93,7 +95,7 @@ def spans(mode: str, length: int, *, crop: int, stride: int | None) -> tuple[Spa
     if mode == "center_crop":
         side = min(length, crop)
         return (Span((length - side) // 2, side, side),)
-    if mode == "zegclip_sliding_window":
+    if mode in ("zegclip_sliding_window", "shifted_sliding_window"):
         # The last window is shifted back inside; an axis shorter than the crop has one window.
         side = min(length, crop)
         count = math.ceil((length - side) / stride) + 1

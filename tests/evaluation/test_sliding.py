@@ -43,7 +43,12 @@ def test_constant_logits_give_the_constant_or_the_visits(mode, length):
     total = sum(weights @ np.ones(crop, np.float32) for weights in axis.weights)
     expected = np.ones(axis.length)
     if mode in sliding.SUMS_PROBABILITIES:
-        starts = range(0, length, pixels)
+        starts = list(range(0, length, pixels))
+        if (
+            mode == "shifted_sliding_window"
+        ):  # as many as it takes to reach the end, the last at the end
+            needed = next(i for i, start in enumerate(starts) if start + crop >= length)
+            starts = [*starts[:needed], max(length - crop, 0)]
         expected = [sum(s <= i < s + crop for s in starts) for i in range(length)]
     np.testing.assert_allclose(total, expected, rtol=1e-6)
 
@@ -63,6 +68,13 @@ def test_last_window_is_shifted_back_inside():
     spans = sliding.spans("zegclip_sliding_window", 29, crop=12, stride=5)
     assert [span.start for span in spans] == [0, 5, 10, 15, 17]
     assert {span.length for span in spans} == {12}
+    # UniMatch V2 on Cityscapes: crop 798, step int(798 · 2 / 3), 1024 rows and 2048 columns.
+    stride = sliding.resolve_stride("shifted_sliding_window", None, crop=798)
+    starts = [
+        [span.start for span in sliding.spans("shifted_sliding_window", n, crop=798, stride=stride)]
+        for n in (1024, 2048)
+    ]
+    assert starts == [[0, 226], [0, 532, 1064, 1250]]
 
 
 def test_a_window_smaller_than_the_crop_is_resized_back_to_its_own_size():

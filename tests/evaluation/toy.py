@@ -79,15 +79,25 @@ def slow_scores(variables, image, size, *, mode, stride):
         return np.asarray(bilinear(mean[None], size, align_corners=True)[0])
     canvas = np.pad(image, ((0, CROP), (0, CROP), (0, 0)))
     total = np.zeros((h + CROP, w + CROP, CLASSES))
-    for top in range(0, h, step):
-        for left in range(0, w, step):
+    shifts = mode == "shifted_sliding_window"
+    tops, lefts = ((_shifted(n, step) if shifts else range(0, n, step)) for n in (h, w))
+    for top in tops:
+        for left in lefts:
             bottom, right = top + CROP, left + CROP
-            if mode == "sliding_window":
+            if mode != "padded_sliding_window":
                 bottom, right = min(bottom, h), min(right, w)
             window = canvas[top:bottom, left:right]
             raised = np.exp(forward(window))
             total[top:bottom, left:right] += raised / raised.sum(-1, keepdims=True)
     return total[:h, :w]
+
+
+def _shifted(length, step):
+    """Starts of windows of which the last one ends with the image."""
+    starts = [0]
+    while starts[-1] + CROP < length:
+        starts.append(min(starts[-1] + step, length - CROP))
+    return starts
 
 
 def make_examples():
