@@ -3,7 +3,8 @@
 Every evaluation mode (METHOD 7; `shifted_sliding_window` is UniMatch V2's) is a product of two axes: windows
 are all pairs of a row span and a column span, and everything that happens to a window's logits between the
 network and the label's grid (resize from the crop's square to the window, placing it, dividing by the
-visits, resize to the label) is one matrix per axis, float32 [output pixels, crop]. The scores of an output pixel are then
+visits, resize to the label) is one matrix per axis, float32 [output pixels, crop].
+The scores of an output pixel are then
 
     Σ over windows  rows @ logits @ colsᵀ              where logits are averaged
     Σ over windows  softmax(rows @ logits @ colsᵀ)     where probabilities are summed
