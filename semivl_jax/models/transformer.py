@@ -7,6 +7,7 @@ big_vision's encoder, so its checkpoints fit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+
+def attend(
+    query: Float[Array, "b t h d"],
+    key: Float[Array, "b t h d"],
+    value: Float[Array, "b t h d"],
+    *,
+    is_causal: bool = False,
+) -> Float[Array, "b t h d"]:
+    """Scaled dot-product attention; the backward pass makes the t×t weights again instead of keeping them."""
+    attention = functools.partial(jax.nn.dot_product_attention, is_causal=is_causal)
+    return jax.checkpoint(attention)(query, key, value)
 
 
 class Attention(nn.Module):
@@ -28,18 +41,27 @@ class Attention(nn.Module):
         self, x: Float[Array, "b t c"], *, value_path: bool
     ) -> tuple[Float[Array, "b t c"], Float[Array, "b t-1 c"] | None]:
         """Attention's output, and out(value(x)) of all tokens but the first if `value_path`."""
-        channels = x.shape[-1]
+        batch, tokens, channels = x.shape
         heads = (self.num_heads, channels // self.num_heads)
         init = nn.initializers.xavier_uniform()
+        # All tokens of the batch as rows of one matrix: a gradient that contracts batch and tokens as two
+        # axes makes XLA transpose both of its factors on CPUs.
+        rows = x.reshape(-1, channels)
         query, key, value = (
-            nn.DenseGeneral(heads, kernel_init=init, dtype=self.dtype, name=name)(x)
+            nn.DenseGeneral(heads, kernel_init=init, dtype=self.dtype, name=name)(rows).reshape(
+                batch, tokens, *heads
+            )
             for name in ("query", "key", "value")
         )
         out = nn.DenseGeneral(
             channels, axis=(-2, -1), kernel_init=init, dtype=self.dtype, name="out"
         )
-        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
-        return out(mixed), out(value[:, 1:]) if value_path else None
+
+        def joined(mixed: Array) -> Array:
+            return out(mixed.reshape(-1, *heads)).reshape(batch, -1, channels)
+
+        mixed = attend(query, key, value, is_causal=self.causal)
+        return joined(mixed), joined(value[:, 1:]) if value_path else None
 
 
 class Mlp(nn.Module):
@@ -56,13 +78,23 @@ class Mlp(nn.Module):
         init = nn.initializers.xavier_uniform()
         channels = x.shape[-1]
         x = nn.Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="Dense_0")(x)
-        x = x * nn.sigmoid(1.702 * x) if self.quick_gelu else nn.gelu(x, approximate=self.tanh_gelu)
+        # Of the widest map of a block only one copy is kept for the backward pass.
+        x = jax.checkpoint(self._gelu)(x)
         return nn.Dense(channels, kernel_init=init, dtype=self.dtype, name="Dense_1")(x)
+
+    def _gelu(self, x: Array) -> Array:
+        return (
+            x * nn.sigmoid(1.702 * x) if self.quick_gelu else nn.gelu(x, approximate=self.tanh_gelu)
+        )
 
 
 def layer_norm(name: str | None, *, eps: float, dtype: DTypeLike) -> nn.LayerNorm:
-    """LayerNorm over channels; the variance from differences, not from E[x²] − E[x]²."""
-    return nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
+    """LayerNorm over channels; the variance from differences, not from E[x²] − E[x]².
+
+    The backward pass computes it again from its input.
+    """
+    make = nn.remat(nn.LayerNorm)
+    return make(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def patch_embedding(width: int, patch_size: int, *, use_bias: bool, dtype: DTypeLike) -> nn.Conv:
@@ -128,6 +160,9 @@ class Block(nn.Module):
         self, x: Float[Array, "b t c"]
     ) -> tuple[Float[Array, "b t c"], Float[Array, "b t-1 c"] | None]:
         """(normal output, output of the value path or None)."""
+        # Without the barrier XLA keeps the branches of all blocks and adds them up anew in every block, and
+        # their gradients as well: a third of a second per step of ViT-B/16 on two CPU cores.
+        x = jax.lax.optimization_barrier(x)
         scale_attention, scale_mlp = self._scale("LayerScale_0", x), self._scale("LayerScale_1", x)
         attention = Attention(
             self.num_heads, self.causal, self.dtype, name="MultiHeadDotProductAttention_0"
