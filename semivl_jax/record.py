@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -161,7 +162,7 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
 def _machine() -> dict[str, Any]:
     devices = jax.devices()
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "versions": {"python": platform.python_version(), **_versions()},
         "devices": {
             "count": len(devices),
@@ -172,6 +173,15 @@ def _machine() -> dict[str, Any]:
         },
         "source": source_state(),
     }
+
+
+def _command() -> str:
+    """What to type to do the same again."""
+    program = Path(sys.argv[0]).resolve()
+    if program.is_relative_to(_ROOT) and program.suffix == ".py":
+        module = ".".join(program.relative_to(_ROOT).with_suffix("").parts)
+        return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    return shlex.join([program.name, *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:

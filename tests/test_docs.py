@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+NOTEBOOK = ROOT / "notebooks" / "semivl_demo.ipynb"
 NO_NETWORK = "needs archives or weights from the network"
 
 # What a command runs (module, and the configuration or first word it is given) -> a test file that runs it,
@@ -54,14 +55,27 @@ COMMANDS = {
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
     """(module, arguments) of every `python -m …` in a page, split as a shell does it."""
-    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf8"))
+    text = re.sub(r"\\\n\s*", " ", text_of(page))
     for name, value in re.findall(r"^ *([A-Z])=\"(.*)\"$", text, re.MULTILINE):
         text = text.replace(f"${name} ", f"{value} ")
     found = re.findall(r"python3? -m ([\w.]+)((?: +(?:\"[^\"\n]*\"|[^\s`&|>;#]+))*)", text)
     return [(module.rstrip("."), shlex.split(arguments)) for module, arguments in found]
 
 
-ALL = [(page.name, module, arguments) for page in PAGES for module, arguments in commands(page)]
+def text_of(page: Path) -> str:
+    """A page, or the text cells of a notebook."""
+    text = page.read_text(encoding="utf8")
+    if page.suffix == ".md":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells)
+
+
+ALL = [
+    (page.name, module, arguments)
+    for page in [*PAGES, NOTEBOOK]
+    for module, arguments in commands(page)
+]
 
 
 def is_pattern(argument: str) -> bool:

@@ -1,6 +1,7 @@
 """The notebook runs from top to bottom, with the smallest configuration instead of the demo."""
 
 import json
+import re
 from pathlib import Path
 
 import nbclient
@@ -38,6 +39,17 @@ def test_notebook_runs_and_shows_pictures(tmp_path, monkeypatch):
     assert (workdir / "report.html").exists()
     # What a reader downloads stays light.
     assert sum(len(json.dumps(output)) for output in outputs) < 3_000_000
+
+
+def test_the_badge_leads_to_the_notebook_in_the_repository_that_is_cloned():
+    cells = [cell.source for cell in nbformat.read(PATH, as_version=4).cells]
+    repository = re.search(
+        r'^REPOSITORY = "https://github.com/(.*)"$', "\n".join(cells), re.MULTILINE
+    )[1]
+    badge = re.search(r"\]\(https://colab.research.google.com/github/(.*?)\)", cells[0])[1]
+    assert badge == f"{repository}/blob/main/{PATH.relative_to(ROOT)}"
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert "OWNER" not in page.read_text(encoding="utf8"), page
 
 
 def test_notebook_is_stored_without_outputs():

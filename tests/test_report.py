@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from benchmarks import browser
 from benchmarks.report import make_workdir
-from semivl_jax import record, report, targets
+from semivl_jax import record, report, run, targets
 from semivl_jax.evaluation import samples
 from semivl_jax.reporting import charts, read
 from semivl_jax.reporting import page as page_lib
@@ -221,7 +222,9 @@ def test_counts_of_held_back_labels():
     assert values == {"eval/pseudo_labelled": 60.0, "eval/pseudo_right": pytest.approx(200 / 3)}
 
 
-def test_sessions_continue_and_a_killed_one_is_closed(tmp_path):
+def test_sessions_continue_and_a_killed_one_is_closed(tmp_path, monkeypatch):
+    arguments = ["--config=configs/folder.py:/my photos", "--config.steps=6"]
+    monkeypatch.setattr("sys.argv", [run.__file__.replace("run.py", "main.py"), *arguments])
     memory = record.Record(tmp_path)
     facts = {"classes": ["a"]}
     (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 6}\n{"st')
@@ -235,6 +238,8 @@ def test_sessions_continue_and_a_killed_one_is_closed(tmp_path):
     sessions = json.loads((tmp_path / "run.json").read_text())["sessions"]
     assert [s["outcome"] for s in sessions] == ["killed", "failed", "finished"]
     assert [s["last_step"] for s in sessions] == [6, 6, 6]
+    command = shlex.split(sessions[2]["command"])
+    assert command == ["python", "-m", "semivl_jax.main", *arguments]
     assert sessions[2]["devices"]["platform"] == "cpu" and sessions[2]["versions"]["jax"]
 
 

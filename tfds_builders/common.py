@@ -23,7 +23,6 @@ import errno
 import io
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from semivl_jax import progress
 from semivl_jax.data import download, host
 from semivl_jax.data.catalog import DatasetInfo
 
@@ -157,21 +157,24 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         notes: dict[str, list[Any]] = {name: [] for name in _NOTES}
         seen: set[str] = set()
         problems: list[UnusableError] = []
-        for found in ordered_map(lambda sample: _inspected(sample, about), samples):
-            if isinstance(found, tuple):
-                problems += found
-            if problems or isinstance(found, tuple):
-                continue
-            sample = found.sample
-            if sample.id in seen:
-                raise ValueError(
-                    f"{self.name}: the id {sample.id!r} occurs twice in {part}; rename one image"
-                )
-            seen.add(sample.id)
-            notes["ids"].append(sample.id)
-            notes["pixels"].append(found.pixels)
-            notes["sizes"].append(list(found.size))
-            yield len(seen) - 1, _record(sample)
+        total = self.expected_sizes.get(part)
+        with progress.Progress(f"{self.name}, {part}", total=total, unit="images") as shown:
+            for found in ordered_map(lambda sample: _inspected(sample, about), samples):
+                shown.update()
+                if isinstance(found, tuple):
+                    problems += found
+                if problems or isinstance(found, tuple):
+                    continue
+                sample = found.sample
+                if sample.id in seen:
+                    raise ValueError(
+                        f"{self.name}: the id {sample.id!r} occurs twice in {part}; rename one image"
+                    )
+                seen.add(sample.id)
+                notes["ids"].append(sample.id)
+                notes["pixels"].append(found.pixels)
+                notes["sizes"].append(list(found.size))
+                yield len(seen) - 1, _record(sample)
         if problems:
             others = ordered_map(lambda sample: _inspected(sample, about), then)
             _raise_all(
@@ -303,8 +306,7 @@ def prepare(builder: SegmentationBuilder) -> Path:
             for remains in directory.parent.glob(f"incomplete.*_{directory.name}"):
                 shutil.rmtree(remains)
             print(f"preparing {builder.name} in {directory} (once)", flush=True)
-            if not sys.stderr.isatty():
-                tfds.disable_progress_bar()
+            tfds.disable_progress_bar()  # `write` shows how far it is
             _write_records(builder)
     check_complete(directory, sizes=builder.expected_sizes)
     return directory

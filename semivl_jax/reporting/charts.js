@@ -11,8 +11,10 @@ const drawCharts = (figures) => {
     made.append(...children);
     return made;
   };
-  const short = (value) => value === 0 ? "0" : Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6
-    ? value.toExponential().replace(/(\.\d{2})\d+/, "$1").replace("e+", "e") : String(Number(value.toPrecision(4)));
+  const short = (value) => {
+    const round = Number(value.toPrecision(4)), size = Math.abs(round);
+    return round === 0 || (size >= 1e-3 && size < 1e6) ? String(round) : round.toExponential().replace("e+", "e");
+  };
   const widest = (names) => 6.4 * Math.max(1, ...names.map((name) => name.length));
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
@@ -55,10 +57,15 @@ const drawCharts = (figures) => {
     const unit = 10 ** Math.floor(Math.log10(low));
     return [Math.max(1, Math.floor(0.98 * low / unit)) * unit, 1.15 * high];
   };
-  const percent = (_, low, high) => {
-    if (low === null) return [0, 100];
+  const linearRange = (most) => (_, low, high) => {
+    if (low === null || (low === 0 && high === 0)) return [0, Math.min(most, 1)];
     const [from, to] = uPlot.rangeNum(low, high, 0.1, true);
-    return [Math.max(0, from), Math.min(100, to)];
+    return [low < 0 ? from : Math.max(0, from), Math.min(most, to)];
+  };
+  // Where all values are alike, a logarithmic axis would have no number on it.
+  const isLog = ({ kind, log, series }) => {
+    const values = series.flatMap(({ y, low, high }) => [y, low || [], high || []].flat()).filter((v) => v > 0);
+    return log && (kind === "bars" || Math.max(...values) > 4 * Math.min(...values));
   };
   const tables = ({ kind, series }) => series.map((s, number) => {
     if (kind === "lines") return s.low ? [s.x, s.y, s.low, s.high] : [s.x, s.y];
@@ -79,7 +86,7 @@ const drawCharts = (figures) => {
     }
     const x = { time: false, range: bars ? [-0.5, figure.names.length - 0.5] : undefined };
     return { places, options: { width: place.clientWidth, height: place.clientHeight, series, bands, axes: axes(figure),
-      scales: { x, y: figure.log ? { distr: 3, range: logRange } : figure.unit ? { range: percent } : {} }, legend: { show: false }, padding: [8, 26, 0, 0],
+      scales: { x, y: isLog(figure) ? { distr: 3, range: logRange } : { range: linearRange(figure.unit ? 100 : Infinity) } }, legend: { show: false }, padding: [8, 26, 0, 0],
       cursor: { y: false, points: { show: !bars } } } };
   };
   const plot = (place, figure) => {

@@ -1,3 +1,4 @@
+import re
 import resource
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from semivl_jax import progress
 from semivl_jax.data import host
 from semivl_jax.data.source import open_source
 from semivl_jax.data.splits import describe_split, resolve_split
@@ -45,6 +47,14 @@ def test_neither_preparing_nor_reading_needs_tensorflow(tmp_path):
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_preparing_shows_how_far_it_is(folder, monkeypatch, capfd):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    common.prepare(FolderSemi(folder, data_dir=folder.parent / "prepared"))
+    said = capfd.readouterr().err
+    assert re.search(r"^folder_semi\S*, train: 3 images, [\d.,]+/s$", said, re.MULTILINE), said
+    assert "\r" not in said and "\x1b" not in said
 
 
 def test_prepares_once_and_again_when_the_folder_changes(folder):
