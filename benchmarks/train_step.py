@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import resource
 import statistics
 import time
@@ -30,6 +31,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from benchmarks import model_flops, workload  # noqa: E402
+from semivl_jax import host_memory  # noqa: E402
 from semivl_jax.train import step as step_lib  # noqa: E402
 from semivl_jax.weights import groups as groups_lib  # noqa: E402
 
@@ -45,6 +47,7 @@ def main() -> None:
     option("--cache", default="", help="folder of the compilation cache; default: none")
     option("--out", help="the results as JSON")
     options = parser.parse_args()
+    host_memory.give_back_after_compiling()
     if options.cache:
         jax.config.update("jax_compilation_cache_dir", options.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
@@ -83,6 +86,7 @@ def measure(work: workload.Workload, *, steps: int) -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
+        "glibc_tunables": os.environ.get(host_memory.TUNABLES, ""),
         "jax": jax.__version__,
         "compile_s": compile_s,
         "first_step_s": times[0],
@@ -190,4 +194,5 @@ def format_result(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    host_memory.restart_with_huge_pages()
     main()
