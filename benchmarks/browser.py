@@ -11,6 +11,7 @@ import argparse
 import base64
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,12 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Takes the screenshots of a report."""
     options = parser().parse_args()
+    if not options.report.is_file():
+        sys.exit(
+            f"error: there is no {options.report}; python -m semivl_jax.report WORKDIR makes one"
+        )
+    if problem := missing():
+        sys.exit(f"error: {problem}")
     with Browser() as page:
         for name in SIZES:
             page.resize(name)

@@ -28,6 +28,8 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError("name one workdir of a finished run")
     workdir = Path(argv[1])
+    if not (workdir / "config.json").is_file():
+        raise app.UsageError(f"{workdir} holds no run; name a workdir of main")
     config = ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf8")))
     data = experiment_lib.open_data(config)
     built = experiment_lib.build(

@@ -48,6 +48,7 @@ def default_workdir(config_flag: str) -> Path:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; libraries are quiet unless --verbosity says otherwise."""
+    _check_configuration(argv)
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, OSError) as error:
@@ -59,21 +60,37 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         key = next(named, None)
         print(f"error: {key + ': no such key; ' if key else ''}{_sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    if flags.FLAGS["config"].value is None:
-        print(
-            "error: --config is missing; begin with --config=configs/demo.py (--help explains all options)",
-            file=sys.stderr,
-        )
-        sys.exit(2)
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.ERROR
     return rest
 
 
+def _check_configuration(argv: Sequence[str]) -> None:
+    """Ends with a sentence where no configuration is named, or one that is no Python file."""
+    if any(re.fullmatch(r"--?help\w*", argument) for argument in argv):
+        return
+    joined = "\n".join(argv)  # --config=FILE and --config FILE are the same
+    named = re.search(r"^--?config(?:=|\n)(.*)$", joined, re.MULTILINE)
+    problem = (
+        "--config is missing; begin with --config=configs/demo.py (--help explains all options)"
+    )
+    if named:
+        path = Path(named[1].partition(":")[0])
+        if path.is_file() and path.suffix == ".py":
+            return
+        problem = (
+            f"--config={path}: there is no such Python file; those of the project are in configs/"
+        )
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
 def _sentence(error: Exception | str) -> str:
     """The message on one line, without the traceback that ml_collections quotes in it."""
     text = " ".join(str(error).replace("\\n", " ").split())
-    return re.sub(r"Traceback .* \w+Error: ", "", text).strip("'")
+    text = re.sub(r"Traceback .* \w+Error: ", "", text)
+    quoted = re.fullmatch(r"'(.*)'|\"(.*)\"", text)  # as KeyError writes its message
+    return (quoted[1] or quoted[2]).replace("\\'", "'") if quoted else text
 
 
 def main(argv: Sequence[str]) -> int:

@@ -31,10 +31,10 @@ COMMANDS = {
     "semivl_jax.main configs/tiny.py": "tests/test_resume.py",
     "semivl_jax.main configs/folder.py": "not run: minutes; test_configs traces its step, and "
     "test_resume trains on a folder with configs/tiny.py",
-    "semivl_jax.main configs/ade.py": "tests/test_configs.py",
-    "semivl_jax.main configs/voc.py": f"not run: {NO_NETWORK}; test_configs traces its step",
-    "semivl_jax.main configs/coco.py": f"not run: {NO_NETWORK}; test_configs traces its step",
-    "semivl_jax.main configs/cityscapes.py": f"not run: {NO_NETWORK}; test_configs traces its step",
+    "semivl_jax.main configs/ade.py": "tests/test_recipes.py",
+    "semivl_jax.main configs/voc.py": f"not run: {NO_NETWORK}; test_recipes traces its step",
+    "semivl_jax.main configs/coco.py": f"not run: {NO_NETWORK}; test_recipes traces its step",
+    "semivl_jax.main configs/cityscapes.py": f"not run: {NO_NETWORK}; test_recipes traces its step",
     "semivl_jax.prepare": "tests/test_prepare.py",
     "semivl_jax.convert": "tests/weights/test_convert.py",
     "semivl_jax.predict": "tests/test_predict.py",
@@ -133,6 +133,17 @@ def test_every_command_is_run_by_a_test_or_says_why_not():
         if not verdict.startswith("not run: "):
             file = ROOT / verdict
             assert file.is_file(), f"{key}: {verdict}"
+            # Its module, or for `main` the helper that runs it or the file that it is given.
+            names = [module.rpartition(".")[2]]
+            if module == "semivl_jax.main":
+                names += [
+                    "tests.command",
+                    Path(configuration(arguments).partition(":")[0]).stem or "main",
+                ]
+            words = set(re.findall(r"[\w.]+", file.read_text(encoding="utf8")))
+            assert words & set(names) or words & {f"semivl_jax.{name}" for name in names}, (
+                f"{verdict} runs no {key}"
+            )
 
 
 def by_argparse(module: str) -> bool:

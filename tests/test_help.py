@@ -69,7 +69,7 @@ def test_every_setting_of_the_pretraining_is_explained():
         assert len(field.metadata["help"]) > 8, name
 
 
-def run(*arguments, **environment):
+def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "semivl_jax.main", *arguments],
         capture_output=True, text=True, cwd=ROOT,
@@ -82,6 +82,29 @@ def test_help_of_main_has_examples_and_its_own_flags_only():
     assert set(re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE)) == {
         "config", "debug", "mode", "workdir"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config=nope.py"], "--config=nope.py: there is no such Python file"),
+        (["--config", "README.md"], "--config=README.md: there is no such Python file"),
+        (["--config"], "--config is missing"),
+        (["--config=configs/voc.py:93"], "choose one of 92, 183"),
+        (["--config=configs/demo.py", "--mode=trains"], "<train|evaluate|check>"),
+        (["--config=configs/demo.py", "--config.optim.lrr=1"], '"lr" instead of "lrr"'),
+        (
+            ["--config=configs/demo.py", "--config.batch=many"],
+            "--config.batch=many: invalid literal",
+        ),
+        (["--config=configs/demo.py", "--mod=check"], "Unknown command line flag 'mod'"),
+    ],
+)
+def test_mistakes_in_the_command_of_main_get_one_sentence(arguments, said):
+    done = run(*arguments)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert said in done.stderr and "\\" not in done.stderr
 
 
 def test_main_without_a_configuration_says_how_to_begin():

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from selenium.webdriver.support.wait import WebDriverWait
 
 from benchmarks import browser
 from benchmarks.report import make_workdir
@@ -296,6 +297,7 @@ def test_in_a_browser(workdir, copy, tmp_path):
             assert page.run(f"return {REQUESTS}") == 0
         assert page.console() == []
         page.open(one)
+        _fits_again(page)
         _sorts(page)
         _reads_charts(page)
         _names_pixels(page, workdir)
@@ -329,6 +331,19 @@ def _draws(page):
         for number, (name, pixels, values) in enumerate(series):
             if all(values != above for _, _, above in series[number + 1 :]):
                 assert pixels > 20, name
+
+
+def _fits_again(page):
+    """Charts follow the width of the window."""
+    widths = (
+        "return [...document.querySelectorAll('.plot')]"
+        ".map(p => [p.clientWidth, p.querySelector('canvas').clientWidth])"
+    )
+    for name in ("desktop", "phone"):
+        page.resize(name)
+        WebDriverWait(page.driver, 10).until(
+            lambda _: all(place >= drawn > 0.9 * place for place, drawn in page.run(widths))
+        )
 
 
 def _reads_charts(page):

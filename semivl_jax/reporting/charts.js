@@ -205,11 +205,17 @@ const drawCharts = (figures) => {
 
   // What is on the first screen at once, the rest one after the other while the page answers.
   const drawn = new Map();
-  const watcher = new ResizeObserver((entries) => entries.forEach(({ target }) => drawn.get(target).resize()));
+  const sizes = new Map(), size = (place) => place.clientWidth + "x" + place.clientHeight;
+  const watcher = new ResizeObserver((entries) => entries.forEach(({ target }) => {
+    if (sizes.get(target) === size(target)) return;  // as it comes once for every chart that was just drawn
+    sizes.set(target, size(target));
+    drawn.get(target).resize();
+  }));
   const draw = (place) => {
     try {
       const figure = figures[place.dataset.figure];
       drawn.set(place, figure.kind === "grid" ? grid(place, figure) : plot(place, figure));
+      sizes.set(place, size(place));
       watcher.observe(place);
     } catch (error) {
       place.textContent = "This browser cannot draw the chart; its numbers are in the table below.";
