@@ -164,7 +164,7 @@ def guidance_pixels(
     label: Integer[Array, "b h w"],
     ignore: Bool[Array, "b h w"],
     *,
-    reduction: GuidanceReduction,
+    reduction: str,
 ) -> Int32[Array, ""]:
     """What `guidance` divides by. ValueError for an unknown reduction."""
     if reduction == "mean":
