@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from semivl_jax import experiment as experiment_lib
 from semivl_jax.targets import HeldBack
+from semivl_jax.train import sharding
 from semivl_jax.train.checkpoint import Checkpoints
 
 _IMAGES = flags.DEFINE_integer("images", 200, "Unlabelled training images to look at.")
@@ -38,7 +39,8 @@ def main(argv: list[str]) -> None:
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state, _ = checkpoints.restore(built.abstract_state())
     checkpoints.close()
-    quality = HeldBack(built, data, images=_IMAGES.value).score(state)
+    teacher = sharding.local(built.mesh, state.teacher())
+    quality = HeldBack(built, data, images=_IMAGES.value).score(teacher)
     if quality is None:
         raise app.UsageError(
             f"{workdir} has no unlabelled training image with a mask, or no teacher"

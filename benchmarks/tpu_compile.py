@@ -116,7 +116,9 @@ def compile_one(
     target = TARGETS[target_name]
     config = workload.load_config(recipe, ["dtype=bfloat16", *changes])
     devices = devices_of(target)
-    config.batch = max(config.batch, len(devices))  # a pod slice needs an image per device
+    # A pod slice needs an image per device.
+    shards = sharding.batch_shards(sharding.make_mesh(devices, **config.mesh))
+    config.batch = max(config.batch, shards * config.accumulation)
     work = workload.build(config)
     lowered = {"train": lower_train, "evaluate": lower_evaluate}[part](work, devices)
     row = {
@@ -140,13 +142,13 @@ def compile_one(
 
 def lower_train(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Lowered:
     """The training step, sharded as `run` shards it, the state donated."""
-    mesh = sharding.make_mesh(devices)
-    place = functools.partial(_placed, sharding.replicated(mesh))
-    state, constants = place(work.abstract_state()), place(work.constants)
-    batch = _placed(sharding.batch_sharding(mesh), work.abstract_batch())
-    step = functools.partial(train_step, work.parts)
+    config = work.config
+    mesh = sharding.make_mesh(devices, **config.mesh)
+    sharding.check_batch(config.batch, mesh, accumulation=config.accumulation)
+    constants, state, batch = work.abstract_arguments(mesh)
+    step = sharding.jit_step(functools.partial(train_step, work.parts), mesh, state)
     with _for_tpu():
-        return jax.jit(step, donate_argnums=1).lower(constants, state, batch)
+        return step.lower(constants, state, batch)
 
 
 def lower_evaluate(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Lowered:

@@ -19,12 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import base
 from semivl_jax import architecture, assembly
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.language import embeddings, names
+from semivl_jax.train import sharding
 from semivl_jax.train.recipe import Parts
 from semivl_jax.train.state import Constants, TrainState
 from semivl_jax.types import Batch, PyTree
@@ -114,6 +116,18 @@ class Workload:
     def abstract_batch(self) -> Batch:
         """Shapes and dtypes of the global batch."""
         return assembly.abstract_batch(self.config)
+
+    def abstract_arguments(self, mesh: Mesh) -> tuple[Constants, TrainState, Batch]:
+        """Arguments of the step for compiling, where training keeps them on a mesh."""
+        place = sharding.batch_sharding(mesh)
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            self.abstract_batch(),
+        )
+        constants, state = (
+            sharding.abstract(mesh, tree) for tree in (self.constants, self.abstract_state())
+        )
+        return constants, state, batch
 
     def random_arguments(self, seed: int = 0) -> tuple[Constants, TrainState, Batch]:
         """Arguments of the step with random values."""

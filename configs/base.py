@@ -16,6 +16,12 @@ def get_config() -> ConfigDict:
     # Images that count as one epoch; 0: the unlabelled ones (labelled, where only they are used)
     config.epoch_images = 0
     config.batch = 8  # labelled images per step = unlabelled images per step, over all devices
+    # Parts of the batch that are computed one after another, their gradients added up: less memory, the
+    # same step (docs/scaling.md)
+    config.accumulation = 1
+    # Devices along each axis; data = -1: all that the others leave. fsdp also splits parameters, optimiser
+    # and average; classes splits the decoder's maps per class (docs/scaling.md)
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "classes": 1})
     config.dtype = "float32"  # of the computation (or bfloat16); parameters are always float32
     config.max_skipped_steps = 5  # non-finite steps in a row that are skipped before the run stops
     config.log_every = 10

@@ -45,7 +45,8 @@ def build_parts(
 ) -> Parts:
     """Model, optimiser and recipe of a training of so many steps.
 
-    `text` describes the classes; None where nothing reads words.
+    `text` describes the classes; None where nothing reads words. ValueError for a model with BatchNorm
+    whose batch is to be computed in parts.
     """
     segmenter = architecture.segmenter(config, num_classes=num_classes, clip_sizes=clip_sizes)
     groups = groups_lib.published_groups(
@@ -63,7 +64,12 @@ def build_parts(
     return Parts(
         segmenter=segmenter,
         optimizer=_optimizer(config, segmenter, text, groups, schedule),
-        recipe=Recipe(total_steps=total_steps, seed=config.seed, **config.method),
+        recipe=Recipe(
+            total_steps=total_steps,
+            seed=config.seed,
+            accumulation=config.accumulation,
+            **config.method,
+        ),
         guidance_tower=architecture.guidance_tower(config, clip_sizes) if guided(config) else None,
         groups=groups,
         schedule=schedule,
@@ -132,6 +138,12 @@ def _optimizer(
     schedule: optax.Schedule,
 ) -> optax.GradientTransformation:
     shapes = jax.eval_shape(lambda: init_variables(segmenter, text, config.seed))
+    if config.accumulation > 1 and shapes["batch_stats"]:
+        raise ValueError(
+            f"accumulation = {config.accumulation} would normalise every part of the batch by itself in "
+            f"{' and '.join(shapes['batch_stats'])}, which has BatchNorm; set accumulation = 1 and use more "
+            "devices, or choose a model without it"
+        )
     trained, _ = groups_lib.partition(shapes["params"], groups)
     return optimizer.build(
         trained,

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from semivl_jax import assembly
 from semivl_jax.experiment import Experiment, parameter_bytes
+from semivl_jax.train import sharding
 from semivl_jax.train import step as step_lib
 from semivl_jax.train import student as student_lib
 from semivl_jax.types import Batch, PyTree
@@ -27,9 +28,9 @@ _GIB = 2**30
 def report(experiment: Experiment) -> str:
     """Traces the step and writes down parameters, sizes, cost and length of the run."""
     config, state = experiment.config, experiment.abstract_state()
-    batch = assembly.abstract_batch(config)
+    batch, mesh = experiment.abstract_batch(), experiment.mesh
     step = functools.partial(step_lib.train_step, experiment.parts)
-    lowered = jax.jit(step, donate_argnums=1).lower(experiment.constants, state, batch)
+    lowered = sharding.jit_step(step, mesh, state).lower(experiment.constants, state, batch)
     flops = lowered.cost_analysis()["flops"]
     params = groups_lib.merge(state.trained, state.frozen)
     table = groups_lib.parameter_table(
@@ -38,19 +39,21 @@ def report(experiment: Experiment) -> str:
         lr=assembly.base_lr(config),
         decay=config.optim.weight_decay,
     )
-    on_every_device = {
+    sizes = {
         "parameters": parameter_bytes(params),
         "optimiser": parameter_bytes(state.opt_state),
         "average (EMA)": parameter_bytes((state.ema, state.ema_batch_stats)),
         "gradients": parameter_bytes(state.trained),
         "frozen CLIP and text": parameter_bytes(experiment.constants),
     }
-    split_over_devices = {
-        "batch": parameter_bytes(batch),
-        "for the backward, at most": _residual_bytes(experiment, state, batch),
-    }
-    devices = experiment.mesh.size
-    per_device = sum(on_every_device.values()) + sum(split_over_devices.values()) / devices
+    images_kept = parameter_bytes(batch)
+    backward = _residual_bytes(experiment, state, batch)
+    sizes |= {"batch": images_kept, "for the backward, at most": backward}
+    devices = mesh.size
+    per_device = sharding.bytes_at_rest(mesh, (state, experiment.constants)) + sizes["gradients"]
+    if mesh.shape["fsdp"] > 1:  # what rests in pieces is there as a whole while a step uses it
+        per_device += sizes["parameters"] + sizes["average (EMA)"] + sizes["frozen CLIP and text"]
+    per_device += (images_kept + backward / config.accumulation) / sharding.batch_shards(mesh)
     length = experiment.clock.total_steps
     images = f"{config.batch} + {config.batch}" if batch.unlabelled is not None else config.batch
     lines = [
@@ -58,7 +61,7 @@ def report(experiment: Experiment) -> str:
         "",
         table,
         "",
-        *(_size(name, size) for name, size in (on_every_device | split_over_devices).items()),
+        *(_size(name, size) for name, size in sizes.items()),
         _size("on each device, at most", per_device),
         "what is kept for the backward pass is an upper bound: XLA recomputes and fuses much of it",
         "",

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax import architecture, assembly, starting, words
+from semivl_jax import architecture, assembly, processes, starting, words
 from semivl_jax.data import host, published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.catalog import DatasetInfo
@@ -79,8 +79,9 @@ class Experiment:
     def init_state(self) -> state_lib.TrainState:
         """State before the first step, on the mesh."""
         create = functools.partial(assembly.create_state, self.parts, self.constants.text)
-        shardings = sharding.replicated(self.mesh)
-        return jax.jit(create, out_shardings=shardings)(self.start)
+        # Whole first: the generator that draws the weights gives other numbers to an array in pieces.
+        state = jax.jit(create, out_shardings=sharding.replicated(self.mesh))(self.start)
+        return jax.device_put(state, sharding.shardings(self.mesh, state))
 
     @functools.cached_property
     def start(self) -> PyTree | None:
@@ -95,11 +96,15 @@ class Experiment:
     def abstract_state(self) -> state_lib.TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
         create = functools.partial(assembly.create_state, self.parts, self.constants.text)
-        shapes = jax.eval_shape(create, None)
-        place = sharding.replicated(self.mesh)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
-        )
+        return sharding.abstract(self.mesh, jax.eval_shape(create, None))
+
+    @functools.cached_property
+    def local_constants(self) -> state_lib.Constants:
+        """The constants on devices of this process, for what every process computes by itself.
+
+        With several processes all must ask for them together.
+        """
+        return sharding.local(self.mesh, self.constants)
 
     def abstract_batch(self) -> Batch:
         """Shapes, dtypes and places of a global batch."""
@@ -138,7 +143,7 @@ class Experiment:
         settings = self.config.evaluation
         resize = functools.partial(host.resize_short_side, short=settings.short_side)
         return Evaluator(
-            architecture.window_network(self.parts.segmenter, self.constants.text),
+            architecture.window_network(self.parts.segmenter, self.local_constants.text),
             num_classes=self.info.num_classes,
             crop=self.crop,
             patch_size=architecture.padding_patch(self.parts.segmenter),
@@ -153,7 +158,7 @@ class Experiment:
 def open_data(config: ConfigDict) -> Data:
     """Prepares the data set if it is not there yet and selects the labelled images."""
     settings = config.data
-    directory = common.prepare(_builder(settings))
+    directory = processes.main_first(lambda: common.prepare(_builder(settings)))
     train = source_lib.open_source(directory, "train")
     published = None
     if settings.split_seed == 0:
@@ -208,12 +213,12 @@ def build(
 
     With `outline` weights that are not there are shapes only: enough to trace a step.
     """
-    mesh = sharding.make_mesh()
-    sharding.check_batch(config.batch, mesh)
+    mesh = mesh_of(config)
     total_steps, epoch = training_length(config, images_per_epoch)
     clip = _ClipParts(constants=state_lib.Constants(text=None))
     if architecture.needs_clip(config):
         clip = _clip_parts(config, info, mesh, outline=outline)
+        _check_classes(config, clip.constants.text)
     parts = assembly.build_parts(
         config,
         num_classes=info.num_classes,
@@ -232,6 +237,29 @@ def build(
         clip_sizes=clip.sizes,
         text_tower=clip.text_tower,
     )
+
+
+def mesh_of(config: ConfigDict) -> Mesh:
+    """The devices of all processes as `config.mesh` arranges them.
+
+    Raises:
+      ValueError: they cannot be arranged so, or cannot share the batch.
+    """
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(config.batch, mesh, accumulation=config.accumulation)
+    return mesh
+
+
+def _check_classes(config: ConfigDict, text: ClassText) -> None:
+    """The devices along `classes` get the same number of descriptions each; ValueError if they cannot."""
+    rows, devices = text.embeddings.shape[0], config.mesh.classes
+    if rows % devices:
+        fitting = [size for size in range(2, rows) if rows % size == 0][:4]
+        remedy = f"choose {' or '.join(map(str, fitting))}" if fitting else "set it to 1"
+        raise ValueError(
+            f"mesh.classes = {devices} does not divide the {rows} texts that describe the classes "
+            f"(text.decoder = {config.text.decoder!r}); {remedy}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -275,7 +303,7 @@ def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: b
             guidance_text=text(config.text.guidance),
         )
     if not absent:
-        constants = jax.device_put(constants, sharding.replicated(mesh))
+        constants = sharding.put(mesh, constants)
     start = None
     if config.model.backbone in architecture.CLIP_BACKBONES and config.model.init == "clip":
         start = params(architecture.backbone(config, clip.image))

@@ -25,7 +25,7 @@ from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.evaluation.samples import Sample
 from semivl_jax.experiment import Experiment
 from semivl_jax.targets import TargetMaker, Targets
-from semivl_jax.train.state import TrainState
+from semivl_jax.types import PyTree
 
 FIRST, WORST = "first", "lowest score"
 """Why an image is among the samples; the first ones are the same at every evaluation."""
@@ -41,12 +41,15 @@ class Gallery:
 
     def samples(
         self,
-        state: TrainState,
+        teacher: PyTree,
         examples: EvalExamples,
         evaluator: Evaluator,
         scores: Mapping[str, float],
     ) -> Iterator[Sample]:
-        """The first images in their order, then the worst by `scores` (IoU by id), worst first."""
+        """The first images in their order, then the worst by `scores` (IoU by id), worst first.
+
+        `teacher` are its variables on devices of this process.
+        """
         count = self._experiment.config.evaluation.pictures
         ids = examples.ids
         reasons = dict.fromkeys(ids[:count], FIRST)
@@ -55,10 +58,10 @@ class Gallery:
             reasons.setdefault(id, WORST)
         places = {id: place for place, id in enumerate(ids)}
         chosen = [examples[places[id]] for id in reasons]
-        predictions = evaluator.predict(state.teacher(), (example.image for example in chosen))
+        predictions = evaluator.predict(teacher, (example.image for example in chosen))
         for example, prediction in zip(chosen, predictions, strict=True):
             score = scores.get(example.id, math.nan)
-            yield self._sample(state, example, prediction, score, reasons[example.id])
+            yield self._sample(teacher, example, prediction, score, reasons[example.id])
 
     def draw(
         self, step: int, samples: Iterable[Sample]
@@ -87,7 +90,7 @@ class Gallery:
 
     def _sample(
         self,
-        state: TrainState,
+        teacher: PyTree,
         example: EvalExample,
         prediction: UInt8[np.ndarray, "_ _"],
         score: float,
@@ -97,7 +100,7 @@ class Gallery:
         image, truth = (
             _centre(array, prediction.shape) for array in (example.image, example.label)
         )
-        made = self._training_targets(state, image)
+        made = self._training_targets(teacher, image)
         if truth.shape != prediction.shape:  # beside each other pixels are compared one by one
             size = prediction.shape[::-1]
             truth = np.asarray(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))
@@ -114,7 +117,7 @@ class Gallery:
         )
 
     def _training_targets(
-        self, state: TrainState, image: UInt8[np.ndarray, "_ _ 3"]
+        self, teacher: PyTree, image: UInt8[np.ndarray, "_ _ 3"]
     ) -> Targets | None:
         """Pseudo-label and guidance label, at the size at which training would see the image."""
         if self._targets is None:
@@ -122,7 +125,7 @@ class Gallery:
         factor = self._experiment.crop / max(image.shape[:2])
         rows, cols = (max(1, round(length * factor)) for length in image.shape[:2])
         fitted = Image.fromarray(image).resize((cols, rows), Image.Resampling.BILINEAR)
-        return self._targets(state, np.asarray(fitted))
+        return self._targets(teacher, np.asarray(fitted))
 
 
 def _centre(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -4,6 +4,8 @@
     python -m semivl_jax.main --config=configs/folder.py:/data/photos --workdir=runs/photos
     python -m semivl_jax.main --config=configs/demo.py --mode=check --config.batch=16
 
+On several machines the same command runs on each of them (docs/scaling.md).
+
 The same command again goes on where the run stopped. Exit codes: 0 done, 2 something in the configuration
 or data is wrong (one sentence says what), 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +39,21 @@ _MODE = flags.DEFINE_enum(
     "train (goes on where it stopped), evaluate (the newest checkpoint), or check (shapes, parameters, "
     "cost; nothing is computed).",
 )
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "Whether to look for other processes of this run: auto does on a Cloud TPU and in a SLURM step with "
+    "several tasks, on does wherever JAX can.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0, the same for all processes; with --num_processes and --process_id.",
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other processes.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -98,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
     # Imported late so that --help and a misspelt flag answer at once.
-    from semivl_jax import run
+    from semivl_jax import processes, run
     from semivl_jax.train.loop import Stopped
 
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
@@ -107,9 +125,18 @@ def main(argv: Sequence[str]) -> int:
         "train": run.train, "evaluate": run.evaluate, "check": run.check
     }  # fmt: skip
     try:
+        processes.start(
+            _DISTRIBUTED.value,
+            coordinator_address=_COORDINATOR.value,
+            num_processes=_PROCESSES.value,
+            process_id=_PROCESS.value,
+            timeout=_TIMEOUT.value,
+        )
         modes[_MODE.value](_CONFIG.value, workdir)
     except Stopped as stopped:
-        print(f"stopped by {stopped}; everything is saved, the same command goes on from here")
+        processes.say(
+            f"stopped by {stopped}; everything is saved, the same command goes on from here"
+        )
         return stopped.exit_code
     except KeyboardInterrupt:
         print(
@@ -121,7 +148,13 @@ def main(argv: Sequence[str]) -> int:
             raise
         # One sentence, or a list of files with a line for each.
         print("error: " + "\n".join(map(_sentence, str(error).splitlines())), file=sys.stderr)
+        processes.leave(2)
         return 2
+    except Exception:
+        if processes.several():
+            traceback.print_exc()
+            processes.leave(1)
+        raise
     return 0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from semivl_jax import check as check_lib
-from semivl_jax import compilation, gallery, profiling, progress, record, report, serving
+from semivl_jax import compilation, gallery, processes, profiling, progress, record, report, serving
 from semivl_jax import experiment as experiment_lib
 from semivl_jax import targets as targets_lib
 from semivl_jax import workdir as workdir_lib
@@ -25,11 +25,12 @@ from semivl_jax.evaluation.confusion import format_table
 from semivl_jax.evaluation.evaluator import Evaluation, Evaluator
 from semivl_jax.experiment import Data, Experiment
 from semivl_jax.train import loop, sharding
+from semivl_jax.train.agreement import Agreement
 from semivl_jax.train.checkpoint import Checkpoints, Progress
 from semivl_jax.train.metrics import MetricWriter
 from semivl_jax.train.state import TrainState
 from semivl_jax.train.step import train_step
-from semivl_jax.types import Batch
+from semivl_jax.types import Batch, PyTree
 from semivl_jax.validation import validate
 
 
@@ -38,9 +39,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     data, experiment = _open(config)
     evaluator = experiment.evaluator()  # checks its options, before the folder is taken
     _check_start(experiment, workdir)
-    workdir_lib.claim(workdir, config)
-    workdir_lib.record_lists(workdir, data.lists())
-    with loop.StopSignal() as stop, _checkpoints(workdir, config) as checkpoints:
+    workdir_lib.claim(workdir, config, writes=processes.is_main())
+    workdir_lib.record_lists(workdir, data.lists(), writes=processes.is_main())
+    agree = Agreement() if jax.process_count() > 1 else None
+    with loop.StopSignal(agree) as stop, _checkpoints(workdir, config) as checkpoints:
         state, progress = _start(experiment, checkpoints)
         with MetricWriter(
             workdir, next_step=progress.next_step, evaluated=progress.evaluated
@@ -57,16 +59,17 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 score=evaluation.score,
                 export=functools.partial(_export, experiment, workdir, evaluation),
             )
-            step = jax.jit(functools.partial(train_step, experiment.parts), donate_argnums=1)
+            step = functools.partial(train_step, experiment.parts)
+            step = sharding.jit_step(step, experiment.mesh, state)
             ended = progress.next_step >= experiment.clock.total_steps
             session = memory.session(facts, first_step=progress.next_step)
             if not ended:
                 batch = experiment.abstract_batch()
                 step, cost = compilation.ahead(step, experiment.constants, state, batch)
-                print(f"training step: {cost}", flush=True)
+                processes.say(f"training step: {cost}")
             profiled = profiling.traced(
                 functools.partial(step, experiment.constants),
-                config.profile,
+                config.profile if processes.is_main() else "",
                 next_step=progress.next_step,
                 folder=workdir / "profile",
             )
@@ -96,7 +99,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     data, experiment = _open(config)
     if foreign:
         _check_start(experiment, workdir)
-        workdir_lib.claim(workdir, config)
+        workdir_lib.claim(workdir, config, writes=processes.is_main())
         # Its average is the same weights; evaluating them once is enough.
         state = experiment.init_state().replace(ema=None, ema_batch_stats=None)
         progress = Progress()
@@ -105,8 +108,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
             state, progress = checkpoints.restore(experiment.abstract_state())
     evaluation = _Evaluation(experiment, experiment.evaluator(), data, workdir)
     values = evaluation(state, progress.next_step)
-    scores = json.dumps({"step": progress.next_step, **values}, indent=1)
-    workdir_lib.write(workdir / "evaluation.json", scores)
+    if processes.is_main():
+        scores = json.dumps({"step": progress.next_step, **values}, indent=1)
+        workdir_lib.write(workdir / "evaluation.json", scores)
     if foreign:  # so that it can predict, too
         _export(experiment, workdir, evaluation, state)
 
@@ -114,7 +118,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path) -> None:
     """Goes through the whole step with shapes only and prints what the run would take."""
     del workdir
-    print(check_lib.report(outlined(config)))
+    processes.say(check_lib.report(outlined(config)))
 
 
 def outlined(config: ConfigDict) -> Experiment:
@@ -131,8 +135,9 @@ def outlined(config: ConfigDict) -> Experiment:
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
     validate(config)
     compilation.keep(config.compilation_cache)
+    experiment_lib.mesh_of(config)  # devices that do not fit are said before anything is prepared
     data = experiment_lib.open_data(config)
-    print(splits.describe_split(data.train, data.split), flush=True)
+    processes.say(splits.describe_split(data.train, data.split))
     stream = data.split.unlabelled if config.method.semi_supervised else data.split.labelled
     experiment = experiment_lib.build(config, data.info, images_per_epoch=len(stream))
     return data, experiment
@@ -154,7 +159,7 @@ def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState
     if checkpoints.latest_step() is None:
         return experiment.init_state(), Progress()
     state, progress = checkpoints.restore(experiment.abstract_state())
-    print(f"going on at step {progress.next_step} of {experiment.clock.total_steps}", flush=True)
+    processes.say(f"going on at step {progress.next_step} of {experiment.clock.total_steps}")
     return state, progress
 
 
@@ -165,7 +170,7 @@ def _has_checkpoint(workdir: Path) -> bool:
 def _check_start(experiment: Experiment, workdir: Path) -> None:
     """Reads the weights that a new run begins with, before its folder is taken."""
     if not _has_checkpoint(workdir) and experiment.start is not None and _named(experiment.config):
-        print(f"starting from {_named(experiment.config)}", flush=True)
+        processes.say(f"starting from {_named(experiment.config)}")
 
 
 def _named(config: ConfigDict) -> str:
@@ -186,10 +191,13 @@ def _batches(experiment: Experiment, data: Data, start: int) -> Iterator[Iterato
 def _export(
     experiment: Experiment, workdir: Path, evaluation: _Evaluation, state: TrainState
 ) -> None:
+    variables = sharding.local(experiment.mesh, state.teacher())
+    if not processes.is_main():
+        return
     serving.export(
         workdir / "serving",
-        state.teacher(),
-        text=experiment.constants.text,
+        variables,
+        text=experiment.local_constants.text,
         tower=experiment.text_tower,
         clip_sizes=experiment.clip_sizes,
         info=experiment.info,
@@ -211,7 +219,11 @@ class _Evaluation:
         picture: Callable[[int, str, np.ndarray], None] | None = None,
         between: Callable[[], None] | None = None,
     ) -> None:
-        """`picture(step, name, image)` gets every picture; `between()` is called between images."""
+        """`picture(step, name, image)` gets every picture; `between()` is called between images.
+
+        Every process calls it equally often while images are scored; where there are several, only the
+        first one draws, and does not call it meanwhile.
+        """
         self._experiment, self._data = experiment, data
         self._picture, self._between = picture, between
         self._evaluator = evaluator
@@ -226,16 +238,17 @@ class _Evaluation:
 
     def __call__(self, state: TrainState, step: int) -> Mapping[str, float]:
         """Scalars by name; the per-class IoU is that of the weights that decide what is best."""
-        result = self._evaluator.evaluate(state.student(), self._examples("evaluating the student"))
+        mesh = self._experiment.mesh
+        teacher = student = sharding.local(mesh, state.student())
+        result = self._evaluator.evaluate(student, self._examples("evaluating the student"))
         values = {"eval/miou": result.miou}
         confusions = {"student": result.confusion}
         if self._averages and state.ema is not None:
-            result = self._evaluator.evaluate(
-                state.teacher(), self._examples("evaluating the average")
-            )
+            teacher = sharding.local(mesh, state.teacher())
+            result = self._evaluator.evaluate(teacher, self._examples("evaluating the average"))
             values["eval/miou_ema"] = result.miou
             confusions["average"] = result.confusion
-        quality = self._held_back.score(state)
+        quality = self._held_back.score(teacher)
         if quality is not None:
             values |= quality.scalars()
         names = self._experiment.info.classes
@@ -246,10 +259,11 @@ class _Evaluation:
             f"{name[5:]} {values[name]:.2f}" for name in values if "/iou/" not in name
         )
         counts = f"{result.images} images, {result.compilations} compilations so far"
-        print(f"\nevaluation at step {step}: {scores} ({counts})")
-        print(format_table(result.confusion, names), flush=True)
-        self._remember(step, confusions, quality, result)
-        self._draw(state, step, result)
+        if processes.is_main():
+            print(f"\nevaluation at step {step}: {scores} ({counts})")
+            print(format_table(result.confusion, names), flush=True)
+            self._remember(step, confusions, quality, result)
+            self._draw(teacher, step, result)
         self.newest = {"step": step, **values}
         return values
 
@@ -265,41 +279,46 @@ class _Evaluation:
             arrays["pseudo"] = quality.pseudo
             if quality.guidance is not None:
                 arrays["guidance"] = quality.guidance
-        arrays["ids"] = np.asarray(list(result.image_iou))
-        arrays["image_iou"] = np.asarray(list(result.image_iou.values()), np.float32)
+        ids = EvalExamples(self._data.validation).ids
+        arrays["ids"] = np.asarray(ids)
+        arrays["image_iou"] = np.asarray([result.image_iou[id] for id in ids], np.float32)
         self._record.evaluation(step, arrays)
 
-    def _draw(self, state: TrainState, step: int, result: Evaluation) -> None:
-        examples = EvalExamples(self._data.validation, **_share())
-        made = self._gallery.samples(state, examples, self._evaluator, result.image_iou)
+    def _draw(self, teacher: PyTree, step: int, result: Evaluation) -> None:
+        examples = EvalExamples(self._data.validation)
+        made = self._gallery.samples(teacher, examples, self._evaluator, result.image_iou)
+        between = self._between if jax.process_count() == 1 else None
         samples = []
         for sample in made:
             samples.append(sample)
-            if self._between is not None:
-                self._between()
+            if between is not None:
+                between()
         for name, picture in self._gallery.draw(step, samples):
             if self._picture is not None:
                 self._picture(step, name, picture)
-        if jax.process_index() == 0:
-            samples_lib.save(self._samples, step, samples, palette=self._experiment.info.palette)
+        samples_lib.save(self._samples, step, samples, palette=self._experiment.info.palette)
 
     def _examples(self, work: str) -> Iterator[EvalExample]:
-        examples = EvalExamples(self._data.validation, **_share())
-        total, show = len(examples), jax.process_index() == 0
-        with progress.Progress(work, total=total, unit="images", show=show) as shown:
-            for example in examples:
-                if self._between is not None:
-                    self._between()
+        """The share of this process."""
+        index, count = jax.process_index(), jax.process_count()
+        own, most = (
+            EvalExamples(self._data.validation, process_index=p, process_count=count)
+            for p in (index, 0)
+        )
+        between, show = self._between or (lambda: None), processes.is_main()
+        with progress.Progress(work, total=len(own), unit="images", show=show) as shown:
+            for example in own:
+                between()
                 yield example
                 shown.update()
-
-
-def _share() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        for _ in range(len(most) - len(own)):
+            between()
 
 
 def _report(workdir: Path, progress: Progress) -> None:
-    page = report.draw_after_training(workdir) if jax.process_index() == 0 else None
+    if not processes.is_main():
+        return
+    page = report.draw_after_training(workdir)
     print(
         f"finished after {progress.next_step} steps; best mIoU {progress.best_score:.2f} at step "
         f"{progress.best_step}\n"

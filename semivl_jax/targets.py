@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, Int64, UInt8
 
 from semivl_jax.data import host
+from semivl_jax.evaluation import processes
 from semivl_jax.experiment import Data, Experiment
 from semivl_jax.models import normalization
-from semivl_jax.train import sharding
 from semivl_jax.train import step as step_lib
-from semivl_jax.train.state import Constants, TrainState
-from semivl_jax.types import IGNORE_INDEX
+from semivl_jax.train.state import Constants
+from semivl_jax.types import IGNORE_INDEX, PyTree
 
 Labels = UInt8[np.ndarray, "h w"]
 
@@ -66,14 +66,16 @@ class TargetMaker:
         self._experiment = experiment
         self._make = jax.jit(functools.partial(_targets, experiment.parts))
 
-    def __call__(self, state: TrainState, image: UInt8[np.ndarray, "h w 3"]) -> Targets:
-        """Targets of the image, which is padded to the crop right and below as in training."""
+    def __call__(self, teacher: PyTree, image: UInt8[np.ndarray, "h w 3"]) -> Targets:
+        """Targets of the image, which is padded to the crop right and below as in training.
+
+        `teacher` are its variables on devices of this process.
+        """
         rows, cols = image.shape[:2]
         side = self._experiment.crop
         canvas = np.zeros((1, side, side, 3), np.uint8)
         canvas[0, :rows, :cols] = image
-        place = sharding.replicated(self._experiment.mesh)
-        made = self._make(self._experiment.constants, state, jax.device_put(canvas, place))
+        made = self._make(self._experiment.local_constants, teacher, canvas)
         cut = {name: leaf[0, :rows, :cols] for name, leaf in jax.device_get(made).items()}
         guidance = cut.get("guidance")
         return Targets(
@@ -94,29 +96,29 @@ class HeldBack:
         self._chosen = [known[i * len(known) // count] for i in range(count)]
         self._train, self._classes, self._crop = data.train, data.info.num_classes, experiment.crop
         self._targets = TargetMaker(experiment) if count else None
+        self._guided = experiment.parts.recipe.guidance
 
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def score(self, state: TrainState) -> Quality | None:
+    def score(self, teacher: PyTree) -> Quality | None:
         """Compares the targets with the masks, in the upper left crop of every image at its own size.
 
-        None where there is no such image.
+        None where there is no such image. Several processes share the images and have the same result.
         """
         if self._targets is None:
             return None
         pseudo, guidance = np.zeros((2, self._classes, self._classes + 1), np.int64)
-        guided = False
-        for index in self._chosen:
+        for index in self._chosen[jax.process_index() :: jax.process_count()]:
             record = self._train[index]
             image, truth = host.decode_image(record.image), host.decode_label(record.label)
             image, truth = (array[: self._crop, : self._crop] for array in (image, truth))
-            made = self._targets(state, image)
+            made = self._targets(teacher, image)
             pseudo += count(truth, made.pseudo, num_classes=self._classes)
             if made.guidance is not None:
-                guided = True
                 guidance += count(truth, made.guidance, num_classes=self._classes)
-        return Quality(pseudo=pseudo, guidance=guidance if guided else None)
+        pseudo, guidance = processes.summed(np.stack([pseudo, guidance]))
+        return Quality(pseudo=pseudo, guidance=guidance if self._guided else None)
 
 
 def count(truth: Labels, label: Labels, *, num_classes: int) -> Int64[np.ndarray, "n n+1"]:
@@ -129,11 +131,11 @@ def count(truth: Labels, label: Labels, *, num_classes: int) -> Int64[np.ndarray
 
 
 def _targets(
-    parts: step_lib.Parts, constants: Constants, state: TrainState, image: UInt8[Array, "1 s s 3"]
+    parts: step_lib.Parts, constants: Constants, teacher: PyTree, image: UInt8[Array, "1 s s 3"]
 ) -> dict[str, Int32[Array, "1 s s"] | Float[Array, "1 s s"]]:
     recipe = parts.recipe
     view = normalization.normalize(image)
-    pseudo = step_lib.pseudo_label(parts, constants, state.teacher(), view)
+    pseudo = step_lib.pseudo_label(parts, constants, teacher, view)
     sure = pseudo.confidence >= recipe.confidence_threshold
     made = {
         "pseudo": jnp.where(sure, pseudo.label, IGNORE_INDEX),

@@ -65,6 +65,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
 
 POSITIVE = (
     "batch",
+    "accumulation",
     "log_every",
     "data.crop",
     "data.ratio_long",
@@ -167,6 +168,13 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
             f"method.strong_views = {method.strong_views} leaves nothing to complement; set it to 2 for "
             "method.perturbation = 'complementary'"
         )
+    if config.mesh.classes > 1 and model.decoder != "vlg":
+        yield (
+            f"mesh.classes = {config.mesh.classes} splits what the decoder 'vlg' computes per class, but "
+            f"model.decoder = {model.decoder!r}; set mesh.classes = 1"
+        )
+    if config.accumulation > 1:
+        yield from _accumulates(config)
     of_clip = model.backbone in ("clip_vit", "prompted_clip_vit")
     if of_clip and model.backbone_weights:
         yield (
@@ -213,6 +221,20 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
     if not evaluation.every_epochs and not evaluation.every_steps:
         yield (
             "evaluation.every_epochs = 0 and evaluation.every_steps = 0 never evaluate; set one of them"
+        )
+
+
+def _accumulates(config: ConfigDict) -> Iterator[str]:
+    method, key = config.method, f"accumulation = {config.accumulation}"
+    if method.criterion == "ohem":
+        yield (
+            f"{key} does not go with method.criterion = 'ohem', which chooses pixels of the whole batch by "
+            "their predictions; set accumulation = 1 or another criterion"
+        )
+    if method.dropout_passes != "none":
+        yield (
+            f"{key} does not go with method.dropout_passes = {method.dropout_passes!r}, because dropout "
+            "drawn part by part is another one than the batch's; set one of them back to 1 or 'none'"
         )
 
 

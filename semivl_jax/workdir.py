@@ -18,6 +18,8 @@ _NAME = "config.json"
 
 # These decide how and how often something is done, not what comes out.
 FREE = (
+    "accumulation",
+    "mesh",
     "log_every",
     "max_skipped_steps",
     "compilation_cache",
@@ -34,16 +36,19 @@ FREE = (
 )
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def claim(workdir: Path, config: ConfigDict, *, writes: bool = True) -> None:
     """Creates the folder, or makes sure that it belongs to this configuration.
+
+    With several processes one writes; the others only make sure.
 
     Raises:
       ValueError: the folder was made with another configuration; the keys that differ are named.
     """
     if (workdir / _NAME).exists():
         check(workdir, config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write(workdir / _NAME, config.to_json(indent=1))
+    if writes:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write(workdir / _NAME, config.to_json(indent=1))
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -69,12 +74,16 @@ def check(workdir: Path, config: ConfigDict) -> None:
 
 def write(path: Path, text: str) -> None:
     """Replaces a text file; a reader sees the old one or the new one, never a part."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf8")
+    _replace(path, text + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf8")
     os.replace(temporary, path)
 
 
-def record_lists(workdir: Path, lists: Mapping[str, Sequence[str]]) -> None:
+def record_lists(workdir: Path, lists: Mapping[str, Sequence[str]], *, writes: bool = True) -> None:
     """Writes each list of ids to `NAME.txt`, one per line, or makes sure that it is the same.
 
     Raises:
@@ -88,9 +97,8 @@ def record_lists(workdir: Path, lists: Mapping[str, Sequence[str]]) -> None:
                 f"{path} names other images than the data set now has under data.split; choose another "
                 "--workdir, or restore the images and lists that the run began with"
             )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf8")
-        os.replace(temporary, path)
+        if writes:
+            _replace(path, text)
 
 
 def _differences(
@@ -98,8 +106,10 @@ def _differences(
 ) -> Iterator[str]:
     for key in sorted({*before, *now}):
         name = prefix + key
+        if name in FREE:
+            continue
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, name + ".")
-        elif old != new and name not in FREE:
+        elif old != new:
             yield f"{name} = {old!r} (now {new!r})"

@@ -34,6 +34,8 @@ ROOMS = (
     "reporting",
 )
 TRAIN = (
+    "accumulation",
+    "agreement",
     "losses",
     "noise",
     "mask_losses",

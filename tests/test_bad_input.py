@@ -49,6 +49,19 @@ def changed(**fields) -> ConfigDict:
             r"evaluation\.short_side = 64 resizes it; set evaluation\.short_side = 0",
         ),
         ({"evaluation__every_steps": 0, "evaluation__every_epochs": 0}, "never evaluate"),
+        ({"accumulation": 0}, r"accumulation = 0 must be greater than 0"),
+        (
+            {"accumulation": 2, "method__criterion": "ohem"},
+            r"accumulation = 2 does not go with method\.criterion = 'ohem'",
+        ),
+        (
+            {"accumulation": 2, "method__dropout_passes": "all"},
+            r"accumulation = 2 does not go with method\.dropout_passes = 'all'",
+        ),
+        (
+            {"mesh__classes": 2, "model__decoder": "deeplab"},
+            r"mesh\.classes = 2 splits what the decoder 'vlg' .* set mesh\.classes = 1",
+        ),
         (
             {"model__weights": "demo", "model__init": "random"},
             r"model\.init = 'random' with model\.finetune = 'spatial' would freeze",
@@ -83,6 +96,7 @@ def test_taps_that_the_tower_or_the_decoder_cannot_use(taps, message):
 def test_workdir_of_another_configuration(tmp_path):
     workdir.claim(tmp_path, changed())
     workdir.claim(tmp_path, changed(data__workers=4, log_every=1, max_skipped_steps=9))
+    workdir.claim(tmp_path, changed(mesh__fsdp=2, accumulation=2))
     with pytest.raises(ValueError, match=r"belongs to a run with optim\.lr = 0\.0001 \(now 0\.5\)"):
         workdir.claim(tmp_path, changed(optim__lr=0.5))
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 1e-4

@@ -27,7 +27,7 @@ VOC_CLASSES = tuple(f"class {index}" for index in range(21))
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

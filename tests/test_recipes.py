@@ -49,7 +49,7 @@ def config_of(spec):
 def one_device():
     with pytest.MonkeyPatch.context() as patch:
         mesh = sharding.make_mesh(jax.devices()[:1])
-        patch.setattr(sharding, "make_mesh", lambda: mesh)
+        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
         yield
 
 

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -42,9 +43,16 @@ def whole(place):
     return place / "whole"
 
 
-def last_state(workdir: Path) -> dict:
-    """Every array of the checkpoint after step 8, by name."""
-    tree = ocp.StandardCheckpointer().restore((workdir / "checkpoints" / "8" / "state").absolute())
+def last_state(workdir: Path, step: int = 8) -> dict:
+    """Every array of the checkpoint after a step, by name, on one device."""
+    folder = (workdir / "checkpoints" / str(step) / "state").absolute()
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            checkpointer.metadata(folder).item_metadata.tree,
+        )
+        tree = checkpointer.restore(folder, like)
     leaves = {}
 
     def visit(node, path):

@@ -196,11 +196,12 @@ class _Counter:
 def _start_worker(index: int, count: int) -> None:
     """Runs first in every worker process.
 
-    Ctrl-C is the main process's to handle. And when that process is killed, its workers, which would wait
-    for it forever, end as well.
+    Ctrl-C and SIGTERM, which schedulers send to every process of a job, are the main process's to handle.
+    And when that process is killed, its workers, which would wait for it forever, end as well.
     """
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(1)  # the processes are the parallelism
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -5,6 +5,7 @@ percentages and the int64 confusion matrix, or uint8 label maps. The modes are t
 
 A process evaluates its own examples on its own devices; the confusion matrices of all processes are then
 summed, so several processes may hold different numbers of examples, but all must call `evaluate`.
+Variables must lie on devices of this process alone (`train.sharding.local`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float32, Float64, Int32, Int64, UInt8
 
 from semivl_jax.evaluation import confusion as counting
-from semivl_jax.evaluation import sliding
+from semivl_jax.evaluation import processes, sliding
 from semivl_jax.evaluation.scores import Apply, WindowScores, gather, normalize
 from semivl_jax.types import IGNORE_INDEX, PyTree
 
@@ -45,8 +45,8 @@ class Evaluation:
     """Result over a set: `iou` and its mean over all classes in percent, the counts behind them.
 
     `confusion` has a row per label and a column per prediction. `image_iou` has, by id, the mean IoU of
-    the classes that an image of this process shows, NaN where all of it is ignored. `compilations`
-    counts what this evaluator has compiled so far.
+    the classes that an image shows, NaN where all of it is ignored; of all processes, one after the
+    other. `compilations` counts what this evaluator has compiled so far.
     """
 
     miou: float
@@ -129,7 +129,7 @@ class Evaluator:
         """mIoU over the examples of all processes.
 
         Raises ValueError for a label with values that are no class or with a size that the mode cannot
-        score, naming the example.
+        score, naming the example; and for one that two processes have.
         """
         totals = np.zeros((self._classes, self._classes), np.int64)
         image_iou: dict[str, float] = {}
@@ -138,7 +138,13 @@ class Evaluator:
             images += 1
             totals += counts
             image_iou[id] = counting.image_iou(counts)
-        totals, images = _sum_over_processes(totals, images)
+        totals, images = processes.summed(totals), int(processes.summed(np.asarray(images)))
+        shares = processes.gathered(image_iou)
+        image_iou = {id: score for share in shares for id, score in share.items()}
+        if len(image_iou) != sum(map(len, shares)):
+            raise ValueError(
+                "several processes evaluated the same image; give every process a share of its own"
+            )
         per_class = counting.iou(totals)
         return Evaluation(
             miou=float(per_class.mean()),
@@ -213,9 +219,7 @@ class Evaluator:
         return jax.device_put(part, self._scores.tile_sharding)
 
     def _place(self, variables: PyTree) -> PyTree:
-        """Variables on all devices of this process, from wherever training keeps them."""
-        if jax.process_count() > 1:
-            variables = jax.tree.map(_of_this_process, variables)
+        """Variables on all devices of this process."""
         return jax.device_put(variables, self._scores.replicated)
 
     def _zero_counts(self) -> Array:
@@ -230,22 +234,3 @@ class Evaluator:
     def _label_tile(self, tile: Float32[Array, "t t n"]) -> UInt8[Array, "t t"]:
         self._scores.compilations["labels"] += 1
         return tile.argmax(-1).astype(jnp.uint8)
-
-
-def _of_this_process(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    if isinstance(leaf, np.ndarray) or leaf.is_fully_addressable:
-        return leaf
-    if leaf.is_fully_replicated:
-        return leaf.addressable_data(0)
-    return multihost_utils.process_allgather(leaf, tiled=True)
-
-
-def _sum_over_processes(confusion: np.ndarray, images: int) -> tuple[np.ndarray, int]:
-    if jax.process_count() == 1:
-        return confusion, images
-    # As pairs of 32-bit words: without x64, arrays of 64 bits would be cut on the way.
-    values = np.append(confusion.ravel(), images)
-    words = np.stack([values & 0xFFFFFFFF, values >> 32]).astype(np.uint32)
-    low, high = multihost_utils.process_allgather(words).astype(np.int64).sum(axis=0)
-    values = low + (high << 32)
-    return values[:-1].reshape(confusion.shape), int(values[-1])

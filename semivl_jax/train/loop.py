@@ -69,11 +69,13 @@ class Hooks:
 class StopSignal:
     """Remembers the first SIGTERM or Ctrl-C; Ctrl-C after that interrupts at once.
 
-    A second SIGTERM does not: whoever sends them in a row still lets the state be saved.
+    A second SIGTERM does not: whoever sends them in a row still lets the state be saved. Where several
+    processes train together, `agree` tells all of them at the same check that one got a signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[int], int] | None = None) -> None:
         self.received: int | None = None
+        self._agree = agree
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
@@ -83,7 +85,8 @@ class StopSignal:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # None: a handler of a library, which Python cannot put back
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
@@ -92,9 +95,12 @@ class StopSignal:
             raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raises `Stopped` once a signal came."""
-        if self.received is not None:
-            raise Stopped(self.received)
+        """Raises `Stopped` once a signal came; all processes must check equally often."""
+        number = self.received or 0
+        if self._agree is not None:
+            number = self._agree(number)
+        if number:
+            raise Stopped(number)
 
 
 def run(
@@ -148,9 +154,11 @@ def _nothing_lost(
         raise
     except Exception as error:
         # Several processes can only save together, and only a signal reaches all of them.
-        if isinstance(error, Stopped) or jax.process_count() == 1:
+        alone = jax.process_count() == 1
+        if alone or isinstance(error, Stopped):
             checkpoints.save(state, progress)
-        stop.check()
+        if alone:
+            stop.check()
         raise
 
 
@@ -193,9 +201,10 @@ class _Log:
         # Step whose scalars came last, and when. Before the first ones lies the compilation.
         self._measured = (progress.next_step, time.monotonic())
         self._bar: tqdm | None = None
+        self._speaks = jax.process_index() == 0
 
     def __enter__(self) -> _Log:
-        if on_terminal():
+        if self._speaks and on_terminal():
             self._bar = tqdm(
                 total=self._clock.total_steps,
                 initial=self._first - 1,
@@ -229,7 +238,8 @@ class _Log:
         rate = self._rate(step)
         values["train/images_per_s"] = rate * self._clock.batch
         self._writer.scalars(step, values)
-        self._show(step, values, rate)
+        if self._speaks:
+            self._show(step, values, rate)
         skipped = int(values["train/skipped"])
         if skipped > self._clock.max_skipped:
             raise NonFiniteLossError(

@@ -15,7 +15,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Integer
+from jaxtyping import Array, Bool, Float, Float32, Int32, Integer
 
 from semivl_jax.models.resize import by_rows
 from semivl_jax.types import IGNORE_INDEX
@@ -53,10 +53,14 @@ def _of_pixels(logits: Array, *labels: Array) -> list[Array]:
 
 
 def supervised(
-    logits: Float[Array, "b _ _ n"], label: Integer[Array, "b h w"]
+    logits: Float[Array, "b _ _ n"],
+    label: Integer[Array, "b h w"],
+    *,
+    count: Integer[Array, ""] | None = None,
 ) -> Float32[Array, ""]:
-    """Mean cross entropy over the pixels that are not 255."""
-    return _ratio(jnp.sum(cross_entropy(logits, label)), jnp.sum(label != IGNORE_INDEX))
+    """Mean cross entropy over the pixels that are not 255; see `labelled_pixels` for `count`."""
+    count = labelled_pixels(label) if count is None else count
+    return _ratio(jnp.sum(cross_entropy(logits, label)), count)
 
 
 def ohem(
@@ -112,6 +116,8 @@ def consistency_mean(
     *,
     mode: ConfidenceMode,
     threshold: float,
+    count: Integer[Array, ""] | None = None,
+    confidence_sum: Float32[Array, ""] | None = None,
 ) -> Float32[Array, ""]:
     """Cross entropies with pseudo-labels, weighted by how sure the teacher was.
 
@@ -119,6 +125,9 @@ def consistency_mean(
     share of such pixels. `pixelavg` multiplies the sum over the *whole batch* with the mean confidence of
     each image and adds that up, as published: it grows with the batch and does not use the threshold. In
     the last two, padding stays in the numerator. All divide by the number of pixels that are no padding.
+
+    `count` and `confidence_sum` are those of the whole batch (`valid_pixels`, `confidence_sums`) where the
+    arguments are a part of it.
 
     Errors: ValueError for another mode.
     """
@@ -129,12 +138,14 @@ def consistency_mean(
         share = _image_mean(confidence >= threshold, valid)
         total = jnp.sum(jnp.sum(loss, axis=(1, 2)) * share)
     elif mode == "pixelavg":
-        total = jnp.sum(loss) * jnp.sum(_image_mean(confidence, valid))
+        if confidence_sum is None:
+            confidence_sum = confidence_sums(confidence, ignore)
+        total = jnp.sum(loss) * confidence_sum
     else:
         raise ValueError(
             f"confidence mode {mode!r}: choose 'pixelwise', 'pixelratio' or 'pixelavg'"
         )
-    return _ratio(total, jnp.sum(valid))
+    return _ratio(total, jnp.sum(valid) if count is None else count)
 
 
 def guidance(
@@ -154,21 +165,53 @@ def guidance_mean(
     ignore: Bool[Array, "b h w"],
     *,
     reduction: GuidanceReduction,
+    count: Integer[Array, ""] | None = None,
 ) -> Float32[Array, ""]:
     """Cross entropies with the guidance labels (255: the frozen tower is not sure, or padding).
 
     The sum is divided by the number of labelled pixels (`mean`), of pixels that are no padding
-    (`mean_valid`) or of all pixels (`mean_all`, the published choice).
+    (`mean_valid`) or of all pixels (`mean_all`, the published choice); see `guidance_pixels` for `count`.
 
     Errors: ValueError for another reduction.
     """
-    total = jnp.sum(loss)
+    count = guidance_pixels(label, ignore, reduction=reduction) if count is None else count
+    return _ratio(jnp.sum(loss), count)
+
+
+def labelled_pixels(label: Integer[Array, "b h w"]) -> Int32[Array, ""]:
+    """Pixels that are not 255: what `supervised` divides by.
+
+    Criteria take the `count` of a whole batch where their arguments are a part of it. Their values for all
+    parts then add up to the value for the batch.
+    """
+    return jnp.sum(label != IGNORE_INDEX)
+
+
+def valid_pixels(ignore: Bool[Array, "b h w"]) -> Int32[Array, ""]:
+    """Pixels that are no padding: what `consistency` divides by."""
+    return jnp.sum(~ignore)
+
+
+def confidence_sums(
+    confidence: Float[Array, "b h w"], ignore: Bool[Array, "b h w"]
+) -> Float32[Array, ""]:
+    """Mean confidence of every image, added up: the factor of `consistency` in the mode `pixelavg`."""
+    return jnp.sum(_image_mean(confidence, ~ignore))
+
+
+def guidance_pixels(
+    label: Integer[Array, "b h w"],
+    ignore: Bool[Array, "b h w"],
+    *,
+    reduction: str,
+) -> Int32[Array, ""]:
+    """What `guidance` divides by. ValueError for an unknown reduction."""
     if reduction == "mean":
-        return _ratio(total, jnp.sum(label != IGNORE_INDEX))
+        return labelled_pixels(label)
     if reduction == "mean_valid":
-        return _ratio(total, jnp.sum(~ignore))
+        return valid_pixels(ignore)
     if reduction == "mean_all":
-        return total / label.size
+        return jnp.asarray(label.size, jnp.int32)
     raise ValueError(f"guidance reduction {reduction!r}: choose 'mean', 'mean_valid' or 'mean_all'")
 
 

@@ -13,24 +13,30 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
 
 class MetricWriter:
-    """Writes the same scalars to both places; a context manager.
+    """Writes the same scalars to both places, in the first process of a run; a context manager.
 
     `next_step` and `evaluated` say where the run stands: see `checkpoint.Progress`.
     """
 
     def __init__(self, workdir: Path, *, next_step: int, evaluated: int = -1) -> None:
-        self._path = workdir / "metrics.jsonl"
-        _drop_what_comes_again(self._path, next_step, evaluated)
-        self._file = self._path.open("a", encoding="utf8")
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        path = workdir / "metrics.jsonl"
+        _drop_what_comes_again(path, next_step, evaluated)
+        self._file = path.open("a", encoding="utf8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=next_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line; non-finite values become null, which JSON can hold."""
+        if not self._writes:
+            return
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **line}) + "\n")
         self._file.flush()
@@ -39,12 +45,14 @@ class MetricWriter:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds an RGB picture (height × width × 3, uint8) to the events."""
-        self._events.add_image(name, image, step, dataformats="HWC")
+        if self._writes:
+            self._events.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes and closes both files."""
-        self._file.close()
-        self._events.close()
+        if self._writes:
+            self._file.close()
+            self._events.close()
 
     def __enter__(self) -> MetricWriter:
         return self

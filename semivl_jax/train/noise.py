@@ -21,13 +21,13 @@ from semivl_jax.models import segmenter as segmenter_lib
 from semivl_jax.train.recipe import Recipe
 from semivl_jax.types import Features, Key
 
-Masks = tuple[Bool[Array, "b 1 1 _"], ...]
-Factors = tuple[Float32[Array, "b 1 1 _"], ...]
+Masks = tuple[Bool[Array, "*parts b 1 1 _"], ...]
+Factors = tuple[Float32[Array, "*parts b 1 1 _"], ...]
 
 
 @struct.dataclass
 class Noise:
-    """Draws of one step.
+    """Draws of one step, for a batch or for its parts along a first axis.
 
     masks    channels that survive in x and w, one after the other (2b images); of x only a decoder
              with batch statistics makes use

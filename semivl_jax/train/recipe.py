@@ -18,6 +18,7 @@ class Recipe:
 
     total_steps: int
     seed: int = 0
+    accumulation: int = 1
     semi_supervised: bool = True
     teacher: Literal["ema", "student"] = "ema"
     ema_decay: float = 0.996

@@ -1,24 +1,96 @@
 """The device mesh and where arrays live on it.
 
-One axis, `data`: batches are split over it, everything else is replicated. The same code serves one CPU
-and many accelerators.
+Three axes (`models/partition.py`): images of a batch are split over `data` and `fsdp`; parameters, frozen
+ones too, optimiser and average rest split over `fsdp` as `RULES` say and come together where a step uses
+them; `classes` splits what the decoder computes per class. Axes of size 1 cost nothing, so the same code
+serves one CPU and many hosts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
-DATA = "data"
+from semivl_jax.models.partition import BATCH, CLASSES, DATA, FSDP
+from semivl_jax.types import PyTree
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (of all processes), or the given ones, along the data axis."""
-    devices = jax.devices() if devices is None else devices
-    return Mesh(np.asarray(devices), (DATA,))
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Leaves whose whole path matches: the dimensions that may be split, the first that can be is."""
+
+    pattern: str
+    dimensions: tuple[int, ...]
+
+
+RULES = (
+    Rule(r"(.*/)?(query|key|value)/kernel", (0, -1)),  # [in, heads, channels of a head]
+    Rule(r"(.*/)?kernel", (-1, -2)),  # [..., in, out]
+    Rule(r"(.*/)?pos_embedding", (-1,)),
+    Rule(r".*", ()),  # biases, norms, tokens, statistics, counters: small, whole on every device
+)
+"""How leaves rest on the `fsdp` axis; the first rule that matches decides.
+
+A path is "/"-joined and begins with where the leaf is, such as `ema/backbone/embedding/kernel`.
+"""
+
+
+def mesh_shape(
+    *, devices: int, data: int = -1, fsdp: int = 1, classes: int = 1
+) -> tuple[int, int, int]:
+    """Sizes of the axes for so many devices; `data` = -1 takes what the others leave.
+
+    Raises:
+      ValueError: a size below 1, or the sizes do not multiply to the number of devices.
+    """
+    for name, size in (("fsdp", fsdp), ("classes", classes), ("data", data)):
+        if size < 1 and not (name == "data" and size == -1):
+            raise ValueError(
+                f"mesh.{name} = {size} must be 1 or more" + " or -1" * (name == "data")
+            )
+    others = fsdp * classes
+    fits = devices % others == 0 if data == -1 else data * others == devices
+    if not fits:
+        remedy = (
+            f"choose mesh.fsdp and mesh.classes whose product divides {devices}"
+            if devices % others
+            else f"set mesh.data = -1 or {devices // others}"
+        )
+        raise ValueError(
+            f"mesh.data = {data}, mesh.fsdp = {fsdp} and mesh.classes = {classes} do not multiply to the "
+            f"{devices} devices of this run; {remedy}"
+        )
+    return devices // others, fsdp, classes
+
+
+def make_mesh(
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    classes: int = 1,
+) -> Mesh:
+    """All devices (of all processes), or the given ones; sizes as of `mesh_shape`.
+
+    Devices of one process lie next to each other, so that a process holds contiguous rows of a batch, the
+    ones that its data stream loads.
+    """
+    chosen = jax.devices() if devices is None else devices
+    chosen = sorted(chosen, key=lambda device: device.process_index)
+    shape = mesh_shape(devices=len(chosen), data=data, fsdp=fsdp, classes=classes)
+    return Mesh(np.asarray(chosen).reshape(shape), (DATA, FSDP, CLASSES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -27,20 +99,143 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    """The first axis split over the devices that share a batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def check_batch(batch: int, mesh: Mesh) -> None:
-    """Every device gets the same number of images.
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many pieces a batch is split; 1 for an empty mesh."""
+    sizes = dict(mesh.shape)
+    return math.prod(sizes.get(axis, 1) for axis in BATCH)
+
+
+def check_batch(batch: int, mesh: Mesh, *, accumulation: int = 1) -> None:
+    """Every device gets the same number of images, in every part of an accumulated step.
 
     Raises:
-      ValueError: the global batch is not a multiple of the number of devices.
+      ValueError: the global batch is not a multiple of the devices that share it times the parts, or the
+        `classes` axis reaches over more than one process.
     """
-    if batch % mesh.size:
-        below = batch - batch % mesh.size
-        remedy = f"{below} or {below + mesh.size}" if below else f"{mesh.size}"
+    shards = batch_shards(mesh)
+    pieces = shards * accumulation
+    if batch % pieces:
+        below = batch - batch % pieces
+        remedy = f"{below} or {below + pieces}" if below else f"{pieces}"
+        parts = f" in {accumulation} parts (accumulation)" if accumulation > 1 else ""
+        fewer = "fewer parts" if accumulation > 1 else "fewer devices"
         raise ValueError(
-            f"batch = {batch} cannot be split over {mesh.size} devices; use {remedy}, "
-            "or fewer devices"
+            f"batch = {batch} cannot be split over {shards} devices{parts}; use {remedy}, or {fewer}"
         )
+    for row in mesh.devices.reshape(-1, mesh.devices.shape[-1]):
+        if len({device.process_index for device in row}) > 1:
+            local = sum(d.process_index == row[0].process_index for d in mesh.devices.flat)
+            raise ValueError(
+                f"mesh.classes = {len(row)} reaches over several processes, which load different images; "
+                f"choose a divisor of the {local} devices of a process"
+            )
+
+
+def shardings(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Where the leaves of a state, or of a step's constants, rest: by `RULES` on `fsdp`."""
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec(path_name(path), leaf.shape, fsdp=mesh.shape[FSDP]))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def spec(path: str, shape: tuple[int, ...], *, fsdp: int) -> PartitionSpec:
+    """How a leaf is split over so many devices; a leaf of which no allowed dimension divides stays whole."""
+    rule = next(rule for rule in RULES if re.fullmatch(rule.pattern, path))
+    for dimension in rule.dimensions:
+        if fsdp > 1 and shape[dimension] % fsdp == 0:
+            axes: list[str | None] = [None] * len(shape)
+            axes[dimension] = FSDP
+            return PartitionSpec(*axes)
+    return PartitionSpec()
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Names and numbers of a path of `jax.tree_util`, joined with "/"."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def abstract(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Shapes and dtypes of the leaves, with the places where they rest."""
+
+    def describe(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(describe, tree, shardings(mesh, tree))
+
+
+def bytes_at_rest(mesh: Mesh, tree: PyTree) -> int:
+    """Memory that a device needs for its pieces of the leaves of a tree of (abstract) arrays."""
+
+    def size(leaf: Any, where: NamedSharding) -> int:
+        return math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, tree, shardings(mesh, tree))))
+
+
+def put(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Host arrays, the same in every process, to where `shardings` says."""
+
+    def place(leaf: Any, where: NamedSharding) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(place, tree, shardings(mesh, tree))
+
+
+def local(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Whole leaves on devices of this process; with several processes all must call this together."""
+    whole = jax.device_put(tree, replicated(mesh))
+    if jax.process_count() == 1:
+        return whole
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
+def on_mesh(function: Callable[Arguments, Result], mesh: Mesh) -> Callable[Arguments, Result]:
+    """The function, traced with this mesh as the current one."""
+
+    @functools.wraps(function)
+    def traced(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments, **named)
+
+    return traced
+
+
+def jit_step(step: Callable[..., tuple[PyTree, PyTree]], mesh: Mesh, state: PyTree) -> Any:
+    """`step(constants, state, batch) -> (state, metrics)`, jitted for a mesh.
+
+    The state is donated and stays where it rests; metrics come to every device. `state` may be abstract.
+    """
+    places = (shardings(mesh, state), replicated(mesh))
+    return jax.jit(on_mesh(step, mesh), donate_argnums=1, out_shardings=places)
+
+
+def together(tree: PyTree) -> PyTree:
+    """Inside of a step: whole leaves for computing with, whatever they rest like."""
+    return jax.tree.map(lambda leaf: _constrained(leaf, PartitionSpec()), tree)
+
+
+def apart(tree: PyTree) -> PyTree:
+    """Inside of a step: leaves split as they rest (gradients, before the optimiser sees them)."""
+    fsdp = dict(_current().shape).get(FSDP, 1)
+
+    def place(path: tuple[Any, ...], leaf: Array) -> Array:
+        return _constrained(leaf, spec(path_name(path), leaf.shape, fsdp=fsdp))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _constrained(leaf: Shaped[Array, "..."], place: PartitionSpec) -> Shaped[Array, "..."]:
+    if dict(_current().shape).get(FSDP, 1) == 1:
+        return leaf
+    return jax.lax.with_sharding_constraint(leaf, place)
+
+
+def _current() -> AbstractMesh:
+    return jax.sharding.get_abstract_mesh()

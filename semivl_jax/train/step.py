@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from semivl_jax.augment import views as views_lib
 from semivl_jax.models import guidance as guidance_lib
 from semivl_jax.models import normalization
-from semivl_jax.train import losses, mask_losses, pseudo, teacher
+from semivl_jax.train import accumulation, losses, mask_losses, pseudo, sharding, teacher
 from semivl_jax.train import noise as noise_lib
 from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Parts, Recipe
@@ -35,12 +35,15 @@ Metrics = dict[str, Array]
 
 @struct.dataclass
 class Targets:
-    """What the student must agree with; None where a part is switched off or not known yet."""
+    """What the student must agree with; None where a part is switched off or not known yet.
+
+    Of a batch, or of all parts of one along a first axis (as `_Target`).
+    """
 
     w: PseudoLabels | None = None
     partner: PseudoLabels | None = None
-    guidance_w: Int32[Array, "b h w"] | None = None
-    guidance_partner: Int32[Array, "b h w"] | None = None
+    guidance_w: Int32[Array, "*parts b h w"] | None = None
+    guidance_partner: Int32[Array, "*parts b h w"] | None = None
 
 
 def train_step(
@@ -71,20 +74,33 @@ def _step_key(parts: Parts, state: TrainState, purpose: str = "") -> Key:
 def update(
     parts: Parts, constants: Constants, state: TrainState, views: Views, noise: Noise
 ) -> tuple[TrainState, Metrics]:
-    """One update from given views and noise."""
-    return apply_outcome(parts, state, differentiate(parts, constants, state, views, noise))
+    """One update from given views and noise.
+
+    Where parameters rest split over devices, whole ones are computed with and split ones updated.
+    """
+    whole = state.replace(
+        trained=sharding.together(state.trained),
+        frozen=sharding.together(state.frozen),
+        ema=sharding.together(state.ema),
+    )
+    find = differentiate if parts.recipe.accumulation == 1 else accumulate
+    outcome = find(parts, sharding.together(constants), whole, views, noise)
+    return apply_outcome(parts, state, outcome)
 
 
 @struct.dataclass
 class Outcome:
-    """What one step found out: the loss, its gradients (by trained leaf) and what led there."""
+    """What one step found out: the loss, its gradients (by trained leaf) and what led there.
+
+    `logits` are None where they were computed in parts and not kept.
+    """
 
     loss: Float[Array, ""]
     gradients: PyTree
     batch_stats: PyTree
     metrics: Metrics
     targets: Targets
-    logits: StudentLogits
+    logits: StudentLogits | None
 
 
 def differentiate(
@@ -101,7 +117,59 @@ def differentiate(
     gradient = jax.value_and_grad(objective, has_aux=True)
     (loss, (metrics, stats, logits)), grads = gradient(state.trained)
     # Whoever does not look at the logits does not pay for them.
-    return Outcome(loss, grads, stats, metrics, targets, logits.resized(views.y.shape[1:]))
+    logits = logits.resized(views.y.shape[1:])
+    return Outcome(loss, sharding.apart(grads), stats, metrics, targets, logits)
+
+
+def accumulate(
+    parts: Parts, constants: Constants, state: TrainState, views: Views, noise: Noise
+) -> Outcome:
+    """What `differentiate` finds, with the images in parts one after another.
+
+    First the targets of all parts, because the partner of an image may lie in another part and because
+    losses divide by counts of the whole batch; then the gradients, added up. For models without batch
+    statistics and dropout only the order of additions differs.
+    """
+    recipe, count = parts.recipe, parts.recipe.accumulation
+
+    def targets_of(part: Views) -> Targets:
+        found = make_targets(parts, constants, state, part)
+        if found.w is None and recipe.semi_supervised:  # the student teaches itself
+            label = pseudo_label(parts, constants, state.student(), part.unlabelled.w)
+            found = found.replace(w=label)
+        return found
+
+    targets = accumulation.join(jax.lax.map(targets_of, accumulation.split(views, count)))
+    if recipe.semi_supervised and views.partner is None:
+        guidance = None if targets.guidance_w is None else targets.guidance_w[::-1]
+        partner = jax.tree.map(lambda leaf: leaf[::-1], (views.unlabelled, targets.w))
+        views = views.replace(partner=partner[0])
+        targets = targets.replace(partner=partner[1], guidance_partner=guidance)
+    targets, by_view = _student_targets(recipe, None, targets, views)
+    whole = _whole_batch(recipe, views, by_view)
+
+    def one_part(
+        sums: PyTree, part: tuple[Views, Noise, dict[str, _Target]]
+    ) -> tuple[PyTree, None]:
+        def objective(trained: PyTree) -> tuple[Array, Metrics]:
+            logits, _ = student_forward(parts, constants, state, trained, part[0], part[1])
+            terms = _terms(recipe, logits, part[0], part[2], whole=whole)
+            return _weighted_sum(recipe, terms, state.step), terms
+
+        (loss, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.trained)
+        return jax.tree.map(jnp.add, sums, (loss, terms, sharding.apart(grads))), None
+
+    pieces = (
+        accumulation.split(views, count),
+        accumulation.split_noise(noise, count),
+        accumulation.split(by_view, count),
+    )
+    zero = jnp.zeros(())
+    nothing = sharding.apart(jax.tree.map(jnp.zeros_like, state.trained))
+    start = (zero, dict.fromkeys(whole, zero), nothing)
+    (loss, terms, grads), _ = jax.lax.scan(one_part, start, pieces)
+    metrics = {"loss": loss, **terms, **_shares(recipe, targets, views, state.step)}
+    return Outcome(loss, grads, state.batch_stats, metrics, targets, None)
 
 
 def apply_outcome(parts: Parts, state: TrainState, outcome: Outcome) -> tuple[TrainState, Metrics]:
@@ -163,61 +231,130 @@ def total_loss(
     recipe: Recipe, logits: StudentLogits, targets: Targets, views: Views, step: Int32[Array, ""]
 ) -> tuple[Float[Array, ""], Metrics]:
     """The optimised sum and its parts by name (METHOD 4.6 and 4.7)."""
-    loss_x = _supervised_loss(recipe, logits.x, views)
-    if not recipe.semi_supervised:
-        return loss_x, {"loss": loss_x, "loss_x": loss_x}
-    label, view_targets = _student_targets(recipe, logits, targets, views)
-    parts: Metrics = {}
-    for name, target in view_targets.items():
-        pseudo_loss, guidance_loss = _view_losses(recipe, getattr(logits, name), target)
-        parts[f"loss_{name}"] = pseudo_loss
+    targets, by_view = _student_targets(recipe, logits, targets, views)
+    terms = _terms(recipe, logits, views, by_view, whole={})
+    total = _weighted_sum(recipe, terms, step)
+    return total, {"loss": total, **terms, **_shares(recipe, targets, views, step)}
+
+
+def _terms(
+    recipe: Recipe,
+    logits: StudentLogits,
+    views: Views,
+    by_view: Mapping[str, _Target],
+    *,
+    whole: Mapping[str, Mapping[str, Array]],
+) -> Metrics:
+    """The criteria by name; `whole` has their further arguments where the images are a part of a batch."""
+    terms = {"loss_x": _supervised_loss(recipe, logits.x, views, **whole.get("loss_x", {}))}
+    for name, target in by_view.items():
+        terms |= _view_losses(recipe, name, getattr(logits, name), target, whole)
+    return terms
+
+
+def _whole_batch(
+    recipe: Recipe, views: Views, by_view: Mapping[str, _Target]
+) -> dict[str, dict[str, Array]]:
+    """What the criteria of parts must know of the batch, by name; without OHEM no prediction is needed."""
+    masks = recipe.criterion == "focal_dice"
+    known = {
+        "loss_x": {"masks": mask_losses.shown_classes(views.y)}
+        if masks
+        else {"count": losses.labelled_pixels(views.y)}
+    }
+    for name, target in by_view.items():
+        pseudo_labels = target.pseudo
+        if masks:
+            known[f"loss_{name}"] = {
+                "masks": mask_losses.shown_classes(pseudo_labels.label),
+                "scale": _confident_share(recipe, pseudo_labels, target.ignore),
+            }
+        else:
+            known[f"loss_{name}"] = {
+                "count": losses.valid_pixels(target.ignore),
+                "confidence_sum": losses.confidence_sums(pseudo_labels.confidence, target.ignore),
+            }
         if recipe.guidance:
-            parts[f"guidance_{name}"] = guidance_loss
-    total = (loss_x + _weighted(recipe, parts, "loss_")) / 2.0
+            count = losses.guidance_pixels(
+                target.guidance, target.ignore, reduction=recipe.guidance_reduction
+            )
+            known[f"guidance_{name}"] = {"count": count}
+    return known
+
+
+def _weighted_sum(
+    recipe: Recipe, terms: Mapping[str, Array], step: Int32[Array, ""]
+) -> Float[Array, ""]:
+    if not recipe.semi_supervised:
+        return terms["loss_x"]
+    total = (terms["loss_x"] + _weighted(recipe, terms, "loss_")) / 2.0
     if recipe.guidance:
-        progress = step.astype(jnp.float32) / recipe.total_steps
-        weight = recipe.guidance_start + (recipe.guidance_end - recipe.guidance_start) * progress
-        total += weight * _weighted(recipe, parts, "guidance_")
-        parts |= {"guidance_weight": weight, "guidance_share": _labelled_share(targets, views)}
-    confident = losses.confident_share(
-        label.confidence, views.unlabelled.ignore, threshold=recipe.confidence_threshold
-    )
-    return total, {"loss": total, "loss_x": loss_x, **parts, "confident": confident}
+        total += _guidance_weight(recipe, step) * _weighted(recipe, terms, "guidance_")
+    return total
 
 
-def _supervised_loss(recipe: Recipe, logits: Array, views: Views) -> Float[Array, ""]:
+def _guidance_weight(recipe: Recipe, step: Int32[Array, ""]) -> Float[Array, ""]:
+    progress = step.astype(jnp.float32) / recipe.total_steps
+    return recipe.guidance_start + (recipe.guidance_end - recipe.guidance_start) * progress
+
+
+def _shares(recipe: Recipe, targets: Targets, views: Views, step: Int32[Array, ""]) -> Metrics:
+    """Metrics of the targets alone."""
+    if not recipe.semi_supervised:
+        return {}
+    shares = {"confident": _confident_share(recipe, targets.w, views.unlabelled.ignore)}
+    if recipe.guidance:
+        shares["guidance_weight"] = _guidance_weight(recipe, step)
+        shares["guidance_share"] = _labelled_share(targets, views)
+    return shares
+
+
+def _supervised_loss(
+    recipe: Recipe, logits: Array, views: Views, **whole: Array
+) -> Float[Array, ""]:
     if recipe.criterion == "ohem":
         return losses.ohem(
             logits, views.y, threshold=recipe.ohem_threshold, min_kept=recipe.ohem_min_kept
         )
     if recipe.criterion == "focal_dice":
-        return mask_losses.mask_loss(logits, views.y).total
-    return losses.supervised(logits, views.y)
+        return mask_losses.mask_loss(logits, views.y, **whole).total
+    return losses.supervised(logits, views.y, **whole)
 
 
 def _view_losses(
-    recipe: Recipe, logits: Array, target: _Target
-) -> tuple[Float[Array, ""], Float[Array, ""] | None]:
+    recipe: Recipe,
+    name: str,
+    logits: Array,
+    target: _Target,
+    whole: Mapping[str, Mapping[str, Array]],
+) -> Metrics:
     """Loss with the pseudo-labels of a view and, where there is guidance, with its labels."""
+    by_pseudo, by_guidance = f"loss_{name}", f"guidance_{name}"
     labels = [target.guidance] if recipe.guidance else []
+    further = whole.get(by_pseudo, {})
     if recipe.criterion == "focal_dice":
-        share = losses.confident_share(
-            target.pseudo.confidence, target.ignore, threshold=recipe.confidence_threshold
-        )
-        consistency = mask_losses.mask_loss(logits, target.pseudo.label, scale=share).total
+        further = further or {"scale": _confident_share(recipe, target.pseudo, target.ignore)}
+        consistency = mask_losses.mask_loss(logits, target.pseudo.label, **further).total
         maps = losses.cross_entropies(logits, *labels) if labels else []
     else:
         first, *maps = losses.cross_entropies(logits, target.pseudo.label, *labels)
         consistency = losses.consistency_mean(
             first, target.pseudo.confidence, target.ignore,
-            mode=recipe.confidence_mode, threshold=recipe.confidence_threshold,
+            mode=recipe.confidence_mode, threshold=recipe.confidence_threshold, **further,
         )  # fmt: skip
-    guidance = None
+    terms = {by_pseudo: consistency}
     if maps:
-        guidance = losses.guidance_mean(
-            maps[0], target.guidance, target.ignore, reduction=recipe.guidance_reduction
-        )
-    return consistency, guidance
+        terms[by_guidance] = losses.guidance_mean(
+            maps[0], target.guidance, target.ignore,
+            reduction=recipe.guidance_reduction, **whole.get(by_guidance, {}),
+        )  # fmt: skip
+    return terms
+
+
+def _confident_share(
+    recipe: Recipe, labels: PseudoLabels, ignore: Bool[Array, "b h w"]
+) -> Float[Array, ""]:
+    return losses.confident_share(labels.confidence, ignore, threshold=recipe.confidence_threshold)
 
 
 def _learning_rates(parts: Parts, step: Int32[Array, ""]) -> Metrics:
@@ -242,14 +379,19 @@ class _Target:
     """What one view must agree with; `guidance` is None without the frozen CLIP."""
 
     pseudo: PseudoLabels
-    ignore: Bool[Array, "b h w"]
-    guidance: Int32[Array, "b h w"] | None
+    ignore: Bool[Array, "*parts b h w"]
+    guidance: Int32[Array, "*parts b h w"] | None
 
 
 def _student_targets(
-    recipe: Recipe, logits: StudentLogits, targets: Targets, views: Views
-) -> tuple[PseudoLabels, dict[str, _Target]]:
-    """Pseudo-labels of w, and targets by view: mixed by CutMix for s1 and s2, plain for fp."""
+    recipe: Recipe, logits: StudentLogits | None, targets: Targets, views: Views
+) -> tuple[Targets, dict[str, _Target]]:
+    """Targets with all labels known, and those by view: mixed by CutMix for s1 and s2, plain for fp.
+
+    Logits are only read where the student teaches itself and its label of w is not known yet.
+    """
+    if not recipe.semi_supervised:
+        return targets, {}
     w = targets.w
     if w is None:
         w = pseudo.pseudo_labels(logits.w, size=views.y.shape[1:])
@@ -266,7 +408,7 @@ def _student_targets(
 
     boxes = {"s1": views.box1, "s2": views.box2}
     by_view = {name: mixed(boxes[name]) if name in boxes else here for name in recipe.view_weights}
-    return w, by_view
+    return targets.replace(w=w), by_view
 
 
 def _encode(parts: Parts, tree: PyTree, image: Array) -> Features:

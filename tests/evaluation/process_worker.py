@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.train import sharding
 from tests.evaluation import toy
 
 
@@ -20,6 +21,8 @@ def main(address, index, split, output):
     place = NamedSharding(Mesh(np.asarray(jax.devices()), ("data",)), spec)
     weights = np.pad(toy.make_variables()["w"], ((0, 1), (0, 0)))
     variables = jax.make_array_from_callback(weights.shape, place, lambda part: weights[part])
+    mesh = sharding.make_mesh()
+    variables = sharding.local(mesh, variables)
 
     evaluator = Evaluator(
         lambda variables, images: toy.apply({"w": jnp.asarray(variables)[:3]}, images),
@@ -31,7 +34,11 @@ def main(address, index, split, output):
         window_batch=4,
     )
     result = evaluator.evaluate(variables, toy.make_examples()[index::2])
-    found = {"images": result.images, "confusion": result.confusion.tolist()}
+    found = {
+        "images": result.images,
+        "confusion": result.confusion.tolist(),
+        "image_iou": result.image_iou,
+    }
     output.write_text(json.dumps(found))
 
 

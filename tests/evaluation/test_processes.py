@@ -59,3 +59,4 @@ def test_two_processes_sum_their_counts(weights, tmp_path):
         found = json.loads((tmp_path / str(index)).read_text())
         assert found["images"] == len(toy.make_examples())
         np.testing.assert_array_equal(found["confusion"], alone.confusion)
+        assert found["image_iou"] == alone.image_iou

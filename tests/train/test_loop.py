@@ -34,9 +34,10 @@ class Memory(Checkpoints):
 class Run:
     """A run whose scores are given by step; `during` names events that do something more."""
 
-    def __init__(self, workdir, *, scores=None, during=None, **clock):
+    def __init__(self, workdir, *, scores=None, during=None, agree=None, **clock):
         self.events, self.workdir = [], workdir
         self.scores, self.during = scores or {}, during or {}
+        self.agree = agree
         self.skipped = {}
         self.checkpoints = Memory(self.happens)
         settings = {"total_steps": 6, "evaluation_steps": frozenset({2, 4}), "checkpoint_every": 2,
@@ -50,7 +51,7 @@ class Run:
             batches=self.batches, evaluate=self.evaluate, score="eval/miou", export=self.export
         )
         with (
-            loop.StopSignal() as self.stop,
+            loop.StopSignal(self.agree) as self.stop,
             MetricWriter(self.workdir, next_step=self.progress.next_step) as writer,
         ):
             return loop.run(self.step, state, self.progress, clock=self.clock, hooks=hooks,
@@ -134,6 +135,33 @@ def test_signal_during_a_step_finishes_it_and_saves(tmp_path):
     assert stopped.value.exit_code == 143
     assert run.events[-3:] == [("step", 3), ("save", 3), ("wait",)]
     assert run.checkpoints.saved[3][0] == 3
+
+
+def test_what_another_process_heard_stops_this_one(tmp_path):
+    said = []
+
+    def agree(number):
+        said.append(number)
+        return 0 if len(said) < 4 else signal.SIGTERM
+
+    run = Run(tmp_path, agree=agree, evaluation_steps=frozenset(), checkpoint_every=100)
+    with pytest.raises(loop.Stopped, match="SIGTERM"):
+        run()
+    assert said[:4] == [0, 0, 0, 0] and list(run.checkpoints.saved) == [3]
+
+
+def test_a_signal_is_told_to_the_others_and_waits_for_their_answer(tmp_path):
+    said = [0]
+
+    def agree(number):
+        said.append(number)
+        return said[-2]  # one call late
+
+    run = Run(tmp_path, agree=agree, during={("step", 2): terminate},
+              evaluation_steps=frozenset(), checkpoint_every=100)  # fmt: skip
+    with pytest.raises(loop.Stopped):
+        run()
+    assert list(run.checkpoints.saved) == [3]
 
 
 def test_signal_during_an_evaluation_saves_and_evaluates_again_later(tmp_path):

@@ -130,7 +130,7 @@ def test_as_many_parameters_are_trained_as_published(name):
 def test_evaluation_runs_on_the_converted_voc_model(tmp_path, capsys, monkeypatch):
     """A file of full size, "module." before every name; a small crop keeps the time small."""
     mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
     facts = models()["voc_semivl"]
     rng = np.random.default_rng(0)
     theirs = {

@@ -1,0 +1,302 @@
+"""One device, eight in any arrangement, and parts one after another: the same training.
+
+After five steps losses, weights, momentum and average agree within 1e-5 while the weights moved by more than
+a hundred times that. Three choices make this true and no accident: SGD with momentum, whose steps are as
+exact as the gradients (Adam divides by the size of a gradient, so the rounding of one that is nearly zero
+becomes a step of full size); confidences that weight instead of choosing (`pixelavg`), because no threshold
+tells pixels apart then that differ by rounding; and a rate at which one pixel matters little, because in an
+untrained network the two best classes of a pixel may tie: the label that rounding chooses then leaves the
+loss as it is and turns the gradient by about one part in the 8192 pixels. Products are float32 throughout.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from configs import tiny
+from semivl_jax import experiment
+from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.models import partition
+from semivl_jax.train import accumulation, sharding
+from semivl_jax.train import step as step_lib
+from semivl_jax.train.noise import Noise
+from semivl_jax.train.recipe import Recipe
+from semivl_jax.train.student import StudentLogits
+from semivl_jax.types import Batch, LabelledBatch, PseudoLabels, UnlabelledBatch, Views
+
+SIZE, BATCH, STEPS = 32, 8, 5
+NAMES = ("ground", "disc", "box", "tree")
+INFO = DatasetInfo(name="toy", classes=NAMES, definitions=tuple((name,) for name in NAMES))
+SETTINGS = {
+    "batch": BATCH,
+    "compilation_cache": "",
+    "text.cache": "",
+    "optim.name": "sgd",
+    "optim.lr": 0.002,
+    "method.confidence_mode": "pixelavg",
+}
+
+
+@pytest.fixture(autouse=True)
+def quick_compiler():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def build(devices, **fields):
+    """Dots in the names of fields are written as two underscores."""
+    config = tiny.get_config()
+    changes = {name.replace("__", "."): value for name, value in fields.items()}
+    config.update_from_flattened_dict(SETTINGS | changes)
+    make = functools.partial(sharding.make_mesh, jax.devices()[:devices])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", make)
+        return experiment.build(config, INFO, images_per_epoch=80)
+
+
+def batch_of(built, seed):
+    """Crops with different margins and voids: parts of the batch have different numbers of pixels."""
+    rng, method = np.random.default_rng(seed), built.config.method
+    put = functools.partial(jax.device_put, device=sharding.batch_sharding(built.mesh))
+
+    def image():
+        return put(rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8))
+
+    def unlabelled():
+        return UnlabelledBatch(
+            image(), put(rng.integers(SIZE - 4, SIZE + 1, (BATCH, 2)).astype(np.int32))
+        )
+
+    labels = rng.integers(0, len(NAMES), (BATCH, SIZE, SIZE)).astype(np.uint8)
+    labels[rng.random(labels.shape) < rng.random(BATCH)[:, None, None]] = 255
+    own_partner = method.semi_supervised and method.partner == "same_image"
+    return Batch(
+        labelled=LabelledBatch(image=image(), label=put(labels)),
+        unlabelled=unlabelled() if method.semi_supervised else None,
+        partner=unlabelled() if own_partner else None,
+    )
+
+
+def train(devices, steps=STEPS, **fields):
+    """(state before, losses by name and step, state after), on the host; the compiled step."""
+    built = build(devices, **fields)
+    state = built.init_state()
+    step = functools.partial(step_lib.train_step, built.parts)
+    batches = [batch_of(built, seed) for seed in range(steps)]
+    step = sharding.jit_step(step, built.mesh, state).lower(built.constants, state, batches[0])
+    compiled, before, lines = step.compile(), jax.device_get(state), []
+    for batch in batches:
+        state, metrics = compiled(built.constants, state, batch)
+        lines.append(jax.device_get(metrics))
+    losses = {name: [float(line[name]) for line in lines] for name in lines[0]}
+    return before, losses, state, compiled
+
+
+@pytest.fixture(scope="module")
+def alone():
+    jax.config.update("jax_disable_most_optimizations", True)
+    return train(1)
+
+
+def assert_same(found, expected):
+    """Starts equal, everything afterwards within 1e-5."""
+    jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
+    assert found[1].keys() == expected[1].keys()
+    for name in [*(name for name in expected[1] if "loss" in name), "guidance_s1", "confident"]:
+        values = expected[1][name]
+        np.testing.assert_allclose(found[1][name], values, atol=1e-5, rtol=0, err_msg=name)
+    ours, theirs = (jax.tree_util.tree_leaves_with_path(one[2]) for one in (found, expected))
+    for (path, leaf), (_, other) in zip(ours, theirs, strict=True):
+        name = sharding.path_name(path)
+        np.testing.assert_allclose(leaf, other, atol=1e-5, rtol=0, err_msg=name)
+
+
+def moved(result):
+    before, after = result[0].trained, jax.device_get(result[2].trained)
+    return max(
+        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)
+    )
+
+
+def test_eight_devices_along_the_batch(alone):
+    found = train(8)
+    assert_same(found, alone)
+    assert moved(alone) > 1e-3
+
+
+def test_parameters_split_over_devices(alone):
+    found = train(8, mesh__data=2, mesh__fsdp=4)
+    assert_same(found, alone)
+    state = found[2]
+    for part in (state.trained, state.ema, state.frozen, state.opt_state):
+        leaves = jax.tree_util.tree_leaves_with_path(part)
+        split = [leaf for _, leaf in leaves if leaf.sharding.spec != P()]
+        # What is held beside its own quarter of the large leaves is small.
+        assert sum(leaf.size for leaf in split) > 0.8 * sum(leaf.size for _, leaf in leaves)
+        assert all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
+
+
+def test_classes_and_parameters_split_over_devices(alone):
+    found = train(8, mesh__data=2, mesh__fsdp=2, mesh__classes=2)
+    assert_same(found, alone)
+    # 5 views × 8 images × 4 classes through the last convolution (1 channel), an eighth on each device
+    assert "f32[20,8,8,1]" in found[3].as_text()
+    assert "f32[40,8,8,1]" not in found[3].as_text()
+
+
+def test_parts_one_after_another(alone):
+    """On four devices, two of which share parameters: each gives one of its two images to every part."""
+    found = train(4, mesh__fsdp=2, accumulation=2)
+    assert_same(found, alone)
+
+
+def test_parts_of_a_student_that_teaches_itself():
+    """Its labels come from a pass of their own then, and its partners from other parts.
+
+    The gradients agree but for ties of labels (above).
+    """
+    found = []
+    for parts in (1, 4):
+        built = build(1, accumulation=parts, method__teacher="student")
+        state, batch = built.init_state(), batch_of(built, 0)
+
+        def outcome(constants, state, batch, built=built, parts=parts):
+            views, noise = step_lib.draw(built.parts, state, batch)
+            find = step_lib.differentiate if parts == 1 else step_lib.accumulate
+            made = find(built.parts, constants, state, views, noise)
+            return made.gradients, made.metrics
+
+        found.append(jax.device_get(jax.jit(outcome)(built.constants, state, batch)))
+    (whole, expected), (summed, metrics) = found
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole))
+    for one, other in zip(*map(jax.tree.leaves, (summed, whole)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3 * largest, rtol=0)
+
+
+RECIPES = {
+    "pixelwise": {"guidance_reduction": "mean"},
+    "pixelratio": {"confidence_mode": "pixelratio", "guidance_reduction": "mean_valid"},
+    "pixelavg": {"confidence_mode": "pixelavg"},
+    "masks": {"criterion": "focal_dice", "guidance": False, "perturbation": "complementary"},
+    "supervised": {"semi_supervised": False},
+}
+
+
+@pytest.mark.parametrize("fields", RECIPES.values(), ids=RECIPES)
+def test_losses_of_parts_add_up_to_the_loss_of_the_batch(fields):
+    """Every way in which a loss divides by something of the whole batch; one image is all padding."""
+    recipe = Recipe(total_steps=10, confidence_threshold=0.5, **fields)
+    rng, side, parts = np.random.default_rng(0), 12, 4
+
+    def label(void):
+        found = rng.integers(0, len(NAMES), (BATCH, side, side)).astype(np.int32)
+        return jnp.where(rng.random(found.shape) < void, 255, found)
+
+    def share():
+        return jnp.asarray(rng.random((BATCH, side, side)), jnp.float32)
+
+    ignore = (share() < rng.random((BATCH, 1, 1))).at[0].set(True)
+    target = step_lib._Target(PseudoLabels(label(0.0), share()), ignore, label(0.5))
+    names = recipe.view_weights if recipe.semi_supervised else {}
+    by_view = dict.fromkeys(names, target)
+    views = Views(x=jnp.zeros((BATCH, side, side, 3)), y=label(rng.random((BATCH, 1, 1))))
+    shape = (BATCH, side, side, len(NAMES))
+    logits = {name: jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for name in ("x", *names)}
+
+    def total(logits, views, by_view, whole):
+        terms = step_lib._terms(recipe, StudentLogits(**logits), views, by_view, whole=whole)
+        return step_lib._weighted_sum(recipe, terms, jnp.int32(3))
+
+    gradient = jax.value_and_grad(total)
+    expected = gradient(logits, views, by_view, {})
+    whole = step_lib._whole_batch(recipe, views, by_view)
+    pieces = accumulation.split((logits, views, by_view), parts)
+    one_by_one = [
+        gradient(*jax.tree.map(lambda leaf, part=part: leaf[part], pieces), whole)
+        for part in range(parts)
+    ]
+    np.testing.assert_allclose(sum(value for value, _ in one_by_one), expected[0], rtol=1e-5)
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(g for _, g in one_by_one))
+    assert all(np.abs(leaf).max() > 0 for leaf in joined.values())
+    for name, leaf in expected[1].items():
+        np.testing.assert_allclose(joined[name], leaf, rtol=1e-4, atol=1e-8, err_msg=name)
+
+
+def test_parts_keep_what_devices_have_and_join_again():
+    mesh = sharding.make_mesh(jax.devices()[:4], fsdp=2)
+    images = np.arange(16)
+    split, joined = jax.jit(
+        sharding.on_mesh(
+            lambda x: (accumulation.split(x, 2), accumulation.join(accumulation.split(x, 2))), mesh
+        )
+    )(jax.device_put(images, sharding.batch_sharding(mesh)))
+    np.testing.assert_array_equal(split, [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]])
+    np.testing.assert_array_equal(joined, images)
+    mask = jnp.arange(8).reshape(8, 1, 1, 1) % 3 == 0  # of x, then of w
+    (masks,) = accumulation.split_noise(Noise(masks=(mask,)), 2).masks
+    np.testing.assert_array_equal(masks[0], mask[jnp.array([0, 1, 4, 5])])
+    np.testing.assert_array_equal(masks[1], mask[jnp.array([2, 3, 6, 7])])
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "expected"),
+    [
+        ("trained/backbone/block/query/kernel", (768, 12, 64), P("fsdp", None, None)),
+        ("opt_state/0/0/mu/decoder/up1/conv/kernel", (3, 3, 128, 64), P(None, None, None, "fsdp")),
+        ("ema/decoder/head/kernel", (3, 3, 32, 1), P(None, None, "fsdp", None)),
+        ("frozen/backbone/pos_embedding", (1, 1025, 768), P(None, None, "fsdp")),
+        ("trained/decoder/odd/kernel", (3, 5), P()),
+        ("trained/backbone/pre_norm/scale", (768,), P()),
+        ("step", (), P()),
+    ],
+)
+def test_rules_say_how_a_leaf_rests(path, shape, expected):
+    assert sharding.spec(path, shape, fsdp=8) == expected
+    assert sharding.spec(path, shape, fsdp=1) == P()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"fsdp": 3}, r"mesh.data = -1, mesh.fsdp = 3 and mesh.classes = 1 do not multiply to the 8 "
+         r"devices of this run; choose mesh.fsdp and mesh.classes whose product divides 8"),
+        ({"data": 2, "fsdp": 2}, r"do not multiply to the 8 devices .*; set mesh.data = -1 or 4"),
+        ({"fsdp": 0}, r"mesh.fsdp = 0 must be 1 or more"),
+        ({"data": 0}, r"mesh.data = 0 must be 1 or more or -1"),
+    ],
+)  # fmt: skip
+def test_axes_that_do_not_fit_the_devices(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.mesh_shape(devices=8, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch": 12}, r"batch = 12 cannot be split over 8 devices; use 8 or 16, or fewer devices"),
+        ({"accumulation": 2}, r"batch = 8 cannot be split over 8 devices in 2 parts \(accumulation\); use "
+         r"16, or fewer parts"),
+        ({"mesh__classes": 8, "mesh__data": 1, "text__decoder": "name"},
+         r"mesh.classes = 8 does not divide the 4 texts .*; choose 2"),
+        ({"model__decoder": "deeplab", "model__taps": (1, 2), "accumulation": 2, "batch": 16},
+         r"accumulation = 2 would normalise every part .* in decoder, which has BatchNorm"),
+    ],
+)  # fmt: skip
+def test_batches_and_models_that_the_devices_cannot_share(fields, message):
+    with pytest.raises(ValueError, match=message):
+        build(8, **fields)
+
+
+def test_without_a_mesh_nothing_is_asked_of_the_compiler():
+    x = jnp.ones((4, 2))
+    assert partition.over_classes(x) is x
+    assert sharding.together({"kernel": x})["kernel"] is x
+    assert sharding.apart({"kernel": x})["kernel"] is x
