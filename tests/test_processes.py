@@ -57,6 +57,8 @@ def options(place, name, *more):
         "--config.optim.name=sgd",
         "--config.optim.lr=0.002",
         "--config.method.confidence_mode=pixelavg",
+        "--config.method.strong_views=1",  # test_meshes has the whole method
+        "--config.method.guidance=False",
         *more,
     ]
 
@@ -89,14 +91,17 @@ def finish(started):
 
 @pytest.fixture(scope="module")
 def stopped(place):
-    """Two processes, parameters split over all their devices; the second one gets a signal."""
+    """Two processes, each with parameters split over its devices; the first one gets a signal.
+
+    It listens to signals once the folder of checkpoints is there, long before the first step.
+    """
     started = start_two(place, "two", "--config.mesh.fsdp=4")
     end = time.monotonic() + 250
-    while not (place / "two" / "run.json").exists():
+    while not (place / "two" / "checkpoints").exists():
         assert all(process.poll() is None for process in started), finish(started)
         assert time.monotonic() < end, finish(started)
         time.sleep(0.05)
-    started[1].send_signal(signal.SIGTERM)
+    started[0].send_signal(signal.SIGTERM)
     return started, finish(started)
 
 
@@ -121,6 +126,7 @@ def train_lines(workdir):
     return [line for line in lines if "train/loss" in line]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(place, stopped):
     started, outputs = stopped
     for process, output in zip(started, outputs, strict=True):
@@ -129,25 +135,28 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(place, stopped):
     assert "stopped by SIGTERM; everything is saved" in outputs[0]
 
 
+@pytest.mark.slow
 def test_losses_and_weights_are_those_of_one_process(place, two, one):
     ours, theirs = train_lines(place / "two"), train_lines(place / "one")
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
-    for name in ("train/loss", "train/loss_x", "train/loss_fp", "train/guidance_s1"):
+    for name in ("train/loss", "train/loss_x", "train/loss_fp", "train/loss_s1"):
         np.testing.assert_allclose(
             [line[name] for line in ours], [line[name] for line in theirs], atol=1e-5, rtol=0
         )
     found, expected = (last_state(place / name, step=STEPS) for name in ("two", "one"))
     assert found.keys() == expected.keys()
-    for path, leaf in expected.items():
+    for path in (path for path in expected if not path.startswith("/opt_state")):
+        leaf = expected[path]
         np.testing.assert_allclose(found[path], leaf, atol=1e-5, rtol=0, err_msg=path)
 
 
+@pytest.mark.slow
 def test_every_validation_image_counts_once(place, two, one):
     found, expected = (read.load(place / name).evaluations[-1] for name in ("two", "one"))
     assert found.image_iou.keys() == expected.image_iou.keys()
     assert list(found.image_iou) == ["photo_00", "photo_01", "photo_02"]
-    for counts in ("student", "average", "pseudo", "guidance"):
+    for counts in ("student", "average", "pseudo"):
         ours, theirs = getattr(found, counts), getattr(expected, counts)
         np.testing.assert_array_equal(ours.sum(axis=1), theirs.sum(axis=1), err_msg=counts)
         # Of a network that has hardly learnt, last bits decide about a pixel here and there; equal weights
@@ -156,6 +165,7 @@ def test_every_validation_image_counts_once(place, two, one):
     assert "3 images" in two[0] and "3 images" in one.stdout
 
 
+@pytest.mark.slow
 def test_only_the_first_process_writes_and_speaks(place, two):
     written = [
         {path for path in (place / f"written-{index}").read_text().splitlines()

@@ -1,7 +1,7 @@
 """One device, eight in any arrangement, and parts one after another: the same training.
 
-After five steps losses, weights, momentum and average agree within 1e-5 while the weights moved by more than
-a hundred times that. Three choices make this true and no accident: SGD with momentum, whose steps are as
+After five steps losses, weights and their average agree within 1e-5 while the weights moved by more than a
+hundred times that. Three choices make this true and no accident: SGD with momentum, whose steps are as
 exact as the gradients (Adam divides by the size of a gradient, so the rounding of one that is nearly zero
 becomes a step of full size); confidences that weight instead of choosing (`pixelavg`), because no threshold
 tells pixels apart then that differ by rounding; and a rate at which one pixel matters little, because in an
@@ -110,7 +110,10 @@ def assert_same(found, expected):
     for name in [*(name for name in expected[1] if "loss" in name), "guidance_s1", "confident"]:
         values = expected[1][name]
         np.testing.assert_allclose(found[1][name], values, atol=1e-5, rtol=0, err_msg=name)
-    ours, theirs = (jax.tree_util.tree_leaves_with_path(one[2]) for one in (found, expected))
+    ours, theirs = (
+        jax.tree_util.tree_leaves_with_path(one[2].replace(opt_state=None))
+        for one in (found, expected)
+    )
     for (path, leaf), (_, other) in zip(ours, theirs, strict=True):
         name = sharding.path_name(path)
         np.testing.assert_allclose(leaf, other, atol=1e-5, rtol=0, err_msg=name)
@@ -123,12 +126,14 @@ def moved(result):
     )
 
 
+@pytest.mark.slow
 def test_eight_devices_along_the_batch(alone):
     found = train(8)
     assert_same(found, alone)
     assert moved(alone) > 1e-3
 
 
+@pytest.mark.slow
 def test_parameters_split_over_devices(alone):
     found = train(8, mesh__data=2, mesh__fsdp=4)
     assert_same(found, alone)
@@ -141,6 +146,7 @@ def test_parameters_split_over_devices(alone):
         assert all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
 
 
+@pytest.mark.slow
 def test_classes_and_parameters_split_over_devices(alone):
     found = train(8, mesh__data=2, mesh__fsdp=2, mesh__classes=2)
     assert_same(found, alone)
@@ -149,12 +155,14 @@ def test_classes_and_parameters_split_over_devices(alone):
     assert "f32[40,8,8,1]" not in found[3].as_text()
 
 
+@pytest.mark.slow
 def test_parts_one_after_another(alone):
     """On four devices, two of which share parameters: each gives one of its two images to every part."""
     found = train(4, mesh__fsdp=2, accumulation=2)
     assert_same(found, alone)
 
 
+@pytest.mark.slow
 def test_parts_of_a_student_that_teaches_itself():
     """Its labels come from a pass of their own then, and its partners from other parts.
 
