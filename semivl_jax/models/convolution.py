@@ -180,9 +180,14 @@ class _Thin(_Form):
     padding: int
 
     def __call__(self, x: Array, kernel: Array) -> Array:
-        if kernel.shape[3] == 1:
+        rows, cols, narrow, wide = kernel.shape
+        if wide == 1:
             return self._spread(x, kernel, padding=self.padding)
-        return self._gathered(x, kernel.shape[:2], self.padding) @ _flat(kernel)
+
+        def product(x: Array) -> Array:
+            return self._gathered(x, (rows, cols), self.padding) @ _flat(kernel)
+
+        return _in_groups(product, x, channels=rows * cols * narrow)
 
     def gradients(self, x: Array, kernel: Array, out: Array) -> Gradients:
         rows, cols, narrow, wide = kernel.shape
@@ -191,8 +196,13 @@ class _Thin(_Form):
             taps = self._gathered(out, (rows, cols), back)
             grad = _product(x, taps).reshape(narrow, rows, cols, 1)[:, ::-1, ::-1]
             return taps @ _flat(_turned(kernel)), grad.transpose(1, 2, 0, 3)
-        grad = _product(self._gathered(x, (rows, cols), self.padding), out)
-        return self._spread(out, _turned(kernel), padding=back), grad.reshape(kernel.shape)
+
+        def both(x: Array, out: Array) -> Gradients:
+            of_kernel = _product(self._gathered(x, (rows, cols), self.padding), out)
+            return self._spread(out, _turned(kernel), padding=back), of_kernel
+
+        of_x, of_kernel = _summed_groups(both, x, out, channels=rows * cols * narrow)
+        return of_x, of_kernel.reshape(kernel.shape)
 
     @staticmethod
     def _gathered(x: Array, size: tuple[int, int], padding: int) -> Array:
@@ -214,12 +224,7 @@ class _Thin(_Form):
     def _spread(x: Array, kernel: Array, *, padding: int) -> Array:
         """One product for all taps, whose results are shifted and added."""
         (rows, cols, _, wide), count = kernel.shape, kernel.shape[0] * kernel.shape[1]
-        kernel = kernel.reshape(count, -1, wide)
-        if wide == 1:  # a map per tap
-            taps = jnp.einsum("bhwi,ri->rbhw", x, kernel[..., 0])[..., None]
-        else:
-            beside = jnp.einsum("bhwi,irp->bhwrp", x, kernel.swapaxes(0, 1))
-            taps = [beside[..., tap, :] for tap in range(count)]
+        beside = jnp.einsum("bhwi,rio->bhwro", x, kernel.reshape(count, -1, wide))
         height, width = (
             side + 2 * padding - count + 1
             for side, count in zip(x.shape[1:3], (rows, cols), strict=True)
@@ -227,7 +232,9 @@ class _Thin(_Form):
         total = None
         for i in range(rows):
             for j in range(cols):
-                part = _shifted(taps[i * cols + j], i - padding, j - padding, height, width)
+                part = _shifted(
+                    beside[..., i * cols + j, :], i - padding, j - padding, height, width
+                )
                 total = part if total is None else total + part
         return total
 
@@ -301,30 +308,26 @@ class _Winograd(_Form):
     """3×3, stride 1, padding 1: 4×4 inputs become 2×2 results by 16 products of transformed maps."""
 
     def __call__(self, x: Array, kernel: Array) -> Array:
-        factors = self._transformed_kernel(kernel)
-        size = x.shape[1:3]
-        chunks = _chunks(_even(x), 4 * max(kernel.shape[2:]))
-        results = jax.lax.map(lambda x: self._results(x, factors), chunks)
-        return results.reshape(-1, *results.shape[2:])[:, : size[0], : size[1]]
+        factors, (rows, cols) = self._transformed_kernel(kernel), x.shape[1:3]
+        results = functools.partial(self._results, factors=factors)
+        out = _in_groups(results, _even(x), channels=4 * max(kernel.shape[2:]))
+        return out[:, :rows, :cols]
 
     def gradients(self, x: Array, kernel: Array, out: Array) -> Gradients:
-        factors = self._transformed_kernel(_turned(kernel))
-        size, width = x.shape[1:3], 4 * max(kernel.shape[2:])
+        factors, (rows, cols) = self._transformed_kernel(_turned(kernel)), x.shape[1:3]
 
-        def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
-            x, out = chunk
+        def both(x: Array, out: Array) -> Gradients:
             pairs = zip(self._tiles(x), self._spread(out), strict=True)
-            products = jnp.stack([_product(tile, spread) for tile, spread in pairs])
-            return total + products, self._results(out, factors)
+            of_factors = jnp.stack([_product(tile, spread) for tile, spread in pairs])
+            return self._results(out, factors), of_factors
 
-        none = jnp.zeros((16, *kernel.shape[2:]), x.dtype)
-        products, of_x = jax.lax.scan(
-            add, none, (_chunks(_even(x), width), _chunks(_even(out), width))
+        of_x, of_factors = _summed_groups(
+            both, _even(x), _even(out), channels=4 * max(kernel.shape[2:])
         )
-        products = products.reshape(4, 4, *kernel.shape[2:])
         matrix = jnp.asarray(_KERNEL_MATRIX)
-        of_kernel = jnp.einsum("ai,bj,abco->ijco", matrix, matrix, products)
-        return of_x.reshape(-1, *of_x.shape[2:])[:, : size[0], : size[1]], of_kernel
+        of_factors = of_factors.reshape(4, 4, *kernel.shape[2:])
+        of_kernel = jnp.einsum("ai,bj,abco->ijco", matrix, matrix, of_factors)
+        return of_x[:, :rows, :cols], of_kernel
 
     @staticmethod
     def _transformed_kernel(kernel: Array) -> Array:
@@ -381,9 +384,39 @@ def _even(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (0, rows), (0, cols), (0, 0))) if rows or cols else x
 
 
-def _chunks(x: Array, channels: int) -> Array:
-    """Groups of images (groups first) whose maps of so many channels fit the cache together."""
+def _groups(x: Array, count: int) -> Array:
+    return x.reshape(count, x.shape[0] // count, *x.shape[1:])
+
+
+def _group_count(x: Array, channels: int) -> int:
+    """How many groups of images to make, so that a group's map of so many channels fits the cache."""
     b, rows, cols, _ = x.shape
     fitting = max(1, CHUNK_BYTES // (rows * cols * channels * x.dtype.itemsize))
-    count = next(n for n in range(-(-b // fitting), b + 1) if b % n == 0)
-    return x.reshape(count, b // count, rows, cols, -1)
+    return next(count for count in range(-(-b // fitting), b + 1) if b % count == 0)
+
+
+def _in_groups(function: Callable[[Array], Array], x: Array, *, channels: int) -> Array:
+    """function(x), a group of images after the other."""
+    count = _group_count(x, channels)
+    if count == 1:
+        return function(x)
+    out = jax.lax.map(function, _groups(x, count))
+    return out.reshape(-1, *out.shape[2:])
+
+
+def _summed_groups(
+    function: Callable[[Array, Array], Gradients], x: Array, out: Array, *, channels: int
+) -> Gradients:
+    """function(x, out), a group of images after the other; the second result is a sum over images."""
+    count = _group_count(x, channels)
+    if count == 1:
+        return function(x, out)
+
+    def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, Array]:
+        of_image, of_all = function(*group)
+        return total + of_all, of_image
+
+    groups = (_groups(x, count), _groups(out, count))
+    like = jax.eval_shape(lambda pair: function(*pair)[1], jax.tree.map(lambda g: g[0], groups))
+    total, of_images = jax.lax.scan(add, jnp.zeros(like.shape, like.dtype), groups)
+    return of_images.reshape(-1, *of_images.shape[2:]), total
