@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import resource
 import statistics
 import time
@@ -30,7 +31,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from benchmarks import model_flops, workload  # noqa: E402
-from semivl_jax import command  # noqa: E402
+from semivl_jax import command, host_memory  # noqa: E402
 from semivl_jax.train import step as step_lib  # noqa: E402
 from semivl_jax.weights import groups as groups_lib  # noqa: E402
 
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measures, prints, writes."""
     options = parser().parse_args()
+    host_memory.give_back_after_compiling()
     if options.cache:
         jax.config.update("jax_compilation_cache_dir", options.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
@@ -89,6 +91,7 @@ def measure(work: workload.Workload, *, steps: int) -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
+        "glibc_tunables": os.environ.get(host_memory.TUNABLES, ""),
         "jax": jax.__version__,
         "compile_s": compile_s,
         "first_step_s": times[0],
@@ -196,4 +199,5 @@ def format_result(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    host_memory.restart_with_huge_pages()
     main()

@@ -19,6 +19,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from semivl_jax import host_memory
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration FILE[:ARGUMENT]; fields change with --config.a.b=VALUE."
 )
@@ -83,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
     from semivl_jax.train.loop import Stopped
 
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
+    host_memory.give_back_after_compiling()
     modes = {
         "train": run.train, "evaluate": run.evaluate, "check": run.check
     }  # fmt: skip
@@ -106,4 +109,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    host_memory.restart_with_huge_pages()
     app.run(main, flags_parser=parse_flags)
