@@ -158,7 +158,9 @@ def build(config: ConfigDict) -> Workload:
     guided = assembly.guided(config)
     constants = Constants(
         text=text(mode=config.text.decoder),
-        guidance_params=tower_params if guided else None,
+        guidance_params=assembly.cast(tower_params, config.model.guidance_dtype)
+        if guided
+        else None,
         guidance_text=text(mode=config.text.guidance) if guided else None,
     )
     parts = assembly.build_parts(

@@ -95,6 +95,10 @@ def _model() -> ConfigDict:
     model.renormalize = False  # feed the towers with CLIP's image statistics instead of ImageNet's
     # vlg (language-guided), deeplab, atm (attention to classes, of ZegCLIP) or dpt (of UniMatch V2)
     model.decoder = "vlg"
+    # What the backward pass makes again instead of keeping it, of a transformer's blocks: none (only the
+    # cheap maps inside), dots (all but products with weights) or blocks (everything). Results are the same
+    model.remat = "none"
+    model.guidance_dtype = "float32"  # of the frozen tower's stored weights; bfloat16 halves them
     return model
 
 
@@ -110,6 +114,7 @@ def _vlg_decoder() -> ConfigDict:
     decoder.pool_size = (4, 4)  # patches that share one semantic token
     decoder.kernel_size = 7  # of the convolution over the similarity map
     decoder.dilations = (1, 6, 12, 18)
+    decoder.remat = "none"  # blocks: of every part only the input is kept for the backward pass
     return decoder
 
 
@@ -134,6 +139,9 @@ def _method() -> ConfigDict:
     method.semi_supervised = True  # False: labelled images only
     method.teacher = "ema"  # ema, or student: the published training
     method.ema_decay = 0.996
+    # Of the average's stored weights. bfloat16 halves them and is rounded at random, because to the nearest
+    # value the small steps of an average would all be lost (docs/performance.md)
+    method.ema_dtype = "float32"
     method.partner = "batch"  # CutMix partner: batch (reversed), or same_image: the published one
     # cross_entropy, ohem (labelled images only), or focal_dice (ZegCLIP's, for pseudo-labels too: all
     # pixels count, by the share of confident ones, so confidence_mode is not read)

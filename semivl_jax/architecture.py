@@ -104,7 +104,12 @@ def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
         depth, side = sizes["depth"], crop // sizes["patch_size"]
         taps = _taps(config, depth)
         return PromptedVisionTransformer(
-            **sizes, grid=(side, side), taps=taps, prompt_depth=depth - 1, dtype=dtype
+            **sizes,
+            grid=(side, side),
+            taps=taps,
+            prompt_depth=depth - 1,
+            dtype=dtype,
+            remat=model.remat,
         )
     sizes = VIT_SIZES[model.backbone]
     if model.tower == "tiny":
@@ -112,12 +117,12 @@ def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
     taps = tuple(model.taps)
     if model.backbone == "imagenet_vit":
         side = crop // sizes.get("patch_size", ImageNetViT.patch_size)
-        return ImageNetViT(**sizes, grid=(side, side), taps=taps, dtype=dtype)
+        return ImageNetViT(**sizes, grid=(side, side), taps=taps, dtype=dtype, remat=model.remat)
     if model.backbone in ("augreg_b16", "siglip_b16"):
         side = crop // sizes.get("patch_size", PlainViT.patch_size)
-        return PlainViT(**sizes, grid=(side, side), taps=taps, dtype=dtype)
+        return PlainViT(**sizes, grid=(side, side), taps=taps, dtype=dtype, remat=model.remat)
     # The position table keeps the published size whatever the crop.
-    return DinoV2(**sizes, taps=taps, dtype=dtype)
+    return DinoV2(**sizes, taps=taps, dtype=dtype, remat=model.remat)
 
 
 def clip_tower(
@@ -126,7 +131,11 @@ def clip_tower(
     """CLIP's image tower; its position table has `side` rows (0: the grid of the training crop)."""
     side = side or config.data.crop // clip_sizes["patch_size"]
     return VisionTransformer(
-        **clip_sizes, grid=(side, side), taps=taps, dtype=jnp.dtype(config.dtype)
+        **clip_sizes,
+        grid=(side, side),
+        taps=taps,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.model.remat,
     )
 
 

@@ -81,13 +81,25 @@ def create_state(
     drawn, start = init_variables(parts.segmenter, text, parts.recipe.seed), start or {}
     variables = {name: groups_lib.merge(tree, start.get(name, {})) for name, tree in drawn.items()}
     trained, frozen = groups_lib.partition(variables["params"], parts.groups)
-    return state_lib.create(
+    state = state_lib.create(
         trained,
         frozen,
         variables["batch_stats"],
         parts.optimizer,
         ema=parts.recipe.semi_supervised and parts.recipe.teacher == "ema",
     )
+    return state.replace(ema=cast(state.ema, parts.recipe.ema_dtype))
+
+
+def cast(tree: PyTree, dtype: str) -> PyTree:
+    """Weights as they are stored: all (abstract) leaves with this dtype."""
+
+    def leaf_as(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf.update(dtype=jnp.dtype(dtype))
+        return leaf.astype(dtype)
+
+    return jax.tree.map(leaf_as, tree)
 
 
 def abstract_batch(config: ConfigDict) -> Batch:

@@ -269,7 +269,9 @@ def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: b
     constants = state_lib.Constants(text=text(config.text.decoder))
     if assembly.guided(config):
         constants = constants.replace(
-            guidance_params=params(architecture.guidance_tower(config, clip.image)),
+            guidance_params=assembly.cast(
+                params(architecture.guidance_tower(config, clip.image)), config.model.guidance_dtype
+            ),
             guidance_text=text(config.text.guidance),
         )
     if not absent:

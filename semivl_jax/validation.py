@@ -44,9 +44,13 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.finetune": ("spatial", "all", "prompts", "none"),
     "model.conv_encoder": ("none", "resnet101_v1c"),
     "model.decoder": ("vlg", "deeplab", "atm", "dpt"),
+    "model.remat": ("none", "dots", "blocks"),
+    "model.guidance_dtype": ("float32", "bfloat16"),
+    "vlg_decoder.remat": ("none", "blocks"),
     "text.decoder": embeddings.MODES,
     "text.guidance": embeddings.MODES,
     "method.teacher": ("ema", "student"),
+    "method.ema_dtype": ("float32", "bfloat16"),
     "method.partner": ("batch", "same_image"),
     "method.strong_views": (1, 2),
     "method.perturbation": ("feature", "complementary", "none"),
@@ -180,6 +184,11 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
                 f"model.backbone = {model.backbone!r} does not go with model.{key} = {model[key]!r}; set "
                 f"model.{key} = {' or '.join(map(repr, fitting))}"
             )
+    if model.remat != "none" and model.backbone in ("resnet50", "resnet101"):
+        yield (
+            f"model.remat = {model.remat!r} is for the blocks of transformers, model.backbone = "
+            f"{model.backbone!r} has none; set model.remat = 'none'"
+        )
     if not of_clip and model.init == "clip":
         yield f"model.backbone = {model.backbone!r} is no CLIP tower; set model.init = 'random'"
     if model.init == "random" and model.finetune != "all" and model.weights != "random":

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import model_flops, tpu_compile, workload
+from benchmarks import model_flops, precision, tpu_compile, workload
+from semivl_jax.models import convolution, layers
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,8 +35,14 @@ def test_the_step_is_timed_without_the_packages_of_the_data(tmp_path):
     assert set(found["model_tflop"]) == {"towers", "decoder", "teacher", "guidance"}
 
 
-def test_the_formulas_count_what_the_compiler_counts():
-    """XLA also counts norms and the like, some per cent."""
+def test_the_formulas_count_what_the_compiler_counts(monkeypatch):
+    """XLA also counts norms and the like, some per cent; it gets the convolutions as they are written."""
+    monkeypatch.setattr(convolution, "_form", lambda *_, **__: None)
+    monkeypatch.setattr(
+        layers.Upsampled,
+        "convolved",
+        lambda self, kernel: [convolution.convolve(self.pixels(), kernel)],
+    )
     config = workload.load_config("voc")
     work = workload.build(config)
     tree, segmenter = work.abstract_state().student(), work.parts.segmenter
@@ -66,6 +73,25 @@ def test_fields_are_changed_by_name_and_unknown_ones_are_refused():
         workload.load_config("voc", ["batches=2"])
     with pytest.raises(ValueError, match="recipe 'vok' is unknown; choose one of voc, coco"):
         workload.load_config("vok")
+
+
+def test_precisions_are_compared_by_the_noise_of_the_seeds():
+    rows = [
+        precision.Row("float32", [50.0, 51.0, 52.0]),
+        precision.Row("bfloat16", [50.5, 51.5, 51.0]),
+        precision.Row("worse", [48.0, 48.5, 49.0]),
+        precision.Row("alone", [50.0]),
+    ]
+    result = precision.summary(rows)
+    assert [entry["within_noise"] for entry in result] == [None, True, False, False]
+    assert result[2]["difference"] == pytest.approx(-2.5)
+    assert result[2]["noise"] == pytest.approx((1.0**2 / 2 + 0.5**2 / 2) ** 0.5)
+    table = precision.format_table(rows[:3], result[:3])
+    assert "| worse | 48.5 ± 0.5 | -2.5 | 0.8 | **beyond the noise** |" in table
+    assert precision.summary(rows[3:])[0]["within_noise"] is None
+    runs = precision.planned(Path("out"), "configs/demo.py", [0, 1], {"steps": 5})
+    assert set(runs) == set(precision.ROWS)
+    assert runs["bfloat16"][1].fields == {"steps": 5, "dtype": "bfloat16", "seed": 1}
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from semivl_jax.models.position import table_at
 from semivl_jax.models.transformer import (
     Encoder,
     Mlp,
+    Remat,
     TappedEncoder,
     check_heads,
     check_taps,
@@ -75,7 +76,7 @@ class PlainViT(nn.Module):
     class_token: bool = True
     map_head: bool = False
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:

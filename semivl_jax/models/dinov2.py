@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from semivl_jax.models.position import table_at
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.transformer import (
+    Remat,
     TappedEncoder,
     check_heads,
     check_taps,
@@ -49,7 +50,7 @@ class DinoV2(nn.Module):
     taps: tuple[int, ...] = (2, 5, 8, 11)
     layer_scale: float = 1.0
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:

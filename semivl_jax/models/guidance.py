@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from semivl_jax.models.resize import bilinear
+from semivl_jax.models.resize import by_rows
 from semivl_jax.types import IGNORE_INDEX, ClassText, PseudoLabels
 
 TEMPERATURE = 100.0
@@ -66,11 +66,14 @@ def guidance_labels(
 
     255 where the probability of the best class is below `threshold`, and wherever `ignore` is true.
     """
-    scores = bilinear(class_scores(dense, text), size, align_corners=False)
-    logits = TEMPERATURE * scores
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    confidence = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+    best, confidence = by_rows(_most_probable, class_scores(dense, text), size=size)
     label = jnp.where(confidence >= threshold, best, IGNORE_INDEX)
     if ignore is not None:
         label = jnp.where(ignore, IGNORE_INDEX, label)
     return PseudoLabels(label=label, confidence=confidence)
+
+
+def _most_probable(scores: Array) -> tuple[Array, Array]:
+    logits = TEMPERATURE * scores
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return best, jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))

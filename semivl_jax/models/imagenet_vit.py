@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.transformer import (
+    Remat,
     TappedEncoder,
     check_heads,
     check_taps,
@@ -43,7 +44,7 @@ class ImageNetViT(nn.Module):
     stochastic_depth: float = 0.1
     eps: float = 1e-6
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:

@@ -10,17 +10,23 @@ compiled function, products and their gradients run on the matrix unit, and noth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Shaped
+
+from semivl_jax.types import PyTree
 
 Method = Literal["bilinear", "bicubic"]
 
 CUBIC = -0.75
 """The free coefficient of the cubic kernel."""
+
+BLOCK_BYTES = 2**26
+"""`by_rows` makes so much of a resized map at a time (over all devices that share the batch)."""
 
 
 def resize_matrix(
@@ -71,6 +77,40 @@ def bicubic(
     `offset` as for `resize_matrix`; with one, an axis that keeps its length is resized all the same.
     """
     return _resize(x, size, "bicubic", False, offset)
+
+
+def by_rows(
+    function: Callable[..., PyTree],
+    x: Float[Array, "b y z c"],
+    *maps: Shaped[Array, "b h w"],
+    size: tuple[int, int],
+) -> PyTree:
+    """function(x resized bilinearly to `size` = (h, w), *maps), for a function of every pixel by itself.
+
+    A large result of the resize is never there as a whole: the function gets blocks of its rows, and the
+    backward pass makes every block again. What the function returns has the shape b×h×w.
+    """
+    batch, channels = x.shape[0], x.shape[-1]
+    limit = max(1, BLOCK_BYTES // (4 * batch * size[1] * channels))
+    rows = next(rows for rows in range(min(limit, size[0]), 0, -1) if size[0] % rows == 0)
+    if x.shape[1:3] == size or rows == size[0]:
+        return function(bilinear(x, size, align_corners=False), *maps)
+    down, across = (
+        resize_matrix(n_in, n_out, method="bilinear", align_corners=False)
+        for n_in, n_out in zip(x.shape[1:3], size, strict=True)
+    )
+
+    @jax.checkpoint
+    def block(down: Array, maps: list[Array]) -> PyTree:
+        part = _along(1, down, x)
+        return function(_along(2, jnp.asarray(across, x.dtype), part), *maps)
+
+    def split(whole: Array) -> Array:
+        return jnp.moveaxis(whole.reshape(batch, -1, rows, size[1]), 1, 0)
+
+    blocks = (jnp.asarray(down.reshape(-1, rows, x.shape[1]), x.dtype), [split(m) for m in maps])
+    out = jax.lax.map(lambda block_of: block(*block_of), blocks)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(batch, *size), out)
 
 
 def avg_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "b _ _ c"]:
@@ -125,11 +165,16 @@ def _resize(
         matrix = resize_matrix(
             n_in, n_out, method=method, align_corners=align_corners, offset=offset
         )
-        x = jnp.einsum(
-            "oh,bhwc->bowc" if axis == 1 else "ow,bhwc->bhoc",
-            jnp.asarray(matrix, x.dtype),
-            x,
-            precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        ).astype(x.dtype)
+        x = _along(axis, jnp.asarray(matrix, x.dtype), x)
     return x
+
+
+def _along(axis: int, matrix: Array, x: Array) -> Array:
+    """Rows (axis 1) or columns (axis 2) of a map times a resize matrix."""
+    return jnp.einsum(
+        "oh,bhwc->bowc" if axis == 1 else "ow,bhwc->bhoc",
+        matrix,
+        x,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    ).astype(x.dtype)

@@ -59,6 +59,18 @@ class Segmenter(nn.Module):
         logits = self.decoder(features, text, train=train)
         return bilinear(logits, size or (self.crop, self.crop), align_corners=self.align_corners)
 
+    def decode_grid(
+        self, features: Features, text: ClassText | None, *, train: bool = False
+    ) -> Float32[Array, "b _ _ n"]:
+        """Features to logits of the crop's square or of a smaller grid.
+
+        Bilinearly resized to the square (half-pixel centres) the latter are what `decode` returns, and what
+        reads them can do that for a part of the square at a time.
+        """
+        if self.align_corners:
+            return self.decode(features, text, train=train)
+        return self.decoder(features, text, train=train)
+
     def __call__(
         self, image: Float[Array, "b h w 3"], text: ClassText | None, *, train: bool = False
     ) -> Float32[Array, "b h w n"]:

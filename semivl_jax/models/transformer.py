@@ -9,12 +9,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+Remat = Literal["none", "blocks", "dots"]
+"""What the backward pass makes again: only the cheap maps inside of blocks, whole blocks from their inputs,
+or all of a block but products with weights."""
+
+
+def rematerialized(module: type[nn.Module], remat: Remat) -> type[nn.Module]:
+    """The same module; of its parts `remat` says what is not kept for the backward pass."""
+    if remat == "none":
+        return module
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return nn.remat(module, policy=saved)
 
 
 def attend(
@@ -24,9 +37,36 @@ def attend(
     *,
     is_causal: bool = False,
 ) -> Float[Array, "b t h d"]:
-    """Scaled dot-product attention; the backward pass makes the t×t weights again instead of keeping them."""
+    """Scaled dot-product attention; the backward pass makes the t×t weights again instead of keeping them.
+
+    cuDNN's fused kernel does that by itself and never makes them whole. It takes half precision, heads of a
+    multiple of 8 channels up to 128 and, without mask and bias as here, any number of tokens: 1025 need no
+    padding. Elsewhere XLA's products and softmax are used.
+    """
     attention = functools.partial(jax.nn.dot_product_attention, is_causal=is_causal)
+    heads = query.shape[-1]
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    if half and heads % 8 == 0 and heads <= 128 and _fused_attention_runs():
+        return attention(query, key, value, implementation="cudnn")
     return jax.checkpoint(attention)(query, key, value)
+
+
+@functools.cache
+def _fused_attention_runs() -> bool:
+    """Whether this machine compiles cuDNN's attention and its gradient; found out by trying, once."""
+    if jax.default_backend() != "gpu":
+        return False
+    tokens = jax.ShapeDtypeStruct((1, 5, 1, 64), jnp.bfloat16)
+
+    def total(x: Array) -> Array:
+        mixed = jax.nn.dot_product_attention(x, x, x, implementation="cudnn")
+        return mixed.astype(jnp.float32).sum()
+
+    try:
+        jax.jit(jax.grad(total)).lower(tokens).compile()
+    except (RuntimeError, NotImplementedError, ValueError):  # no cuDNN, an old one, or an old GPU
+        return False
+    return True
 
 
 class Attention(nn.Module):
@@ -191,14 +231,11 @@ class Block(nn.Module):
         return nn.Dropout(self.drop_rate, broadcast_dims=(1, 2), deterministic=False)(branch)
 
 
-_SHARED = {False: nn.jit(Block), True: nn.jit(nn.remat(Block))}
+_SHARED = {remat: nn.jit(rematerialized(Block, remat)) for remat in get_args(Remat)}
 
 
-def shared_block(*, remat: bool) -> type[Block]:
-    """`Block`, traced and lowered once for all blocks of equal options on tokens of equal shape.
-
-    With `remat` only the block's input is kept for the backward pass and the rest computed again.
-    """
+def shared_block(remat: Remat) -> type[Block]:
+    """`Block`, traced and lowered once for all blocks of equal options on tokens of equal shape."""
     return _SHARED[remat]
 
 
@@ -206,8 +243,8 @@ class Encoder(nn.Module):
     """A stack of blocks and its final norm.
 
     `value_paths` lists the blocks whose value path is wanted; the last block's one passes the final
-    norm like its normal output, the others are raw. `remat` keeps only the blocks' inputs for the
-    backward pass and computes the rest again.
+    norm like its normal output, the others are raw. `remat` says what the backward pass
+    makes again.
     """
 
     depth: int
@@ -219,14 +256,14 @@ class Encoder(nn.Module):
     tanh_gelu: bool = False
     eps: float = 1e-6
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t c"]
     ) -> tuple[Float[Array, "b t c"], dict[int, Float[Array, "b t-1 c"]]]:
         """(tokens after all blocks and the norm, value paths by block)."""
-        make = shared_block(remat=self.remat)
+        make = shared_block(self.remat)
         values = {}
         for i in range(self.depth):
             block = make(
@@ -264,14 +301,14 @@ class TappedEncoder(nn.Module):
     drop_rate: float = 0.0
     eps: float = 1e-6
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t c"], *, train: bool
     ) -> tuple[Float[Array, "b t c"], tuple[Float[Array, "b t c"], ...]]:
         """(tokens after all blocks, tokens after the tapped ones); `train` lets blocks be skipped."""
-        make = shared_block(remat=self.remat)
+        make = shared_block(self.remat)
         tapped = []
         for i in range(self.depth):
             x, _ = make(

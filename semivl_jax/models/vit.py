@@ -21,6 +21,7 @@ from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.position import table_at
 from semivl_jax.models.transformer import (
     Encoder,
+    Remat,
     check_heads,
     check_taps,
     layer_norm,
@@ -49,7 +50,7 @@ class VisionTransformer(nn.Module):
     quick_gelu: bool = False
     eps: float = 1e-6
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:

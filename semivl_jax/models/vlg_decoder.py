@@ -12,6 +12,8 @@ parameters: the decoder segments into whatever is described to it.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -29,6 +31,7 @@ from semivl_jax.models.layers import (
     l2_normalize,
 )
 from semivl_jax.models.resize import avg_pool, bilinear
+from semivl_jax.models.transformer import rematerialized
 from semivl_jax.types import ClassText, Features
 
 
@@ -131,7 +134,8 @@ class VLGDecoder(nn.Module):
 
     Skips are taken deepest first: the maps before the dense embedding or, with `use_conv_features`,
     those and then the map of the convolutional encoder. `skip_channels` and `up_channels` have one
-    entry per doubling of the grid.
+    entry per doubling of the grid. `remat` = "blocks": of every part (pyramid, semantic layers, upsampling)
+    only the input is kept for the backward pass.
     """
 
     channels: int = 128
@@ -145,6 +149,7 @@ class VLGDecoder(nn.Module):
     kernel_size: int = 7
     dilations: tuple[int, ...] = (1, 6, 12, 18)
     use_conv_features: bool = False
+    remat: Literal["none", "blocks"] = "none"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -162,7 +167,10 @@ class VLGDecoder(nn.Module):
         sim = similarity(features.maps[-1], embeddings)
         b, k, rows, cols = sim.shape
         x = self._conv("conv1", self.channels, self.kernel_size)(sim.reshape(-1, rows, cols, 1))
-        x = x + ASPP(
+        pyramid, semantic, doubling = (
+            rematerialized(part, self.remat) for part in (ASPP, SemanticLayer, UpBlock)
+        )
+        x = x + pyramid(
             self.channels, norm="group", dilations=self.dilations, dtype=self.dtype, name="aspp"
         )(x)
         words = Dense(self.text_channels, dtype=self.dtype, name="text_projection")(
@@ -170,12 +178,12 @@ class VLGDecoder(nn.Module):
         )
         words = nn.relu(words)
         for i in range(self.num_layers):
-            x = SemanticLayer(
+            x = semantic(
                 self.num_heads, self.mlp_dim, self.pool_size, dtype=self.dtype, name=f"semantic_{i}"
             )(x, words)
         for i, skip in enumerate(skips):
             skip = nn.relu(self._conv(f"skip_projection_{i}", self.skip_channels[i], 3)(skip))
-            x = UpBlock(self.up_channels[i], dtype=self.dtype, name=f"up{i + 1}")(x, skip)
+            x = doubling(self.up_channels[i], dtype=self.dtype, name=f"up{i + 1}")(x, skip)
         logits = self._conv("head", 1, 3)(x).astype(jnp.float32)
         logits = logits.reshape(b, k, *logits.shape[1:3]).transpose(0, 2, 3, 1)
         return classes_in_order(logits, text)

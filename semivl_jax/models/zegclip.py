@@ -22,6 +22,7 @@ from semivl_jax.models.guidance import classes_in_order, rows_in_class_order
 from semivl_jax.models.layers import l2_normalize, uniform
 from semivl_jax.models.position import table_at
 from semivl_jax.models.transformer import (
+    Remat,
     check_heads,
     check_taps,
     layer_norm,
@@ -88,14 +89,14 @@ class PromptedEncoder(nn.Module):
     taps: tuple[int, ...]
     prompt_depth: int
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t c"], prompts: Prompts, *, train: bool
     ) -> tuple[Float[Array, "b _ c"], dict[int, Float[Array, "b t-1 c"]]]:
         """`x` are class and patch tokens, without prompts."""
-        make = shared_block(remat=self.remat)
+        make = shared_block(self.remat)
         batch, patches = x.shape[0], x.shape[1] - 1
         tapped = {}
         for i in range(self.depth):
@@ -138,7 +139,7 @@ class PromptedVisionTransformer(nn.Module):
     prompt_depth: int = 11
     prompt_dropout: float = 0.1
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:

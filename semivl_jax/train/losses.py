@@ -1,6 +1,7 @@
 """The training criteria: per-pixel cross entropy and the ways it is weighted and averaged.
 
-In: logits [b, h, w, n] of any float dtype; labels [b, h, w] of class indices, where 255 does not count;
+In: logits [b, h, w, n] of any float dtype, or of a smaller grid, from which they are resized bilinearly to
+the labels, a block of rows at a time; labels [b, h, w] of class indices, where 255 does not count;
 confidences [b, h, w] in [0, 1]; ignore maps [b, h, w], true where a pixel is padding. Out: float32
 scalars that are finite whatever the labels are: a criterion without any pixel to average over is 0,
 and so is its gradient.
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Integer
 
+from semivl_jax.models.resize import by_rows
 from semivl_jax.types import IGNORE_INDEX
 
 ConfidenceMode = Literal["pixelwise", "pixelratio", "pixelavg"]
@@ -23,28 +25,42 @@ GuidanceReduction = Literal["mean", "mean_valid", "mean_all"]
 
 
 def cross_entropy(
-    logits: Float[Array, "b h w n"], label: Integer[Array, "b h w"]
+    logits: Float[Array, "b _ _ n"], label: Integer[Array, "b h w"]
 ) -> Float32[Array, "b h w"]:
     """Cross entropy of every pixel; a pixel labelled 255 gives 0 and has no gradient."""
-    logits = logits.astype(jnp.float32)
+    return cross_entropies(logits, label)[0]
+
+
+def cross_entropies(
+    logits: Float[Array, "b _ _ n"], *labels: Integer[Array, "b h w"]
+) -> list[Float32[Array, "b h w"]]:
+    """`cross_entropy` with several label maps, for which the logits are resized once."""
+    size = labels[0].shape[1:]
+    return by_rows(_of_pixels, logits.astype(jnp.float32), *labels, size=size)
+
+
+def _of_pixels(logits: Array, *labels: Array) -> list[Array]:
     # Comparing with the class index instead of gathering: the compiler fuses it into the reduction,
     # its gradient is no scatter, and 255 needs no safe stand-in.
     classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    hit = label.astype(jnp.int32)[..., None] == classes[None, None, None, :]
-    chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-    loss = jax.nn.logsumexp(logits, axis=-1) - chosen
-    return jnp.where(label == IGNORE_INDEX, 0.0, loss)
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    losses = []
+    for label in labels:
+        hit = label.astype(jnp.int32)[..., None] == classes[None, None, None, :]
+        chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+        losses.append(jnp.where(label == IGNORE_INDEX, 0.0, normalizer - chosen))
+    return losses
 
 
 def supervised(
-    logits: Float[Array, "b h w n"], label: Integer[Array, "b h w"]
+    logits: Float[Array, "b _ _ n"], label: Integer[Array, "b h w"]
 ) -> Float32[Array, ""]:
     """Mean cross entropy over the pixels that are not 255."""
     return _ratio(jnp.sum(cross_entropy(logits, label)), jnp.sum(label != IGNORE_INDEX))
 
 
 def ohem(
-    logits: Float[Array, "b h w n"],
+    logits: Float[Array, "b _ _ n"],
     label: Integer[Array, "b h w"],
     *,
     threshold: float,
@@ -76,7 +92,7 @@ def ohem(
 
 
 def consistency(
-    logits: Float[Array, "b h w n"],
+    logits: Float[Array, "b _ _ n"],
     label: Integer[Array, "b h w"],
     confidence: Float[Array, "b h w"],
     ignore: Bool[Array, "b h w"],
@@ -84,7 +100,20 @@ def consistency(
     mode: ConfidenceMode,
     threshold: float,
 ) -> Float32[Array, ""]:
-    """Cross entropy with pseudo-labels, weighted by how sure the teacher was.
+    """`consistency_mean` of the cross entropy with pseudo-labels."""
+    loss = cross_entropy(logits, label)
+    return consistency_mean(loss, confidence, ignore, mode=mode, threshold=threshold)
+
+
+def consistency_mean(
+    loss: Float32[Array, "b h w"],
+    confidence: Float[Array, "b h w"],
+    ignore: Bool[Array, "b h w"],
+    *,
+    mode: ConfidenceMode,
+    threshold: float,
+) -> Float32[Array, ""]:
+    """Cross entropies with pseudo-labels, weighted by how sure the teacher was.
 
     `pixelwise` counts the pixels with confidence >= threshold. `pixelratio` weights every image with its
     share of such pixels. `pixelavg` multiplies the sum over the *whole batch* with the mean confidence of
@@ -93,7 +122,6 @@ def consistency(
 
     Errors: ValueError for another mode.
     """
-    loss = cross_entropy(logits, label)
     valid = ~ignore
     if mode == "pixelwise":
         total = jnp.sum(jnp.where(valid & (confidence >= threshold), loss, 0.0))
@@ -110,20 +138,31 @@ def consistency(
 
 
 def guidance(
-    logits: Float[Array, "b h w n"],
+    logits: Float[Array, "b _ _ n"],
     label: Integer[Array, "b h w"],
     ignore: Bool[Array, "b h w"],
     *,
     reduction: GuidanceReduction,
 ) -> Float32[Array, ""]:
-    """Cross entropy with the guidance labels (255: the frozen tower is not sure, or padding).
+    """`guidance_mean` of the cross entropy with guidance labels."""
+    return guidance_mean(cross_entropy(logits, label), label, ignore, reduction=reduction)
+
+
+def guidance_mean(
+    loss: Float32[Array, "b h w"],
+    label: Integer[Array, "b h w"],
+    ignore: Bool[Array, "b h w"],
+    *,
+    reduction: GuidanceReduction,
+) -> Float32[Array, ""]:
+    """Cross entropies with the guidance labels (255: the frozen tower is not sure, or padding).
 
     The sum is divided by the number of labelled pixels (`mean`), of pixels that are no padding
     (`mean_valid`) or of all pixels (`mean_all`, the published choice).
 
     Errors: ValueError for another reduction.
     """
-    total = jnp.sum(cross_entropy(logits, label))
+    total = jnp.sum(loss)
     if reduction == "mean":
         return _ratio(total, jnp.sum(label != IGNORE_INDEX))
     if reduction == "mean_valid":

@@ -21,6 +21,7 @@ class Recipe:
     semi_supervised: bool = True
     teacher: Literal["ema", "student"] = "ema"
     ema_decay: float = 0.996
+    ema_dtype: Literal["float32", "bfloat16"] = "float32"
     partner: Literal["batch", "same_image"] = "batch"
     criterion: Literal["cross_entropy", "ohem", "focal_dice"] = "cross_entropy"
     ohem_threshold: float = 0.7

@@ -17,7 +17,8 @@ class TrainState:
     """Everything that a checkpoint holds of the model.
 
     `step` counts the updates done; `skipped` the non-finite ones since the last finite one. `ema` averages
-    `trained` and is None where the student teaches itself; `batch_stats` is empty without BatchNorm.
+    `trained`, maybe in half precision, and is None where the student teaches itself; `batch_stats` is empty
+    without BatchNorm.
     """
 
     step: Int32[Array, ""]
@@ -37,7 +38,9 @@ class TrainState:
         """Variables of the teacher: the average where one is kept, else the student."""
         if self.ema is None:
             return self.student()
-        return variables(self.ema, self.frozen, self.ema_batch_stats)
+        # A half-precision average is stored as such, but used like any other weights.
+        average = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), self.ema)
+        return variables(average, self.frozen, self.ema_batch_stats)
 
 
 @struct.dataclass

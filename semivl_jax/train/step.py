@@ -9,6 +9,8 @@ what an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
+import functools
+import zlib
 from collections.abc import Mapping
 
 import jax
@@ -26,7 +28,7 @@ from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Parts, Recipe
 from semivl_jax.train.state import Constants, TrainState
 from semivl_jax.train.student import StudentLogits, student_forward
-from semivl_jax.types import Batch, Features, PseudoLabels, PyTree, Views
+from semivl_jax.types import Batch, Features, Key, PseudoLabels, PyTree, Views
 
 Metrics = dict[str, Array]
 
@@ -51,8 +53,7 @@ def train_step(
 
 def draw(parts: Parts, state: TrainState, batch: Batch) -> tuple[Views, Noise]:
     """The randomness of this step: augmented views, and what the student drops of its features."""
-    key = jax.random.fold_in(jax.random.key(parts.recipe.seed), state.step)
-    views_key, noise_key = jax.random.split(key)
+    views_key, noise_key = jax.random.split(_step_key(parts, state))
     views = views_lib.make_views(views_key, batch)
     # Without unlabelled images there are no features to drop channels of.
     image = views.x if views.unlabelled is None else views.unlabelled.w
@@ -60,6 +61,11 @@ def draw(parts: Parts, state: TrainState, batch: Batch) -> tuple[Views, Noise]:
         lambda tree, image: _encode(parts, tree, image), state.student(), image
     )
     return views, noise_lib.draw_noise(noise_key, parts.recipe, features)
+
+
+def _step_key(parts: Parts, state: TrainState, purpose: str = "") -> Key:
+    key = jax.random.fold_in(jax.random.key(parts.recipe.seed), state.step)
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode())) if purpose else key
 
 
 def update(
@@ -94,7 +100,8 @@ def differentiate(
 
     gradient = jax.value_and_grad(objective, has_aux=True)
     (loss, (metrics, stats, logits)), grads = gradient(state.trained)
-    return Outcome(loss, grads, stats, metrics, targets, logits)
+    # Whoever does not look at the logits does not pay for them.
+    return Outcome(loss, grads, stats, metrics, targets, logits.resized(views.y.shape[1:]))
 
 
 def apply_outcome(parts: Parts, state: TrainState, outcome: Outcome) -> tuple[TrainState, Metrics]:
@@ -108,12 +115,15 @@ def apply_outcome(parts: Parts, state: TrainState, outcome: Outcome) -> tuple[Tr
     trained, stats = optax.apply_updates(state.trained, updates), outcome.batch_stats
     decay = teacher.ema_decay(state.step, ceiling=parts.recipe.ema_decay)
     kept = state.ema is not None
+    average = functools.partial(
+        teacher.ema_update, decay=decay, key=_step_key(parts, state, "average")
+    )
     candidate = state.replace(
         trained=trained,
         batch_stats=stats,
         opt_state=opt_state,
-        ema=teacher.ema_update(state.ema, trained, decay) if kept else None,
-        ema_batch_stats=teacher.ema_update(state.ema_batch_stats, stats, decay) if kept else None,
+        ema=average(state.ema, trained) if kept else None,
+        ema_batch_stats=average(state.ema_batch_stats, stats) if kept else None,
     )
     new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), candidate, state)
     new = new.replace(step=state.step + 1, skipped=jnp.where(finite, 0, state.skipped + 1))
@@ -159,12 +169,10 @@ def total_loss(
     label, view_targets = _student_targets(recipe, logits, targets, views)
     parts: Metrics = {}
     for name, target in view_targets.items():
-        prediction = getattr(logits, name)
-        parts[f"loss_{name}"] = _consistency_loss(recipe, prediction, target)
+        pseudo_loss, guidance_loss = _view_losses(recipe, getattr(logits, name), target)
+        parts[f"loss_{name}"] = pseudo_loss
         if recipe.guidance:
-            parts[f"guidance_{name}"] = losses.guidance(
-                prediction, target.guidance, target.ignore, reduction=recipe.guidance_reduction
-            )
+            parts[f"guidance_{name}"] = guidance_loss
     total = (loss_x + _weighted(recipe, parts, "loss_")) / 2.0
     if recipe.guidance:
         progress = step.astype(jnp.float32) / recipe.total_steps
@@ -187,16 +195,29 @@ def _supervised_loss(recipe: Recipe, logits: Array, views: Views) -> Float[Array
     return losses.supervised(logits, views.y)
 
 
-def _consistency_loss(recipe: Recipe, logits: Array, target: _Target) -> Float[Array, ""]:
+def _view_losses(
+    recipe: Recipe, logits: Array, target: _Target
+) -> tuple[Float[Array, ""], Float[Array, ""] | None]:
+    """Loss with the pseudo-labels of a view and, where there is guidance, with its labels."""
+    labels = [target.guidance] if recipe.guidance else []
     if recipe.criterion == "focal_dice":
         share = losses.confident_share(
             target.pseudo.confidence, target.ignore, threshold=recipe.confidence_threshold
         )
-        return mask_losses.mask_loss(logits, target.pseudo.label, scale=share).total
-    return losses.consistency(
-        logits, target.pseudo.label, target.pseudo.confidence, target.ignore,
-        mode=recipe.confidence_mode, threshold=recipe.confidence_threshold,
-    )  # fmt: skip
+        consistency = mask_losses.mask_loss(logits, target.pseudo.label, scale=share).total
+        maps = losses.cross_entropies(logits, *labels) if labels else []
+    else:
+        first, *maps = losses.cross_entropies(logits, target.pseudo.label, *labels)
+        consistency = losses.consistency_mean(
+            first, target.pseudo.confidence, target.ignore,
+            mode=recipe.confidence_mode, threshold=recipe.confidence_threshold,
+        )  # fmt: skip
+    guidance = None
+    if maps:
+        guidance = losses.guidance_mean(
+            maps[0], target.guidance, target.ignore, reduction=recipe.guidance_reduction
+        )
+    return consistency, guidance
 
 
 def _learning_rates(parts: Parts, step: Int32[Array, ""]) -> Metrics:
@@ -231,7 +252,7 @@ def _student_targets(
     """Pseudo-labels of w, and targets by view: mixed by CutMix for s1 and s2, plain for fp."""
     w = targets.w
     if w is None:
-        w = pseudo.pseudo_labels(jax.lax.stop_gradient(logits.w))
+        w = pseudo.pseudo_labels(logits.w, size=views.y.shape[1:])
     partner = targets.partner
     if partner is None:
         partner = jax.tree.map(lambda leaf: leaf[::-1], w)
@@ -257,8 +278,8 @@ def pseudo_label(
 ) -> PseudoLabels:
     """Labels and confidence that these variables give an image, batch statistics not used."""
     features = _encode(parts, tree, image)
-    logits = parts.segmenter.apply(tree, features, constants.text, method="decode")
-    return pseudo.pseudo_labels(logits)
+    logits = parts.segmenter.apply(tree, features, constants.text, method="decode_grid")
+    return pseudo.pseudo_labels(logits, size=image.shape[1:3])
 
 
 def guidance_label(
@@ -271,7 +292,8 @@ def guidance_label(
     size = image.shape[1:3]
     if parts.segmenter.renormalize:
         image = normalization.renormalize(image)
-    dense = parts.guidance_tower.apply({"params": constants.guidance_params}, image).maps[-1]
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), constants.guidance_params)
+    dense = parts.guidance_tower.apply({"params": params}, image).maps[-1]
     labels = guidance_lib.guidance_labels(
         dense,
         constants.guidance_text,

@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from semivl_jax.models import segmenter as segmenter_lib
+from semivl_jax.models.resize import bilinear
 from semivl_jax.train import noise as noise_lib
 from semivl_jax.train import pseudo
 from semivl_jax.train.noise import Noise
@@ -26,16 +27,21 @@ _PERTURBED = {"x": "x_fp", "w": "fp"}
 
 @struct.dataclass
 class StudentLogits:
-    """The student's predictions, float32 b×h×w×n each: labelled, weak, perturbed weak, strong.
+    """The student's predictions, float32 b×y×z×n each: labelled, weak, perturbed weak, strong.
 
-    None where the recipe has no such view.
+    Of the images' size, or of a grid that is resized to it bilinearly. None where the recipe has no such
+    view.
     """
 
-    x: Float[Array, "b h w n"]
-    w: Float[Array, "b h w n"] | None = None
-    fp: Float[Array, "b h w n"] | None = None
-    s1: Float[Array, "b h w n"] | None = None
-    s2: Float[Array, "b h w n"] | None = None
+    x: Float[Array, "b y z n"]
+    w: Float[Array, "b y z n"] | None = None
+    fp: Float[Array, "b y z n"] | None = None
+    s1: Float[Array, "b y z n"] | None = None
+    s2: Float[Array, "b y z n"] | None = None
+
+    def resized(self, size: tuple[int, int]) -> StudentLogits:
+        """All of them at `size` = (rows, columns)."""
+        return jax.tree.map(lambda leaf: bilinear(leaf, size, align_corners=False), self)
 
 
 def student_forward(
@@ -97,7 +103,7 @@ class _Runner:
             features = self._scaled(features, names)
         if self._noise.masks is not None and "w" in names:
             features, names = self._with_perturbed(features, names)
-        logits = self._apply(features, self._text, method="decode", dropout=dropout)
+        logits = self._apply(features, self._text, method="decode_grid", dropout=dropout)
         by_name = {name: logits[index :: len(names)] for index, name in enumerate(names)}
         by_name.pop("x_fp", None)
         return by_name

@@ -92,7 +92,7 @@ def test_images_of_other_sides_are_resized_to_whole_patches():
     )
     tower = small(depth=1, taps=(0,))
     variables = drawn(tower, image)
-    ours = jax.jit(small(depth=1, taps=(0,), remat=True).apply)(variables, image)
+    ours = jax.jit(small(depth=1, taps=(0,), remat="blocks").apply)(variables, image)
     expected = jax.jit(tower.apply)(variables, nhwc(whole.numpy()))
     assert ours.maps[0].shape == (1, 4, 2, 16)
     assert_close(ours.maps[0], expected.maps[0], TOLERANCE)

@@ -96,7 +96,8 @@ def test_remat_and_eager_give_the_same_numbers():
     tower = small()
     variables = drawn(tower, image)
     expected = jax.jit(tower.apply)(variables, image)
-    for other in (tower.apply, jax.jit(small(remat=True).apply)):
+    saving = [jax.jit(small(remat=remat).apply) for remat in ("blocks", "dots")]
+    for other in (tower.apply, *saving):
         ours = other(variables, image)
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)

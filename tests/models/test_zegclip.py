@@ -162,7 +162,7 @@ def small(**changes):
 
 def test_prompt_dropout_acts_only_in_training_with_a_key():
     image = jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
-    tower, saving = small(), small(remat=True)
+    tower, saving = small(), small(remat="blocks")
     variables = drawn(tower, image)
     key = {"dropout": jax.random.key(2)}
 

@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.train import losses
+from semivl_jax.models import resize
+from semivl_jax.models.resize import bilinear
+from semivl_jax.train import losses, pseudo
 from tests.golden_files import Golden, assert_close, nhwc
 
 TOLERANCE = 1e-5
@@ -138,11 +140,40 @@ def test_ohem_keeps_at_least_min_kept(case, min_kept):
 
 def test_unknown_options_are_named(case):
     arguments = case["logits"], case["label"]
-    maps = case["confidence"], case["ignore"]
-    unchecked = losses.consistency.__wrapped__, losses.guidance.__wrapped__
+    loss = losses.cross_entropy(*arguments)
+    unchecked = losses.consistency_mean.__wrapped__, losses.guidance_mean.__wrapped__
     with pytest.raises(ValueError, match=r"'pixel'.*choose"):
-        unchecked[0](*arguments, *maps, mode="pixel", threshold=0.5)
+        unchecked[0](loss, case["confidence"], case["ignore"], mode="pixel", threshold=0.5)
     with pytest.raises(ValueError, match=r"'sum'.*choose"):
-        unchecked[1](*arguments, maps[1], reduction="sum")
+        unchecked[1](loss, case["label"], case["ignore"], reduction="sum")
     with pytest.raises(ValueError, match="min_kept = -1"):
         losses.ohem(*arguments, threshold=0.5, min_kept=-1)
+
+
+def test_large_logits_are_never_whole(monkeypatch):
+    """A block of rows at a time, two label maps at once: the same values, gradients and pseudo-labels."""
+    grid = jax.random.normal(jax.random.key(0), (2, 6, 5, 7)) * 3
+    keys = jax.random.split(jax.random.key(1), 2)
+    size = (24, 20)
+    labels = [jax.random.randint(key, (2, *size), 0, 7).at[:, :3].set(255) for key in keys]
+    weights = jax.random.uniform(jax.random.key(2), (2, 2, *size))
+
+    def total(grid, whole):
+        logits = bilinear(grid, size, align_corners=False) if whole else grid
+        return sum(
+            jnp.sum(weight * loss)
+            for weight, loss in zip(weights, losses.cross_entropies(logits, *labels), strict=True)
+        )
+
+    expected = jax.value_and_grad(total)(grid, True)
+    best = pseudo.pseudo_labels(bilinear(grid, size, align_corners=False))
+    monkeypatch.setattr(resize, "BLOCK_BYTES", 4 * 2 * 20 * 7 * 5)  # 5 rows fit, 4 divide 24
+    ours = jax.jit(jax.value_and_grad(total), static_argnums=1)
+    text = ours.lower(grid, False).as_text()
+    assert "2x4x20x7xf32" in text and "2x24x20x7xf32" not in text
+    value, grad = ours(grid, False)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(grad, expected[1], atol=1e-5)
+    mine = pseudo.pseudo_labels(grid, size=size)
+    np.testing.assert_array_equal(mine.label, best.label)
+    np.testing.assert_allclose(mine.confidence, best.confidence, rtol=1e-6)

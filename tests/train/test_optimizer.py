@@ -79,6 +79,6 @@ def test_teacher_starts_at_the_student_and_ends_at_the_ceiling():
 def test_average_of_leaves_keeps_its_dtype(dtype):
     old = {"w": jnp.array([1.0, 3.0], dtype)}
     new = {"w": jnp.array([2.0, 5.0])}
-    mixed = jax.jit(teacher.ema_update)(old, new, jnp.asarray(0.75))
+    mixed = jax.jit(teacher.ema_update)(old, new, jnp.asarray(0.75), key=jax.random.key(0))
     assert mixed["w"].dtype == dtype
     np.testing.assert_allclose(mixed["w"].astype(jnp.float32), [1.25, 3.5])

@@ -180,14 +180,14 @@ def decoded_in_training(**fields):
     built = build(**fields)
     seen = []
     decoder = type(built.parts.segmenter)
-    original = decoder.decode
+    original = decoder.decode_grid
 
-    def counting(self, features, text, *, size=None, train=False):
+    def counting(self, features, text, *, train=False):
         seen.append((features.maps[-1].shape[0], train))
-        return original(self, features, text, size=size, train=train)
+        return original(self, features, text, train=train)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder, "decode", counting)
+        patch.setattr(decoder, "decode_grid", counting)
         step = functools.partial(step_lib.train_step, built.parts)
         batch = assembly.abstract_batch(built.config)
         jax.eval_shape(step, built.constants, built.abstract_state(), batch)
