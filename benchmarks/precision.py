@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import sweep
+from semivl_jax import command, sweep
 
 # Evaluated at the end only, without pictures.
 _QUIET = {
@@ -57,16 +57,21 @@ class Row:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def main() -> None:
-    """Runs what is missing, prints and writes."""
-    parser = command.Parser("benchmarks.precision", __doc__)
-    option = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = command.Parser("benchmarks.precision", __doc__)
+    option = made.add_argument
     option("--config", default="configs/demo.py", help="configuration of every run")
     option("--out", default="runs/precision", help="folder of the runs and of precision.json")
     option("--seeds", default="0,1,2", help="seeds of initialisation, order and views")
     option("--steps", type=int, default=0, help="steps of every run; 0: as the configuration says")
     option("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    """Runs what is missing, prints and writes."""
+    options = parser().parse_args()
     out = Path(options.out)
     fields = dict(_QUIET) | ({"steps": options.steps} if options.steps else {})
     runs = planned(out, options.config, [int(seed) for seed in options.seeds.split(",")], fields)
