@@ -45,6 +45,7 @@ COMMANDS = {
     "docs.draw_architecture": "tests/test_architecture.py",
     "benchmarks.demo_ablation": "not run: trains for hours",
     "benchmarks.pseudo_labels": "not run: needs a finished run; tests/test_report.py checks its counts",
+    "benchmarks.precision": "not run: trains for hours; tests/test_step_benchmarks.py checks its sums",
     "benchmarks.train_step": "not run: measures time",
     "benchmarks.tpu_compile": "not run: needs the TPU compiler and many minutes",
     "benchmarks.input_pipeline": "tests/test_input_benchmark.py",
