@@ -83,7 +83,7 @@ def start_two(place, name, *more):
 
 def finish(started):
     try:
-        return [process.communicate(timeout=280)[0] for process in started]
+        return [process.communicate(timeout=600)[0] for process in started]
     finally:
         for process in started:
             process.kill()
@@ -96,7 +96,7 @@ def stopped(place):
     It listens to signals once the folder of checkpoints is there, long before the first step.
     """
     started = start_two(place, "two", "--config.mesh.fsdp=4")
-    end = time.monotonic() + 250
+    end = time.monotonic() + 600
     while not (place / "two" / "checkpoints").exists():
         assert all(process.poll() is None for process in started), finish(started)
         assert time.monotonic() < end, finish(started)

@@ -17,6 +17,8 @@ computes per class."""
 BATCH = (DATA, FSDP)
 """Axes that share the images of a batch."""
 
+AXES = (*BATCH, CLASSES)
+
 
 def over_classes(x: Shaped[Array, "bk *rest"]) -> Shaped[Array, "bk *rest"]:
     """Asks that images times classes (the class fastest) be split over all three axes.
@@ -25,7 +27,7 @@ def over_classes(x: Shaped[Array, "bk *rest"]) -> Shaped[Array, "bk *rest"]:
     """
     if _size(CLASSES) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec((*BATCH, CLASSES)))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES))
 
 
 def _size(axis: str) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from semivl_jax.models.partition import BATCH, CLASSES, DATA, FSDP
+from semivl_jax.models.partition import AXES, BATCH, FSDP
 from semivl_jax.types import PyTree
 
 Arguments = ParamSpec("Arguments")
@@ -90,7 +90,7 @@ def make_mesh(
     chosen = jax.devices() if devices is None else devices
     chosen = sorted(chosen, key=lambda device: device.process_index)
     shape = mesh_shape(devices=len(chosen), data=data, fsdp=fsdp, classes=classes)
-    return Mesh(np.asarray(chosen).reshape(shape), (DATA, FSDP, CLASSES))
+    return Mesh(np.asarray(chosen).reshape(shape), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

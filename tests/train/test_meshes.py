@@ -21,12 +21,21 @@ from configs import tiny
 from semivl_jax import experiment
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.models import partition
+from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.train import accumulation, sharding
 from semivl_jax.train import step as step_lib
 from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Recipe
 from semivl_jax.train.student import StudentLogits
-from semivl_jax.types import Batch, LabelledBatch, PseudoLabels, UnlabelledBatch, Views
+from semivl_jax.types import (
+    Batch,
+    ClassText,
+    Features,
+    LabelledBatch,
+    PseudoLabels,
+    UnlabelledBatch,
+    Views,
+)
 
 SIZE, BATCH, STEPS = 32, 8, 5
 NAMES = ("ground", "disc", "box", "tree")
@@ -150,9 +159,33 @@ def test_parameters_split_over_devices(alone):
 def test_classes_and_parameters_split_over_devices(alone):
     found = train(8, mesh__data=2, mesh__fsdp=2, mesh__classes=2)
     assert_same(found, alone)
-    # 5 views × 8 images × 4 classes through the last convolution (1 channel), an eighth on each device
-    assert "f32[20,8,8,1]" in found[3].as_text()
-    assert "f32[40,8,8,1]" not in found[3].as_text()
+
+
+@pytest.mark.parametrize(("classes", "spec"), [(1, P(("data", "fsdp"))), (2, P(partition.AXES))])
+def test_maps_of_images_and_classes_lie_on_all_axes(classes, spec):
+    mesh = sharding.make_mesh(jax.devices(), fsdp=2, classes=classes)
+    images = jax.device_put(jnp.ones((8, 3)), sharding.batch_sharding(mesh))
+
+    def maps(images):
+        return partition.over_classes(jnp.repeat(images, 4, axis=0))
+
+    assert jax.jit(sharding.on_mesh(maps, mesh))(images).sharding.spec[0] == spec[0]
+
+
+def test_the_decoder_splits_its_maps():
+    decoder = VLGDecoder(
+        channels=16, text_channels=16, up_channels=(), skip_channels=(), num_layers=0
+    )
+    text = ClassText(jnp.eye(4, 8), jnp.arange(4), 4)
+    features = Features(maps=(jnp.ones((8, 4, 4, 8)),))
+
+    def traced(classes):
+        mesh = sharding.make_mesh(jax.devices(), classes=classes)
+        init = sharding.on_mesh(lambda key: decoder.init(key, features, text), mesh)
+        return str(jax.make_jaxpr(init)(jax.random.key(0)))
+
+    assert "sharding_constraint" in traced(2)
+    assert "sharding_constraint" not in traced(1)
 
 
 @pytest.mark.slow
