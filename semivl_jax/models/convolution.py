@@ -263,21 +263,21 @@ class _Taps(_Form):
 
     def __call__(self, x: Array, kernel: Array) -> Array:
         total = None
-        for (i, j), source, _, back in self._visits(x.shape, kernel.shape):
+        for (i, j), source, _, back in self._visits(x.shape[1:3], kernel.shape):
             part = _pad_back(x[source] @ kernel[i, j], back)
             total = part if total is None else total + part
         return total
 
     def gradients(self, x: Array, kernel: Array, out: Array) -> Gradients:
         of_x, of_kernel = None, []
-        for (i, j), source, target, back in self._visits(x.shape, kernel.shape):
+        for (i, j), source, target, back in self._visits(x.shape[1:3], kernel.shape):
             mirrored = [(high, low) for low, high in back]
             part = _pad_back(out[target] @ kernel[i, j].T, mirrored)
             of_x = part if of_x is None else of_x + part
             of_kernel.append(_product(x[source], out[target]))
         return of_x, jnp.stack(of_kernel).reshape(kernel.shape)
 
-    def _visits(self, shape: tuple[int, ...], size: tuple[int, ...]) -> list[tuple]:
+    def _visits(self, sides: tuple[int, ...], size: tuple[int, ...]) -> list[tuple]:
         """Per tap: its index, the pixels it reads, those it writes, and what these lack of the map."""
         visits = []
         for i in range(size[0]):
@@ -287,7 +287,7 @@ class _Taps(_Form):
                     for index, taps in zip((i, j), size, strict=False)
                 ]
                 source, target, back = [slice(None)], [slice(None)], []
-                for move, side in zip(moves, shape[1:3], strict=True):
+                for move, side in zip(moves, sides, strict=True):
                     source.append(slice(max(0, move), side + min(0, move)))
                     target.append(slice(max(0, -move), side + min(0, -move)))
                     back.append((max(0, -move), max(0, move)))
@@ -389,8 +389,13 @@ def _groups(x: Array, count: int) -> Array:
 
 
 def _group_count(x: Array, channels: int) -> int:
-    """How many groups of images to make, so that a group's map of so many channels fits the cache."""
+    """How many groups of images to make, so that a group's map of so many channels fits the cache.
+
+    One where the number of images is left open, in a program for export.
+    """
     b, rows, cols, _ = x.shape
+    if not isinstance(b, int):
+        return 1
     fitting = max(1, CHUNK_BYTES // (rows * cols * channels * x.dtype.itemsize))
     return next(count for count in range(-(-b // fitting), b + 1) if b % count == 0)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +74,8 @@ class Upsampled:
     bias: Float32[Array, " o"]
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Of the large map."""
+    def shape(self) -> tuple[Any, int, int, int]:
+        """Of the large map; the number of images may be a symbol, in a program for export."""
         (b, rows, cols, _), (factor, _, _, out) = self.x.shape, self.kernel.shape
         return b, factor * rows, factor * cols, out
 
