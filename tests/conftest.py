@@ -55,7 +55,7 @@ install_import_hook(
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that workers, which take whole files, end at about the same time."""
+    """Files with slow tests come first: workers take whole files and should end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
