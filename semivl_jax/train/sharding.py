@@ -192,8 +192,8 @@ def local(mesh: Mesh, tree: PyTree) -> PyTree:
     """Whole leaves on devices of this process; with several processes all must call this together."""
     if jax.process_count() == 1:
         return jax.device_put(tree, replicated(mesh))
-    # One program, with nothing before or behind it under way: exchanges that overlap may meet in another order
-    # in another process, and each then waits for the other forever.
+    # One program, with nothing before or behind it under way: exchanges that overlap may meet in another
+    # order in another process, and each then waits for the other forever.
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     whole = jax.block_until_ready(gather(jax.block_until_ready(tree)))
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
