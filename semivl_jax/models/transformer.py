@@ -8,6 +8,7 @@ big_vision's encoder, so its checkpoints fit.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Literal
 
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+_LOG = logging.getLogger(__name__)
 
 Remat = Literal["none", "blocks", "dots"]
 """What the backward pass makes again: only the cheap maps inside of blocks, whole blocks from their inputs,
@@ -64,7 +67,8 @@ def _fused_attention_runs() -> bool:
 
     try:
         jax.jit(jax.grad(total)).lower(tokens).compile()
-    except (RuntimeError, NotImplementedError, ValueError):  # no cuDNN, an old one, or an old GPU
+    except (RuntimeError, NotImplementedError, ValueError) as error:  # none, or old hardware
+        _LOG.warning("cuDNN's attention does not run here, XLA's is used: %s", error)
         return False
     return True
 

@@ -96,20 +96,6 @@ def ohem(
 
 
 def consistency(
-    logits: Float[Array, "b _ _ n"],
-    label: Integer[Array, "b h w"],
-    confidence: Float[Array, "b h w"],
-    ignore: Bool[Array, "b h w"],
-    *,
-    mode: ConfidenceMode,
-    threshold: float,
-) -> Float32[Array, ""]:
-    """`consistency_mean` of the cross entropy with pseudo-labels."""
-    loss = cross_entropy(logits, label)
-    return consistency_mean(loss, confidence, ignore, mode=mode, threshold=threshold)
-
-
-def consistency_mean(
     loss: Float32[Array, "b h w"],
     confidence: Float[Array, "b h w"],
     ignore: Bool[Array, "b h w"],
@@ -149,17 +135,6 @@ def consistency_mean(
 
 
 def guidance(
-    logits: Float[Array, "b _ _ n"],
-    label: Integer[Array, "b h w"],
-    ignore: Bool[Array, "b h w"],
-    *,
-    reduction: GuidanceReduction,
-) -> Float32[Array, ""]:
-    """`guidance_mean` of the cross entropy with guidance labels."""
-    return guidance_mean(cross_entropy(logits, label), label, ignore, reduction=reduction)
-
-
-def guidance_mean(
     loss: Float32[Array, "b h w"],
     label: Integer[Array, "b h w"],
     ignore: Bool[Array, "b h w"],

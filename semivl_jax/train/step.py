@@ -338,13 +338,13 @@ def _view_losses(
         maps = losses.cross_entropies(logits, *labels) if labels else []
     else:
         first, *maps = losses.cross_entropies(logits, target.pseudo.label, *labels)
-        consistency = losses.consistency_mean(
+        consistency = losses.consistency(
             first, target.pseudo.confidence, target.ignore,
             mode=recipe.confidence_mode, threshold=recipe.confidence_threshold, **further,
         )  # fmt: skip
     terms = {by_pseudo: consistency}
     if maps:
-        terms[by_guidance] = losses.guidance_mean(
+        terms[by_guidance] = losses.guidance(
             maps[0], target.guidance, target.ignore,
             reduction=recipe.guidance_reduction, **whole.get(by_guidance, {}),
         )  # fmt: skip

@@ -27,9 +27,13 @@ def criterion(item: dict, golden: Golden):
     if "conf_mode" in item:
         options = {"mode": item["conf_mode"], "threshold": item["conf_thresh"]}
         confidence = jnp.asarray(golden["in/conf"])
-        return lambda x: losses.consistency(x, label, confidence, ignore, **options)
+        return lambda x: losses.consistency(
+            losses.cross_entropy(x, label), confidence, ignore, **options
+        )
     if "mcc_loss_reduce" in item:
-        return lambda x: losses.guidance(x, label, ignore, reduction=item["mcc_loss_reduce"])
+        return lambda x: losses.guidance(
+            losses.cross_entropy(x, label), label, ignore, reduction=item["mcc_loss_reduce"]
+        )
     if "min_kept" in item:
         options = {"threshold": item["thresh"], "min_kept": item["min_kept"]}
         return lambda x: losses.ohem(x, label, **options)
@@ -63,10 +67,12 @@ def all_criteria(label, confidence, ignore):
         yield lambda x, k=min_kept: losses.ohem(x, label, threshold=0.7, min_kept=k)
     for mode in ("pixelwise", "pixelratio", "pixelavg"):
         yield lambda x, m=mode: losses.consistency(
-            x, label, confidence, ignore, mode=m, threshold=0.5
+            losses.cross_entropy(x, label), confidence, ignore, mode=m, threshold=0.5
         )
     for reduction in ("mean", "mean_valid", "mean_all"):
-        yield lambda x, r=reduction: losses.guidance(x, label, ignore, reduction=r)
+        yield lambda x, r=reduction: losses.guidance(
+            losses.cross_entropy(x, label), label, ignore, reduction=r
+        )
 
 
 def test_nothing_to_learn_from_is_zero_not_nan(case):
@@ -88,8 +94,7 @@ def test_one_image_that_is_all_padding_stays_finite(case):
 def test_no_confident_pixel_is_zero(case):
     for mode in ("pixelwise", "pixelratio"):
         loss = losses.consistency(
-            case["logits"],
-            case["label"],
+            losses.cross_entropy(case["logits"], case["label"]),
             case["confidence"],
             case["ignore"],
             mode=mode,
@@ -101,9 +106,8 @@ def test_no_confident_pixel_is_zero(case):
 def test_confidence_equal_to_the_threshold_counts(case):
     half = jnp.full_like(case["confidence"], 0.5)
     nowhere = jnp.zeros_like(case["ignore"])
-    loss = losses.consistency(
-        case["logits"], case["label"], half, nowhere, mode="pixelwise", threshold=0.5
-    )
+    pixels = losses.cross_entropy(case["logits"], case["label"])
+    loss = losses.consistency(pixels, half, nowhere, mode="pixelwise", threshold=0.5)
     np.testing.assert_allclose(loss, losses.supervised(case["logits"], case["label"]), rtol=1e-6)
 
 
@@ -141,7 +145,7 @@ def test_ohem_keeps_at_least_min_kept(case, min_kept):
 def test_unknown_options_are_named(case):
     arguments = case["logits"], case["label"]
     loss = losses.cross_entropy(*arguments)
-    unchecked = losses.consistency_mean.__wrapped__, losses.guidance_mean.__wrapped__
+    unchecked = losses.consistency.__wrapped__, losses.guidance.__wrapped__
     with pytest.raises(ValueError, match=r"'pixel'.*choose"):
         unchecked[0](loss, case["confidence"], case["ignore"], mode="pixel", threshold=0.5)
     with pytest.raises(ValueError, match=r"'sum'.*choose"):
