@@ -5,8 +5,9 @@
 The TPU compiler comes as a Python package (extra `tpu_compile`) and runs on any x86 Linux machine. For every
 recipe (a published one by name, or FILE[:ARGUMENT]) and target it compiles the sharded training step and one
 evaluation window batch at the published global batch in bfloat16 and prints, per device: memory (arguments +
-temporary + program), floating-point operations and bytes as the compiler counts them, its estimate of the
-time, and the collectives. Compiling a published training step takes about ten minutes of one core.
+temporary + program), floating-point operations of products and convolutions, bytes moved from and to HBM with
+the share that is padding (hbm_traffic.py), the time that each of the two takes at least, and the collectives.
+Compiling a published training step takes about ten minutes of one core.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
-from benchmarks import workload  # noqa: E402
-from semivl_jax import command  # noqa: E402
+from benchmarks import hbm_traffic, workload  # noqa: E402
+from semivl_jax import command, flops  # noqa: E402
 from semivl_jax.train import sharding  # noqa: E402
 from semivl_jax.train.step import train_step  # noqa: E402
 
@@ -42,20 +43,21 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A TPU slice: what the compiler calls it, memory of a device in GiB, peak bfloat16 TFLOP/s."""
+    """A TPU slice: what the compiler calls it; memory of a chip in GiB, bfloat16 TFLOP/s, HBM GB/s."""
 
     topology: str
     options: dict[str, Any]
     memory: float
     peak: float
+    bandwidth: float
 
 
-# Memory and peak from the public system architecture pages of Cloud TPU (cloud.google.com/tpu/docs).
+# From the public system architecture pages of Cloud TPU (cloud.google.com/tpu/docs).
 TARGETS = {
-    "v4-8": Target("v4:2x2x1", {"chip_config_name": "megacore"}, 32, 275),
-    "v5e-8": Target("v5e:2x4", {}, 16, 197),
-    "v5e-32": Target("v5e:4x8", {}, 16, 197),
-    "v6e-8": Target("v6e:2x4", {}, 32, 918),
+    "v4-8": Target("v4:2x2x1", {"chip_config_name": "megacore"}, 32, 275, 1200),
+    "v5e-8": Target("v5e:2x4", {}, 16, 197, 819),
+    "v5e-32": Target("v5e:4x8", {}, 16, 197, 819),
+    "v6e-8": Target("v6e:2x4", {}, 32, 918, 1600),
 }
 
 _COLLECTIVES = re.compile(
@@ -120,14 +122,14 @@ def compile_one(
     shards = sharding.batch_shards(sharding.make_mesh(devices, **config.mesh))
     config.batch = max(config.batch, shards * config.accumulation)
     work = workload.build(config)
-    lowered = {"train": lower_train, "evaluate": lower_evaluate}[part](work, devices)
+    traced = {"train": trace_train, "evaluate": trace_evaluate}[part](work, devices)
     row = {
         "recipe": recipe, "target": target_name, "part": part, "devices": len(devices),
         "batch": config.batch, "changes": changes, "limit_gib": target.memory,
     }  # fmt: skip
     start = time.monotonic()
     try:
-        compiled = lowered.compile()
+        compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         needs = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))
         if needs is None:
@@ -137,10 +139,11 @@ def compile_one(
         folder = Path(dump)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{Path(recipe).stem}-{target_name}-{part}.txt").write_text(compiled.as_text())
-    return row | {"fits": True, "compile_s": time.monotonic() - start} | analysis(compiled, target)
+    row |= {"fits": True, "compile_s": time.monotonic() - start}
+    return row | analysis(compiled, target, flops.of_traced(traced) / len(devices))
 
 
-def lower_train(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Lowered:
+def trace_train(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Traced:
     """The training step, sharded as `run` shards it, the state donated."""
     config = work.config
     mesh = sharding.make_mesh(devices, **config.mesh)
@@ -148,10 +151,10 @@ def lower_train(work: workload.Workload, devices: list[jax.Device]) -> jax.stage
     constants, state, batch = work.abstract_arguments(mesh)
     step = sharding.jit_step(functools.partial(train_step, work.parts), mesh, state)
     with _for_tpu():
-        return step.lower(constants, state, batch)
+        return step.trace(constants, state, batch)
 
 
-def lower_evaluate(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Lowered:
+def trace_evaluate(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Traced:
     """The network of the evaluation on one batch of windows."""
     mesh = sharding.make_mesh(devices)
     place = functools.partial(_placed, sharding.replicated(mesh))
@@ -165,7 +168,7 @@ def lower_evaluate(work: workload.Workload, devices: list[jax.Device]) -> jax.st
         return work.parts.segmenter.apply(variables, images, text)
 
     with _for_tpu():
-        return jax.jit(network).lower(variables, text, images)
+        return jax.jit(network).trace(variables, text, images)
 
 
 @contextlib.contextmanager
@@ -182,8 +185,8 @@ def _placed(place: jax.sharding.Sharding, tree: Any) -> Any:
     return jax.tree.map(put, tree)
 
 
-def analysis(compiled: jax.stages.Compiled, target: Target) -> dict[str, Any]:
-    """What the compiler says about a program, per device."""
+def analysis(compiled: jax.stages.Compiled, target: Target, operations: float) -> dict[str, Any]:
+    """What the compiler says about a program, per device; the operations it counts in loops only once."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     text = compiled.as_text()
     arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes
@@ -193,21 +196,22 @@ def analysis(compiled: jax.stages.Compiled, target: Target) -> dict[str, Any]:
         "temporary_gib": memory.temp_size_in_bytes / GIB,
         "program_gib": memory.generated_code_size_in_bytes / GIB,
     }
-    flops, seconds = cost["flops"], cost.get("optimal_seconds", -1.0)
+    moved = hbm_traffic.of_program(text)
     return parts | {
         "needs_gib": sum(parts.values()),
-        "tflop": flops / 1e12,
+        "tflop": operations / 1e12,
         "gb_accessed": cost["bytes accessed"] / 1e9,
-        # Negative where the compiler has no estimate of some operation.
-        "estimated_ms": 1e3 * seconds if seconds > 0 else None,
-        "floor_ms": flops / target.peak / 1e9,
+        "hbm_gb": moved.stored / 1e9,
+        "padding": moved.padding,
+        "compute_ms": operations / target.peak / 1e9,
+        "memory_ms": moved.stored / target.bandwidth / 1e6,
         "collectives": dict(Counter(_COLLECTIVES.findall(text))),
     }
 
 
 HEADER = (
     f"{'recipe':<12}{'target':<8}{'part':<10}{'batch':>6}{'GiB/device':>12}{'limit':>7}{'temp.':>8}"
-    f"{'TFLOP':>8}{'GB':>8}{'est. ms':>9}{'peak ms':>9}  collectives"
+    f"{'TFLOP':>8}{'HBM GB':>8}{'padding':>9}{'compute':>9}{'memory':>9}  collectives"
 )
 
 
@@ -220,10 +224,9 @@ def format_row(row: dict[str, Any]) -> str:
     if not row["fits"]:
         return head + "  does not fit"
     collectives = ", ".join(f"{count} {name}" for name, count in row["collectives"].items())
-    estimate = "-" if row["estimated_ms"] is None else f"{row['estimated_ms']:.1f}"
     return head + (
-        f"{row['temporary_gib']:>8.2f}{row['tflop']:>8.2f}{row['gb_accessed']:>8.0f}"
-        f"{estimate:>9}{row['floor_ms']:>9.1f}  {collectives}"
+        f"{row['temporary_gib']:>8.2f}{row['tflop']:>8.2f}{row['hbm_gb']:>8.1f}{row['padding']:>9.0%}"
+        f"{row['compute_ms']:>6.1f} ms{row['memory_ms']:>6.1f} ms  {collectives}"
     )
 
 

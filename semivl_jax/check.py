@@ -13,7 +13,7 @@ import jax
 from clu import parameter_overview
 from jaxtyping import Array
 
-from semivl_jax import assembly
+from semivl_jax import assembly, flops
 from semivl_jax.experiment import Experiment, parameter_bytes
 from semivl_jax.train import sharding
 from semivl_jax.train import step as step_lib
@@ -30,8 +30,7 @@ def report(experiment: Experiment) -> str:
     config, state = experiment.config, experiment.abstract_state()
     batch, mesh = experiment.abstract_batch(), experiment.mesh
     step = functools.partial(step_lib.train_step, experiment.parts)
-    lowered = sharding.jit_step(step, mesh, state).lower(experiment.constants, state, batch)
-    flops = lowered.cost_analysis()["flops"]
+    traced = sharding.jit_step(step, mesh, state).trace(experiment.constants, state, batch)
     params = groups_lib.merge(state.trained, state.frozen)
     table = groups_lib.parameter_table(
         params,
@@ -65,7 +64,7 @@ def report(experiment: Experiment) -> str:
         _size("on each device, at most", per_device),
         "what is kept for the backward pass is an upper bound: XLA recomputes and fuses much of it",
         "",
-        f"{flops / 1e9:,.1f} GFLOP per step (counted by XLA before optimisation), "
+        f"{flops.of_traced(traced) / 1e9:,.1f} GFLOP per step in products and convolutions, "
         f"{length:,} steps of {images} images, "
         f"{len(experiment.clock.evaluation_steps | {length})} evaluations",
         f"learning rate {assembly.base_lr(config):g} (published: {config.optim.lr:g} at batch "

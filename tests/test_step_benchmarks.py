@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import model_flops, precision, tpu_compile, workload
+from benchmarks import hbm_traffic, model_flops, precision, tpu_compile, workload
 from semivl_jax.models import convolution, layers
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +94,36 @@ def test_precisions_are_compared_by_the_noise_of_the_seeds():
     assert runs["bfloat16"][1].fields == {"steps": 5, "dtype": "bfloat16", "seed": 1}
 
 
+def test_traffic_of_a_tpu_program():
+    text = """HloModule step
+
+body (p: (bf16[4,100])) -> (bf16[4,100]) {
+  %p = (bf16[4,100]{1,0:T(8,128)(2,1)}) parameter(0)
+  %x = bf16[4,100]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=0
+  %y = bf16[4,100]{1,0:T(8,128)(2,1)} negate(%x)
+  ROOT %t = (bf16[4,100]{1,0:T(8,128)(2,1)}) tuple(%y)
+}
+
+ENTRY main (a: f32[3,4,100]) -> f32[3,4,100] {
+  %a = f32[3,4,100]{0,2,1:T(8,128)} parameter(0)
+  %s = ((f32[3,4,100]{0,2,1:T(8,128)}), f32[3,2,100]{0,2,1:T(8,128)S(1)}, s32[]{:T(128)}) slice-start(%a)
+  %d = f32[3,2,100]{0,2,1:T(8,128)S(1)} slice-done(%s)
+  %f = f32[3,4,100]{0,2,1:T(8,128)S(1)} fusion(%a, /*index=1*/%d), kind=kLoop, calls=%other
+  %w = (bf16[4,100]{1,0:T(8,128)(2,1)}) while(%s), body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %o = f32[3,4,100]{0,2,1:T(8,128)} copy(%f)
+}
+"""
+    traffic = hbm_traffic.of_program(text)
+    whole, small = 3 * 4 * 100 * 4, 4 * 100 * 2
+    # The slice moves in, the fusion reads the whole, five rounds read and write, the copy writes the whole.
+    assert traffic.needed == whole / 2 + whole + 5 * 2 * small + whole
+    padded, small = 4 * 104 * 128 * 4, 8 * 128 * 2
+    assert traffic.stored == padded / 2 + padded + 5 * 2 * small + padded
+    assert traffic.padding == pytest.approx(1 - traffic.needed / traffic.stored)
+    with pytest.raises(ValueError, match="ENTRY"):
+        hbm_traffic.of_program("HloModule empty")
+
+
 @pytest.mark.slow
 def test_the_tpu_compiler_takes_the_whole_step():
     pytest.importorskip("libtpu")
@@ -101,3 +131,4 @@ def test_the_tpu_compiler_takes_the_whole_step():
     assert row["fits"] and row["devices"] == 8 and row["batch"] == 8
     assert 0 < row["temporary_gib"] < 1 and row["tflop"] > 0
     assert row["collectives"]["all-reduce"] > 0
+    assert 0 < row["padding"] < 1 and 0 < row["hbm_gb"] < row["gb_accessed"]

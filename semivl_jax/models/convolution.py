@@ -18,7 +18,6 @@ two, with half the operations and no large map between them.
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -28,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from semivl_jax.models.platforms import Derived, Form, by_platform
 
 CHUNK_BYTES = 2**24
 """Intermediate maps are made for so many images at a time, as fit the cache of a CPU."""
@@ -54,7 +55,7 @@ def convolve(
     form = _form(kernel, stride=stride, dilation=dilation, dtype=x.dtype)
     padding = (down * dilation, across * dilation)
     plain = functools.partial(_plain, stride=stride, dilation=dilation, padding=padding)
-    return plain(x, kernel) if form is None else _by_platform(plain, form, x, kernel)
+    return plain(x, kernel) if form is None else by_platform("cpu", form, Derived(plain), x, kernel)
 
 
 def upsampled(
@@ -68,7 +69,7 @@ def upsampled(
     """
     joined = _joined_kernel(up, kernel).astype(x.dtype)
     plain = functools.partial(_plain, stride=1, dilation=1, padding=(1, 1))
-    blocks = _by_platform(plain, _Thin(padding=1), x, joined)
+    blocks = by_platform("cpu", _Thin(padding=1), Derived(plain), x, joined)
     # Block i holds rows 2i-1 and 2i of the result, and columns likewise: half a block too much all around.
     b, rows, cols, _ = blocks.shape
     blocks = blocks.reshape(b, rows, cols, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
@@ -104,19 +105,7 @@ def _joined_kernel(up: Array, kernel: Array) -> Array:
     return joined.reshape(2, 2, up.shape[2], 4 * out)
 
 
-class _Form(abc.ABC):
-    """A convolution and its gradients."""
-
-    @abc.abstractmethod
-    def __call__(self, x: Array, kernel: Array) -> Array:
-        """Convolve."""
-
-    @abc.abstractmethod
-    def gradients(self, x: Array, kernel: Array, out: Array) -> Gradients:
-        """Those of x and the kernel, for the gradient `out` of the result."""
-
-
-def _form(kernel: Array, *, stride: int, dilation: int, dtype: DTypeLike) -> _Form | None:
+def _form(kernel: Array, *, stride: int, dilation: int, dtype: DTypeLike) -> Form | None:
     """The CPU's form, None where it is the plain operation, too."""
     if stride > 1:
         return None
@@ -140,27 +129,6 @@ def _plain(
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _by_platform(plain: Callable, form: _Form, x: Array, kernel: Array) -> Array:
-    return jax.lax.platform_dependent(x, kernel, cpu=form, default=plain)
-
-
-def _forward(
-    plain: Callable, form: _Form, x: Array, kernel: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    return _by_platform(plain, form, x, kernel), (x, kernel)
-
-
-def _backward(plain: Callable, form: _Form, saved: tuple[Array, Array], out: Array) -> Gradients:
-    def of_plain(x: Array, kernel: Array, out: Array) -> Gradients:
-        return jax.vjp(plain, x, kernel)[1](out)
-
-    return jax.lax.platform_dependent(*saved, out, cpu=form.gradients, default=of_plain)
-
-
-_by_platform.defvjp(_forward, _backward)
-
-
 def _product(a: Array, b: Array) -> Array:
     """aᵀ b over all pixels: maps of i and of o channels to (i, o)."""
     # As matrices: contracting three axes at once would make XLA transpose both maps first.
@@ -174,7 +142,7 @@ def _turned(kernel: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Thin(_Form):
+class _Thin(Form):
     """All taps beside each other as channels of one product; stride 1, the same padding on all sides."""
 
     padding: int
@@ -256,7 +224,7 @@ def _shifted(x: Array, down: int, across: int, height: int, width: int) -> Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Taps(_Form):
+class _Taps(Form):
     """A product per tap, over the pixels for which the tap lies inside the map."""
 
     dilation: int
@@ -304,7 +272,7 @@ _KERNEL_MATRIX = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Winograd(_Form):
+class _Winograd(Form):
     """3×3, stride 1, padding 1: 4×4 inputs become 2×2 results by 16 products of transformed maps."""
 
     def __call__(self, x: Array, kernel: Array) -> Array:

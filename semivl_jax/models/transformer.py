@@ -18,11 +18,16 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from semivl_jax.models.platforms import Recomputed, by_platform
+
 _LOG = logging.getLogger(__name__)
 
 Remat = Literal["none", "blocks", "dots"]
 """What the backward pass makes again: only the cheap maps inside of blocks, whole blocks from their inputs,
 or all of a block but products with weights."""
+
+HEAD_BY_HEAD_BYTES = 2**23
+"""Attention weights of an image, all heads in float32, from which on a TPU computes the heads in turn."""
 
 
 def rematerialized(module: type[nn.Module], remat: Remat) -> type[nn.Module]:
@@ -44,14 +49,25 @@ def attend(
 
     cuDNN's fused kernel does that by itself and never makes them whole. It takes half precision, heads of a
     multiple of 8 channels up to 128 and, without mask and bias as here, any number of tokens: 1025 need no
-    padding. Elsewhere XLA's products and softmax are used.
+    padding. Elsewhere XLA's products and softmax are used, on TPUs head by head where there are many tokens:
+    the weights of one head stay in the chip's fast memory, those of all went to HBM and back several times.
     """
     attention = functools.partial(jax.nn.dot_product_attention, is_causal=is_causal)
-    heads = query.shape[-1]
+    tokens, heads, channels = query.shape[1:]
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    if half and heads % 8 == 0 and heads <= 128 and _fused_attention_runs():
+    if half and channels % 8 == 0 and channels <= 128 and _fused_attention_runs():
         return attention(query, key, value, implementation="cudnn")
-    return jax.checkpoint(attention)(query, key, value)
+    if 4 * heads * tokens**2 < HEAD_BY_HEAD_BYTES:
+        return jax.checkpoint(attention)(query, key, value)
+    by_head = Recomputed(functools.partial(_head_by_head, attention))
+    return by_platform("tpu", by_head, Recomputed(attention), query, key, value)
+
+
+def _head_by_head(attention: Callable[..., Array], *args: Float[Array, "b t h d"]) -> Array:
+    """`attention` of all heads, one after another."""
+    heads = tuple(jnp.moveaxis(x, 2, 0)[:, :, :, None] for x in args)
+    mixed = jax.lax.map(jax.checkpoint(lambda head: attention(*head)), heads)
+    return jnp.moveaxis(mixed[:, :, :, 0], 0, 2)
 
 
 @functools.cache
