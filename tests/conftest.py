@@ -38,6 +38,7 @@ TRAIN = (
     "agreement",
     "losses",
     "noise",
+    "objective",
     "mask_losses",
     "pseudo",
     "teacher",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,28 +21,14 @@ from jaxtyping import Array, Bool, Float, Int32
 from semivl_jax.augment import views as views_lib
 from semivl_jax.models import guidance as guidance_lib
 from semivl_jax.models import normalization
-from semivl_jax.train import accumulation, losses, mask_losses, pseudo, sharding, teacher
+from semivl_jax.train import accumulation, objective, pseudo, sharding, teacher
 from semivl_jax.train import noise as noise_lib
 from semivl_jax.train.noise import Noise
-from semivl_jax.train.recipe import Parts, Recipe
+from semivl_jax.train.objective import Metrics, Targets
+from semivl_jax.train.recipe import Parts
 from semivl_jax.train.state import Constants, TrainState
 from semivl_jax.train.student import StudentLogits, student_forward
 from semivl_jax.types import Batch, Features, Key, PseudoLabels, PyTree, Views
-
-Metrics = dict[str, Array]
-
-
-@struct.dataclass
-class Targets:
-    """What the student must agree with; None where a part is switched off or not known yet.
-
-    Of a batch, or of all parts of one along a first axis (as `_Target`).
-    """
-
-    w: PseudoLabels | None = None
-    partner: PseudoLabels | None = None
-    guidance_w: Int32[Array, "*parts b h w"] | None = None
-    guidance_partner: Int32[Array, "*parts b h w"] | None = None
 
 
 def train_step(
@@ -109,12 +94,12 @@ def differentiate(
     """Targets, student predictions, loss and its gradient with respect to the trained leaves."""
     targets = make_targets(parts, constants, state, views)
 
-    def objective(trained: PyTree) -> tuple[Array, tuple[Metrics, PyTree, StudentLogits]]:
+    def loss_of(trained: PyTree) -> tuple[Array, tuple[Metrics, PyTree, StudentLogits]]:
         logits, stats = student_forward(parts, constants, state, trained, views, noise)
-        total, metrics = total_loss(parts.recipe, logits, targets, views, state.step)
+        total, metrics = objective.total_loss(parts.recipe, logits, targets, views, state.step)
         return total, (metrics, stats, logits)
 
-    gradient = jax.value_and_grad(objective, has_aux=True)
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
     (loss, (metrics, stats, logits)), grads = gradient(state.trained)
     # Whoever does not look at the logits does not pay for them.
     logits = logits.resized(views.y.shape[1:])
@@ -145,18 +130,18 @@ def accumulate(
         partner = jax.tree.map(lambda leaf: leaf[::-1], (views.unlabelled, targets.w))
         views = views.replace(partner=partner[0])
         targets = targets.replace(partner=partner[1], guidance_partner=guidance)
-    targets, by_view = _student_targets(recipe, None, targets, views)
-    whole = _whole_batch(recipe, views, by_view)
+    targets, by_view = objective.student_targets(recipe, None, targets, views)
+    whole = objective.whole_batch(recipe, views, by_view)
 
     def one_part(
-        sums: PyTree, part: tuple[Views, Noise, dict[str, _Target]]
+        sums: PyTree, part: tuple[Views, Noise, dict[str, objective.ViewTarget]]
     ) -> tuple[PyTree, None]:
-        def objective(trained: PyTree) -> tuple[Array, Metrics]:
+        def loss_of(trained: PyTree) -> tuple[Array, Metrics]:
             logits, _ = student_forward(parts, constants, state, trained, part[0], part[1])
-            terms = _terms(recipe, logits, part[0], part[2], whole=whole)
-            return _weighted_sum(recipe, terms, state.step), terms
+            terms = objective.terms_of(recipe, logits, part[0], part[2], whole=whole)
+            return objective.weighted_sum(recipe, terms, state.step), terms
 
-        (loss, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.trained)
+        (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
         return jax.tree.map(jnp.add, sums, (loss, terms, sharding.apart(grads))), None
 
     pieces = (
@@ -168,7 +153,7 @@ def accumulate(
     nothing = sharding.apart(jax.tree.map(jnp.zeros_like, state.trained))
     start = (zero, dict.fromkeys(whole, zero), nothing)
     (loss, terms, grads), _ = jax.lax.scan(one_part, start, pieces)
-    metrics = {"loss": loss, **terms, **_shares(recipe, targets, views, state.step)}
+    metrics = {"loss": loss, **terms, **objective.shares(recipe, targets, views, state.step)}
     return Outcome(loss, grads, state.batch_stats, metrics, targets, None)
 
 
@@ -227,188 +212,11 @@ def make_targets(parts: Parts, constants: Constants, state: TrainState, views: V
     return jax.lax.stop_gradient(Targets(label_w, partner, guidance_w, guidance_partner))
 
 
-def total_loss(
-    recipe: Recipe, logits: StudentLogits, targets: Targets, views: Views, step: Int32[Array, ""]
-) -> tuple[Float[Array, ""], Metrics]:
-    """The optimised sum and its parts by name (METHOD 4.6 and 4.7)."""
-    targets, by_view = _student_targets(recipe, logits, targets, views)
-    terms = _terms(recipe, logits, views, by_view, whole={})
-    total = _weighted_sum(recipe, terms, step)
-    return total, {"loss": total, **terms, **_shares(recipe, targets, views, step)}
-
-
-def _terms(
-    recipe: Recipe,
-    logits: StudentLogits,
-    views: Views,
-    by_view: Mapping[str, _Target],
-    *,
-    whole: Mapping[str, Mapping[str, Array]],
-) -> Metrics:
-    """The criteria by name; `whole` has their further arguments where the images are a part of a batch."""
-    terms = {"loss_x": _supervised_loss(recipe, logits.x, views, **whole.get("loss_x", {}))}
-    for name, target in by_view.items():
-        terms |= _view_losses(recipe, name, getattr(logits, name), target, whole)
-    return terms
-
-
-def _whole_batch(
-    recipe: Recipe, views: Views, by_view: Mapping[str, _Target]
-) -> dict[str, dict[str, Array]]:
-    """What the criteria of parts must know of the batch, by name; without OHEM no prediction is needed."""
-    masks = recipe.criterion == "focal_dice"
-    known = {
-        "loss_x": {"masks": mask_losses.shown_classes(views.y)}
-        if masks
-        else {"count": losses.labelled_pixels(views.y)}
-    }
-    for name, target in by_view.items():
-        pseudo_labels = target.pseudo
-        if masks:
-            known[f"loss_{name}"] = {
-                "masks": mask_losses.shown_classes(pseudo_labels.label),
-                "scale": _confident_share(recipe, pseudo_labels, target.ignore),
-            }
-        else:
-            known[f"loss_{name}"] = {
-                "count": losses.valid_pixels(target.ignore),
-                "confidence_sum": losses.confidence_sums(pseudo_labels.confidence, target.ignore),
-            }
-        if recipe.guidance:
-            count = losses.guidance_pixels(
-                target.guidance, target.ignore, reduction=recipe.guidance_reduction
-            )
-            known[f"guidance_{name}"] = {"count": count}
-    return known
-
-
-def _weighted_sum(
-    recipe: Recipe, terms: Mapping[str, Array], step: Int32[Array, ""]
-) -> Float[Array, ""]:
-    if not recipe.semi_supervised:
-        return terms["loss_x"]
-    total = (terms["loss_x"] + _weighted(recipe, terms, "loss_")) / 2.0
-    if recipe.guidance:
-        total += _guidance_weight(recipe, step) * _weighted(recipe, terms, "guidance_")
-    return total
-
-
-def _guidance_weight(recipe: Recipe, step: Int32[Array, ""]) -> Float[Array, ""]:
-    progress = step.astype(jnp.float32) / recipe.total_steps
-    return recipe.guidance_start + (recipe.guidance_end - recipe.guidance_start) * progress
-
-
-def _shares(recipe: Recipe, targets: Targets, views: Views, step: Int32[Array, ""]) -> Metrics:
-    """Metrics of the targets alone."""
-    if not recipe.semi_supervised:
-        return {}
-    shares = {"confident": _confident_share(recipe, targets.w, views.unlabelled.ignore)}
-    if recipe.guidance:
-        shares["guidance_weight"] = _guidance_weight(recipe, step)
-        shares["guidance_share"] = _labelled_share(targets, views)
-    return shares
-
-
-def _supervised_loss(
-    recipe: Recipe, logits: Array, views: Views, **whole: Array
-) -> Float[Array, ""]:
-    if recipe.criterion == "ohem":
-        return losses.ohem(
-            logits, views.y, threshold=recipe.ohem_threshold, min_kept=recipe.ohem_min_kept
-        )
-    if recipe.criterion == "focal_dice":
-        return mask_losses.mask_loss(logits, views.y, **whole).total
-    return losses.supervised(logits, views.y, **whole)
-
-
-def _view_losses(
-    recipe: Recipe,
-    name: str,
-    logits: Array,
-    target: _Target,
-    whole: Mapping[str, Mapping[str, Array]],
-) -> Metrics:
-    """Loss with the pseudo-labels of a view and, where there is guidance, with its labels."""
-    by_pseudo, by_guidance = f"loss_{name}", f"guidance_{name}"
-    labels = [target.guidance] if recipe.guidance else []
-    further = whole.get(by_pseudo, {})
-    if recipe.criterion == "focal_dice":
-        further = further or {"scale": _confident_share(recipe, target.pseudo, target.ignore)}
-        consistency = mask_losses.mask_loss(logits, target.pseudo.label, **further).total
-        maps = losses.cross_entropies(logits, *labels) if labels else []
-    else:
-        first, *maps = losses.cross_entropies(logits, target.pseudo.label, *labels)
-        consistency = losses.consistency(
-            first, target.pseudo.confidence, target.ignore,
-            mode=recipe.confidence_mode, threshold=recipe.confidence_threshold, **further,
-        )  # fmt: skip
-    terms = {by_pseudo: consistency}
-    if maps:
-        terms[by_guidance] = losses.guidance(
-            maps[0], target.guidance, target.ignore,
-            reduction=recipe.guidance_reduction, **whole.get(by_guidance, {}),
-        )  # fmt: skip
-    return terms
-
-
-def _confident_share(
-    recipe: Recipe, labels: PseudoLabels, ignore: Bool[Array, "b h w"]
-) -> Float[Array, ""]:
-    return losses.confident_share(labels.confidence, ignore, threshold=recipe.confidence_threshold)
-
-
 def _learning_rates(parts: Parts, step: Int32[Array, ""]) -> Metrics:
     if parts.schedule is None:
         return {}
     rate = parts.schedule(step)
     return {f"lr_{group.name}": rate * group.lr for group in parts.groups if not group.frozen}
-
-
-def _weighted(recipe: Recipe, parts: Mapping[str, Array], prefix: str) -> Float[Array, ""]:
-    return sum(weight * parts[prefix + name] for name, weight in recipe.view_weights.items())
-
-
-def _labelled_share(targets: Targets, views: Views) -> Float[Array, ""]:
-    valid = ~views.unlabelled.ignore
-    labelled = (targets.guidance_w != 255) & valid
-    return labelled.sum() / jnp.maximum(valid.sum(), 1)
-
-
-@struct.dataclass
-class _Target:
-    """What one view must agree with; `guidance` is None without the frozen CLIP."""
-
-    pseudo: PseudoLabels
-    ignore: Bool[Array, "*parts b h w"]
-    guidance: Int32[Array, "*parts b h w"] | None
-
-
-def _student_targets(
-    recipe: Recipe, logits: StudentLogits | None, targets: Targets, views: Views
-) -> tuple[Targets, dict[str, _Target]]:
-    """Targets with all labels known, and those by view: mixed by CutMix for s1 and s2, plain for fp.
-
-    Logits are only read where the student teaches itself and its label of w is not known yet.
-    """
-    if not recipe.semi_supervised:
-        return targets, {}
-    w = targets.w
-    if w is None:
-        w = pseudo.pseudo_labels(logits.w, size=views.y.shape[1:])
-    partner = targets.partner
-    if partner is None:
-        partner = jax.tree.map(lambda leaf: leaf[::-1], w)
-    ignore = views.unlabelled.ignore
-    ignore_partner = ignore[::-1] if views.partner is None else views.partner.ignore
-    here = _Target(w, ignore, targets.guidance_w)
-    there = _Target(partner, ignore_partner, targets.guidance_partner)
-
-    def mixed(box: Array) -> _Target:
-        return jax.tree.map(lambda one, other: pseudo.mix(box, one, other), here, there)
-
-    boxes = {"s1": views.box1, "s2": views.box2}
-    by_view = {name: mixed(boxes[name]) if name in boxes else here for name in recipe.view_weights}
-    return targets.replace(w=w), by_view
 
 
 def _encode(parts: Parts, tree: PyTree, image: Array) -> Features:

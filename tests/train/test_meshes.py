@@ -22,7 +22,7 @@ from semivl_jax import experiment
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.models import partition
 from semivl_jax.models.vlg_decoder import VLGDecoder
-from semivl_jax.train import accumulation, sharding
+from semivl_jax.train import accumulation, objective, sharding
 from semivl_jax.train import step as step_lib
 from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Recipe
@@ -245,7 +245,7 @@ def test_losses_of_parts_add_up_to_the_loss_of_the_batch(fields):
         return jnp.asarray(rng.random((BATCH, side, side)), jnp.float32)
 
     ignore = (share() < rng.random((BATCH, 1, 1))).at[0].set(True)
-    target = step_lib._Target(PseudoLabels(label(0.0), share()), ignore, label(0.5))
+    target = objective.ViewTarget(PseudoLabels(label(0.0), share()), ignore, label(0.5))
     names = recipe.view_weights if recipe.semi_supervised else {}
     by_view = dict.fromkeys(names, target)
     views = Views(x=jnp.zeros((BATCH, side, side, 3)), y=label(rng.random((BATCH, 1, 1))))
@@ -253,12 +253,12 @@ def test_losses_of_parts_add_up_to_the_loss_of_the_batch(fields):
     logits = {name: jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for name in ("x", *names)}
 
     def total(logits, views, by_view, whole):
-        terms = step_lib._terms(recipe, StudentLogits(**logits), views, by_view, whole=whole)
-        return step_lib._weighted_sum(recipe, terms, jnp.int32(3))
+        terms = objective.terms_of(recipe, StudentLogits(**logits), views, by_view, whole=whole)
+        return objective.weighted_sum(recipe, terms, jnp.int32(3))
 
     gradient = jax.value_and_grad(total)
     expected = gradient(logits, views, by_view, {})
-    whole = step_lib._whole_batch(recipe, views, by_view)
+    whole = objective.whole_batch(recipe, views, by_view)
     pieces = accumulation.split((logits, views, by_view), parts)
     one_by_one = [
         gradient(*jax.tree.map(lambda leaf, part=part: leaf[part], pieces), whole)
