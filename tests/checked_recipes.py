@@ -1,0 +1,25 @@
+"""`--mode=check` of many configurations in one process, free of the tests' own settings.
+
+    python -m tests.checked_recipes voc:92 ade:1_128,recipe=paper
+
+Prints a JSON object: configuration → its report.
+"""
+
+import importlib
+import json
+import sys
+
+from semivl_jax import check, run
+
+
+def config_of(spec):
+    """The configuration of `NAME` or `NAME:ARGUMENT`, NAME a file of configs/."""
+    file, _, argument = spec.partition(":")
+    config = importlib.import_module(f"configs.{file}").get_config(argument)
+    config.compilation_cache = ""
+    return config
+
+
+if __name__ == "__main__":
+    reports = {spec: check.report(run.outlined(config_of(spec))) for spec in sys.argv[1:]}
+    print(json.dumps(reports))
