@@ -103,6 +103,7 @@ def test_every_argument_describes_a_published_training():
         assert experiment.training_length(config, images)[0] > 5000
 
 
+@pytest.mark.slow
 def test_every_step_can_be_checked():
     """As a user checks it: in a process of its own, without the shape checks of the tests."""
     specs = cover(specs[0] for specs in GROUPS.values())
