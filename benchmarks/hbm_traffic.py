@@ -69,9 +69,7 @@ def _of_computation(computations: dict[str, list[str]], name: str) -> Traffic:
             body = re.search(r"body=%?([\w.-]+)", rest)[1]
             rounds = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
             total += _of_computation(computations, body).times(int(rounds[1]) if rounds else 1)
-        elif (
-            operation == "slice-start"
-        ):  # (whole), slice, …: one of the two in HBM, the slice moves
+        elif operation == "slice-start":  # (whole), slice, …: the slice moves
             moved = min(arrays, key=lambda each: each.in_hbm.stored or math.inf)
             total += moved.in_hbm
         elif operation == "copy-start":  # destination, source, …

@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 from jaxtyping import Array
 
-Platform = Literal["cpu", "tpu", "cuda", "rocm"]
+Platform = Literal["cpu", "tpu"]
 
 
 class Form(abc.ABC):
@@ -55,20 +55,19 @@ class Recomputed(Derived):
         return super().gradients(*jax.lax.optimization_barrier(args))
 
 
-def by_platform(platform: Platform, special: Form, default: Form, *args: Array) -> Array:
-    """`special` on machines of this platform, `default` on all others."""
-    return _chosen(platform, special, default, *args)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chosen(platform: Platform, special: Form, default: Form, *args: Array) -> Array:
+def by_platform(platform: Platform, special: Form, default: Form, *args: Array) -> Array:
+    """`special` of the arrays on machines of this platform, `default` on all others.
+
+    Both must give the same shape and dtype, and the same values up to rounding.
+    """
     return jax.lax.platform_dependent(*args, **{platform: special}, default=default)
 
 
 def _forward(
     platform: Platform, special: Form, default: Form, *args: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-    return _chosen(platform, special, default, *args), args
+    return by_platform(platform, special, default, *args), args
 
 
 def _backward(
@@ -78,4 +77,4 @@ def _backward(
     return jax.lax.platform_dependent(*saved, out, **gradients, default=default.gradients)
 
 
-_chosen.defvjp(_forward, _backward)
+by_platform.defvjp(_forward, _backward)

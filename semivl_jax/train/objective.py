@@ -120,11 +120,11 @@ def shares(recipe: Recipe, targets: Targets, views: Views, step: Int32[Array, ""
     """Metrics of the targets alone."""
     if not recipe.semi_supervised:
         return {}
-    shares = {"confident": _confident_share(recipe, targets.w, views.unlabelled.ignore)}
+    found = {"confident": _confident_share(recipe, targets.w, views.unlabelled.ignore)}
     if recipe.guidance:
-        shares["guidance_weight"] = _guidance_weight(recipe, step)
-        shares["guidance_share"] = _labelled_share(targets, views)
-    return shares
+        found["guidance_weight"] = _guidance_weight(recipe, step)
+        found["guidance_share"] = _labelled_share(targets, views)
+    return found
 
 
 def _supervised_loss(
