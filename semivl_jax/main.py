@@ -121,6 +121,7 @@ def main(argv: Sequence[str]) -> int:
 
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
     host_memory.give_back_after_compiling()
+    host_memory.collect_rarely()
     modes = {
         "train": run.train, "evaluate": run.evaluate, "check": run.check
     }  # fmt: skip

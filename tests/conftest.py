@@ -1,20 +1,21 @@
 """Every test runs on eight simulated CPU devices, in full float32, with rank promotion an error.
 
-Shapes written in annotations are checked while the tests run (and only then).
+Shapes written in annotations are checked while the tests run (and only then). Programs are compiled quickly
+rather than well (tests/command.py).
 """
 
 import os
 
+from tests.command import compiled_quickly
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ |= compiled_quickly(devices=8)
 
 import jax
-import pytest
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401 - the hook below finds it by name
+from semivl_jax import host_memory
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -53,17 +54,10 @@ install_import_hook(
     [f"semivl_jax.{room}" for room in ROOMS] + [f"semivl_jax.train.{name}" for name in TRAIN],
     "tests.typechecker.check",
 )
+host_memory.collect_rarely()
 
 
 def pytest_collection_modifyitems(items):
     """Files with slow tests come first: workers take whole files and should end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-
-
-@pytest.fixture(scope="module")
-def quick_compiler():
-    """For networks that run a few times each: compiling them well is what would take long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

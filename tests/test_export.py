@@ -15,7 +15,6 @@ from semivl_jax.predictor import Segmenter
 from tests import served
 from tests.test_predictor import photo
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 EXAMPLE = Path(__file__).parent.parent / "examples" / "run_exported.py"
 
 

@@ -1,8 +1,10 @@
-"""The command that runs again with huge pages, and the memory that comes back after compiling."""
+"""The command that runs again with huge pages, memory that comes back after compiling, garbage."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import jax
 import pytest
@@ -56,3 +58,17 @@ def test_only_long_compilations_count(monkeypatch):
     assert not calls
     jax.monitoring.record_event_duration_secs(event, 2.0)
     assert calls == [1]
+
+
+def test_garbage_is_still_collected():
+    class Node:
+        pass
+
+    def make_cycle():
+        node = Node()
+        node.self = node
+        return weakref.ref(node)
+
+    host_memory.collect_rarely()
+    made = [make_cycle() for _ in range(10 * gc.get_threshold()[0])]
+    assert sum(node() is not None for node in made) < len(made) / 2

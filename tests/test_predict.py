@@ -13,8 +13,6 @@ from semivl_jax import outputs, predict
 from tests import served
 from tests.test_predictor import photo
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

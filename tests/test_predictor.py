@@ -19,8 +19,6 @@ from semivl_jax.weights.semivl import import_backbone
 from tests import golden_models, served
 from tests.golden_files import Golden, nhwc
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from semivl_jax import sweep
+from tests.command import compiled_quickly
 from tests.photos import make_folder
 
 SCRIPT = """
@@ -90,7 +91,8 @@ def test_wrong_commands_are_one_sentence(capsys):
 
 
 def test_a_real_training_is_run_once_and_counted(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device, not the eight of the tests
+    for name, value in compiled_quickly(devices=1).items():
+        monkeypatch.setenv(name, value)
     photos, log = make_folder(tmp_path / "photos"), tmp_path / "1_2-seed3" / "log.txt"
     command = [f"configs/tiny.py:{photos}", "--splits=1_2", "--seeds=3", f"--out={tmp_path}"]
     fields = {"steps": 2, "data.directory": tmp_path / "data", "compilation_cache": ""}

@@ -99,7 +99,6 @@ def test_border_windows_too_small_for_the_network_get_a_margin():
 
 @pytest.mark.golden
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
 def test_published_scores_and_labels():
     """`out/<key>/final` and `pred` from golden weights, for images that are scored at their own size."""
     golden = Golden("eval_modes")

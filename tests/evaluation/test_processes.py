@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from semivl_jax.evaluation.evaluator import Evaluator
+from tests.command import compiled_quickly
 from tests.evaluation import toy
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ def test_two_processes_sum_their_counts(weights, tmp_path):
         address = f"localhost:{free.getsockname()[1]}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        **compiled_quickly(devices=2),
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "tests.evaluation.process_worker", address]

@@ -126,7 +126,6 @@ def test_without_patch_padding_windows_keep_their_size():
 
 @pytest.mark.golden
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiler")
 def test_published_score_maps_and_predictions():
     golden = Golden("eval_modes")
     modes = {(item["mode"], item["stride"]): [] for item in golden.meta["items"]}

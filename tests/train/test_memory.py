@@ -16,13 +16,6 @@ from tests.train.test_step import batch_of, build
 REMAT = {"model__remat": "blocks", "vlg_decoder__remat": "blocks"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def outcome(built):
     """Loss and gradients of the first step."""
     state = built.init_state()

@@ -50,13 +50,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quick_compiler():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def build(devices, **fields):
     """Dots in the names of fields are written as two underscores."""
     config = tiny.get_config()
@@ -108,7 +101,6 @@ def train(devices, steps=STEPS, **fields):
 
 @pytest.fixture(scope="module")
 def alone():
-    jax.config.update("jax_disable_most_optimizations", True)
     return train(1)
 
 

@@ -66,12 +66,9 @@ def shapes(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def small_and_quick(monkeypatch):
+def small(monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("method", METHODS)
