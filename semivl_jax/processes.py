@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 Choice = Literal["auto", "on", "off"]
 Result = TypeVar("Result")
@@ -161,6 +162,16 @@ def main_first(make: Callable[[], Result]) -> Result:
     if failed:
         raise ValueError("process 0 could not go on; its own message says why")
     return result if is_main() else make()
+
+
+def meet(place: str, *, timeout: int = 3600) -> None:
+    """Waits until all processes are here; `place` is a name that no other meeting has.
+
+    Without the devices: these give up after half a minute if one of them starts to exchange something and
+    another does not, and compiling a program may take one process longer than that.
+    """
+    if several():
+        multihost.get_barrier_sync_fn()(key=place, timeout_ms=1000 * timeout)
 
 
 def leave(code: int) -> None:

@@ -67,6 +67,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 batch = experiment.abstract_batch()
                 step, cost = compilation.ahead(step, experiment.constants, state, batch)
                 processes.say(f"training step: {cost}")
+                processes.meet("training step compiled")
             profiled = profiling.traced(
                 functools.partial(step, experiment.constants),
                 config.profile if processes.is_main() else "",

@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -209,6 +210,35 @@ def test_a_process_that_stays_alone_says_so(tmp_path):
     assert (
         "error: --coordinator_address = localhost:1: nobody listened there for 1 s" in done.stdout
     )
+
+
+# The second process does something else for a while before it comes to the meeting.
+MEETING = """
+import pathlib, sys, time
+from semivl_jax import processes
+address, index, done = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
+processes.start(coordinator_address=address, num_processes=2, process_id=index)
+if index == 1:
+    time.sleep(2)
+    done.touch()
+processes.meet("both")
+print("done before:", done.exists())
+"""
+
+
+def test_processes_meet(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING, address, str(index), str(tmp_path / "done")],
+            cwd=ROOT, env=environment(tmp_path), text=True, stdout=subprocess.PIPE,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    for output in finish(started):
+        assert output.splitlines()[-1] == "done before: True"
 
 
 @pytest.mark.parametrize(
