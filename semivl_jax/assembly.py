@@ -8,6 +8,7 @@ that are not there. `experiment` adds data, clock and mesh.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -122,8 +123,9 @@ def abstract_batch(config: ConfigDict) -> Batch:
     )
 
 
+@functools.partial(jax.jit, static_argnames=("segmenter", "seed"))
 def init_variables(segmenter: Segmenter, text: ClassText | None, seed: int) -> PyTree:
-    """{"params", "batch_stats"} of a segmenter that was never trained."""
+    """{"params", "batch_stats"} of a segmenter that was never trained; traced once for equal ones."""
     image = jnp.zeros((1, segmenter.crop, segmenter.crop, 3))
     # "rbg" compiles to far less code than the default generator, once per leaf.
     variables = segmenter.init(jax.random.key(seed, impl="rbg"), image, text)

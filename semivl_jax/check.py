@@ -113,4 +113,6 @@ def _residual_bytes(experiment: Experiment, state: PyTree, batch: Batch) -> int:
 
         return jax.vjp(forward, state.trained)[1]
 
+    # On the step's mesh, so that what was traced for the step is found again.
+    residuals = sharding.on_mesh(residuals, experiment.mesh)
     return parameter_bytes(jax.eval_shape(residuals, experiment.constants, state, batch))

@@ -9,7 +9,7 @@ import importlib
 import json
 import sys
 
-from semivl_jax import check, run
+from semivl_jax import check, host_memory, run
 
 
 def config_of(spec):
@@ -21,5 +21,6 @@ def config_of(spec):
 
 
 if __name__ == "__main__":
+    host_memory.collect_rarely()
     reports = {spec: check.report(run.outlined(config_of(spec))) for spec in sys.argv[1:]}
     print(json.dumps(reports))

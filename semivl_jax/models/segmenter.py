@@ -9,6 +9,8 @@ serves several decodings: clean and perturbed features, many sets of class names
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from semivl_jax.models.normalization import renormalize
 from semivl_jax.models.resize import bilinear
-from semivl_jax.types import ClassText, Features, Key
+from semivl_jax.types import ClassText, Features, Key, PyTree
 
 
 class Segmenter(nn.Module):
@@ -79,6 +81,30 @@ class Segmenter(nn.Module):
         features = self.encode(image, train=train)
         logits = self.decode(features, text, size=None if self.via_square else size, train=train)
         return bilinear(logits, size, align_corners=self.align_corners)
+
+
+@functools.partial(jax.jit, static_argnames=("segmenter", "method"))
+def applied(segmenter: Segmenter, variables: PyTree, *arguments: PyTree, method: str) -> PyTree:
+    """What a method of the segmenter makes of its arguments, batch statistics not used.
+
+    This and the next function are traced once for all callers with equal segmenters and shapes.
+    """
+    return segmenter.apply(variables, *arguments, method=method)
+
+
+@functools.partial(jax.jit, static_argnames=("segmenter", "method"))
+def applied_in_training(
+    segmenter: Segmenter, variables: PyTree, *arguments: PyTree, method: str, dropout: Key | None
+) -> tuple[PyTree, PyTree]:
+    """The same in training, and the running statistics of the parts that changed theirs.
+
+    Without the key `dropout` nothing is dropped.
+    """
+    rngs = {} if dropout is None else {"dropout": dropout}
+    output, changed = segmenter.apply(
+        variables, *arguments, train=True, method=method, mutable=["batch_stats"], rngs=rngs
+    )
+    return output, changed.get("batch_stats", {})
 
 
 def channel_masks(

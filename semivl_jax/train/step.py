@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from semivl_jax.augment import views as views_lib
 from semivl_jax.models import guidance as guidance_lib
 from semivl_jax.models import normalization
+from semivl_jax.models import segmenter as segmenter_lib
 from semivl_jax.train import accumulation, objective, pseudo, sharding, teacher
 from semivl_jax.train import noise as noise_lib
 from semivl_jax.train.noise import Noise
@@ -220,7 +221,7 @@ def _learning_rates(parts: Parts, step: Int32[Array, ""]) -> Metrics:
 
 
 def _encode(parts: Parts, tree: PyTree, image: Array) -> Features:
-    return parts.segmenter.apply(tree, image, method="encode")
+    return segmenter_lib.applied(parts.segmenter, tree, image, method="encode")
 
 
 def pseudo_label(
@@ -228,7 +229,9 @@ def pseudo_label(
 ) -> PseudoLabels:
     """Labels and confidence that these variables give an image, batch statistics not used."""
     features = _encode(parts, tree, image)
-    logits = parts.segmenter.apply(tree, features, constants.text, method="decode_grid")
+    logits = segmenter_lib.applied(
+        parts.segmenter, tree, features, constants.text, method="decode_grid"
+    )
     return pseudo.pseudo_labels(logits, size=image.shape[1:3])
 
 

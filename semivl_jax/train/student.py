@@ -6,6 +6,7 @@ Source: METHOD 4.4 and traps 5, 6 and 7.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -56,20 +57,26 @@ def student_forward(
 
     The published order is x and w (with what is perturbed of them), then s1 and s2, each with its own
     batch statistics and dropout (METHOD traps 6 and 7). Where neither tells the two passes apart,
-    everything is one batch.
+    everything is one batch; a decoder without either takes both passes of its encoder at once.
     """
     recipe, stats = parts.recipe, state.batch_stats
     run = _Runner(parts, constants, variables(trained, state.frozen, stats), noise)
-    if not recipe.semi_supervised:
-        return StudentLogits(**run({"x": views.x})), run.batch_stats
-    first = {"x": views.x}
-    if recipe.student_sees_weak:
-        first["w"] = views.unlabelled.w
-    strong = _strong_images(views, count=recipe.strong_views)
-    if stats or recipe.dropout_passes == "first":
-        logits = {**run(first), **run(strong)}
+    passes = [{"x": views.x}]
+    if recipe.semi_supervised:
+        if recipe.student_sees_weak:
+            passes[0]["w"] = views.unlabelled.w
+        strong = _strong_images(views, count=recipe.strong_views)
+        if stats or recipe.dropout_passes == "first":
+            passes.append(strong)
+        else:
+            passes[0] |= strong
+    if recipe.dropout_passes == "none" and not stats.get("decoder"):
+        logits = run.decode(_joined([run.encode(images) for images in passes]))
     else:
-        logits = run({**first, **strong})
+        logits = {}
+        for images in passes:
+            logits |= run.decode(run.encode(images))
+    logits.pop("x_fp", None)
     return StudentLogits(**logits), run.batch_stats
 
 
@@ -83,30 +90,42 @@ def _strong_images(views: Views, *, count: int) -> dict[str, Array]:
     return mixed
 
 
-class _Runner:
-    """The student in training mode: encodes and decodes groups of images, updating statistics.
-
-    Images of a group are interleaved (x0, w0, x1, w1, …): a batch that is sharded over devices then
-    stays where it is.
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """Features of some views, interleaved (x0, w0, x1, w1, …): a batch that is sharded over devices then
+    stays where it is. `dropout` is the key of the pass.
     """
+
+    views: list[str]
+    features: Features
+    dropout: Key | None
+
+
+class _Runner:
+    """The student in training mode: encodes and decodes groups of images, updating statistics."""
 
     def __init__(self, parts: Parts, constants: Constants, tree: PyTree, noise: Noise) -> None:
         self._parts, self._text, self._noise = parts, constants.text, noise
         self._params, self.batch_stats = tree["params"], tree["batch_stats"]
         self._dropout = noise.dropout
 
-    def __call__(self, images: dict[str, Array]) -> dict[str, Array]:
-        """Logits by name of the view; one pass, with its own dropout."""
+    def encode(self, images: dict[str, Array]) -> _Encoded:
+        """One pass over the images, with its own dropout, and the perturbed copies of its features."""
         names, dropout = list(images), self._next_dropout()
         features = self._apply(_interleave(list(images.values())), method="encode", dropout=dropout)
         if self._noise.factors is not None and "s1" in names:
             features = self._scaled(features, names)
         if self._noise.masks is not None and "w" in names:
             features, names = self._with_perturbed(features, names)
-        logits = self._apply(features, self._text, method="decode_grid", dropout=dropout)
-        by_name = {name: logits[index :: len(names)] for index, name in enumerate(names)}
-        by_name.pop("x_fp", None)
-        return by_name
+        return _Encoded(names, features, dropout)
+
+    def decode(self, encoded: _Encoded) -> dict[str, Array]:
+        """Logits by name of the view."""
+        logits = self._apply(
+            encoded.features, self._text, method="decode_grid", dropout=encoded.dropout
+        )
+        count = len(encoded.views)
+        return {name: logits[index::count] for index, name in enumerate(encoded.views)}
 
     def _scaled(self, features: Features, names: list[str]) -> Features:
         """Complementary channel dropout of the strong views."""
@@ -145,14 +164,27 @@ class _Runner:
 
     def _apply(self, *arguments: object, method: str, dropout: Key | None) -> PyTree:
         tree = {"params": self._params, "batch_stats": self.batch_stats}
-        rngs = {} if dropout is None else {"dropout": dropout}
-        output, changed = self._parts.segmenter.apply(
-            tree, *arguments, train=True, method=method, mutable=["batch_stats"], rngs=rngs
+        output, changed = segmenter_lib.applied_in_training(
+            self._parts.segmenter, tree, *arguments, method=method, dropout=dropout
         )
-        # Modules without running statistics return an empty collection.
-        if changed.get("batch_stats"):
-            self.batch_stats = {**self.batch_stats, **changed["batch_stats"]}
+        self.batch_stats = {**self.batch_stats, **changed}
         return output
+
+
+def _joined(passes: list[_Encoded]) -> _Encoded:
+    """All passes as one; for decoders that drop nothing and treat every image by itself."""
+    names = [encoded.views for encoded in passes]
+
+    def join(*leaves: Array) -> Array:
+        grouped = [
+            leaf.reshape(-1, len(views), *leaf.shape[1:])
+            for views, leaf in zip(names, leaves, strict=True)
+        ]
+        whole = jnp.concatenate(grouped, axis=1)
+        return whole.reshape(-1, *whole.shape[2:])
+
+    features = jax.tree.map(join, *(encoded.features for encoded in passes))
+    return _Encoded([view for views in names for view in views], features, None)
 
 
 def _interleave(images: Sequence[Array]) -> Array:
