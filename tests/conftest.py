@@ -9,7 +9,7 @@ import os
 from tests.command import compiled_quickly
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ |= compiled_quickly(devices=8)
+os.environ |= compiled_quickly(devices=8, flags=os.environ.get("XLA_FLAGS", ""))
 
 import jax
 from jaxtyping import install_import_hook
