@@ -62,9 +62,9 @@ def give_back_after_compiling() -> None:
 
 
 def collect_rarely() -> None:
-    """Lets Python look for garbage a tenth as often, and not among what is there already.
+    """Lets Python look for garbage far less often, and never among what is there already.
 
-    Tracing makes millions of objects that stay, so that a fifth of its time went into looking through them.
+    Tracing makes millions of objects that stay, so that a sixth of its time went into looking through them.
     """
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)

@@ -164,14 +164,14 @@ def main_first(make: Callable[[], Result]) -> Result:
     return result if is_main() else make()
 
 
-def meet(place: str, *, timeout: int = 3600) -> None:
-    """Waits until all processes are here; `place` is a name that no other meeting has.
+def meet(place: str) -> None:
+    """Waits until all processes are here, an hour at most; `place` is a name that no other meeting has.
 
     Without the devices: these give up after half a minute if one of them starts to exchange something and
     another does not, and compiling a program may take one process longer than that.
     """
     if several():
-        multihost.get_barrier_sync_fn()(key=place, timeout_ms=1000 * timeout)
+        multihost.get_barrier_sync_fn()(key=place, timeout_ms=3_600_000)
 
 
 def leave(code: int) -> None:

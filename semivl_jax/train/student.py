@@ -151,7 +151,8 @@ class _Runner:
             clean = jax.tree.map(lambda leaf, first=first: leaf[first::count], features)
             masks = tuple(mask[half] for mask in self._noise.masks)
             added.append(segmenter_lib.perturb(clean, masks, rate=rate))
-        features = jax.tree.map(lambda a, *b: _append(a, b, count), features, *added)
+        counts = [count, *(1 for _ in added)]
+        features = jax.tree.map(lambda *leaves: _interleave(leaves, counts), features, *added)
         return features, [*names, *(_PERTURBED[name] for name in halves)]
 
     def _next_dropout(self) -> Key | None:
@@ -173,27 +174,19 @@ class _Runner:
 
 def _joined(passes: list[_Encoded]) -> _Encoded:
     """All passes as one; for decoders that drop nothing and treat every image by itself."""
-    names = [encoded.views for encoded in passes]
-
-    def join(*leaves: Array) -> Array:
-        grouped = [
-            leaf.reshape(-1, len(views), *leaf.shape[1:])
-            for views, leaf in zip(names, leaves, strict=True)
-        ]
-        whole = jnp.concatenate(grouped, axis=1)
-        return whole.reshape(-1, *whole.shape[2:])
-
-    features = jax.tree.map(join, *(encoded.features for encoded in passes))
-    return _Encoded([view for views in names for view in views], features, None)
+    counts = [len(encoded.views) for encoded in passes]
+    features = jax.tree.map(
+        lambda *leaves: _interleave(leaves, counts), *(encoded.features for encoded in passes)
+    )
+    return _Encoded([view for encoded in passes for view in encoded.views], features, None)
 
 
-def _interleave(images: Sequence[Array]) -> Array:
-    stacked = jnp.stack(images, axis=1)
-    return stacked.reshape(-1, *stacked.shape[2:])
-
-
-def _append(groups: Array, extra: Sequence[Array], count: int) -> Array:
-    """Adds more interleaved groups to `count` interleaved ones."""
-    grouped = groups.reshape(-1, count, *groups.shape[1:])
-    whole = jnp.concatenate([grouped, *(one[:, None] for one in extra)], axis=1)
+def _interleave(groups: Sequence[Array], counts: Sequence[int] | None = None) -> Array:
+    """The views of every image beside each other; each group holds `counts` of them, else one, like that."""
+    counts = counts or [1] * len(groups)
+    by_image = [
+        group.reshape(-1, count, *group.shape[1:])
+        for group, count in zip(groups, counts, strict=True)
+    ]
+    whole = jnp.concatenate(by_image, axis=1)
     return whole.reshape(-1, *whole.shape[2:])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from semivl_jax import experiment
+from semivl_jax import architecture, experiment
 from semivl_jax.data import feed
 from semivl_jax.train import sharding
 from semivl_jax.train.checkpoint import Checkpoints, Progress
@@ -24,6 +24,7 @@ ENCODER = {
 }
 METHODS = {
     "semivl": {"method.teacher": "student", "method.partner": "same_image"},
+    "semivl_conv_encoder": {"model.conv_encoder": "resnet101_v1c", "model.taps": (1, 2)},
     "unimatch": DEEPLAB,
     "fixmatch": {**DEEPLAB, "method.strong_views": 1, "method.perturbation": "none"},
     "unimatch_v2": {**DEEPLAB, "method.perturbation": "complementary"},
@@ -36,6 +37,12 @@ METHODS = {
         "method.criterion": "focal_dice",
         "method.dropout_passes": "first",
         "method.guidance": False,
+    },
+    "unimatch_r101": {
+        **ENCODER,
+        "model.backbone": "resnet101",
+        "model.decoder": "deeplab",
+        "optim.name": "sgd",
     },
     "unimatch_vit": {
         **ENCODER,
@@ -69,6 +76,7 @@ def shapes(tmp_path_factory):
 def small(monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
+    monkeypatch.setitem(architecture.RESNET_BLOCKS, "resnet101", (1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("method", METHODS)
