@@ -1,6 +1,7 @@
 """`prepare weights` as a user runs it, against a server that has small files of exactly that format."""
 
 import hashlib
+import importlib.util
 import json
 
 import pytest
@@ -109,7 +110,9 @@ def test_the_hub_is_the_alternative(run, server, tmp_path):
     code, text = run()
     assert code == 0, text
     assert "openai: not to be had" in text and "recognised: CLIP in the layout of Hugging" in text
-    assert ("ViT-B-16.pt", "") in server.requests
+    # OpenAI's file is asked for only where torch is there to read it.
+    torch_is_here = importlib.util.find_spec("torch") is not None
+    assert (("ViT-B-16.pt", "") in server.requests) == torch_is_here
     folder = tmp_path / "weights" / "downloads" / "huggingface"
     assert {p.name for p in folder.iterdir()} >= {"config.json", "model.safetensors"}
 
