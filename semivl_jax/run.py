@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from semivl_jax import check as check_lib
@@ -36,6 +37,10 @@ from semivl_jax.validation import validate
 
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains from the newest checkpoint of the workdir, or from the start, to the end."""
+    mesh = _begin(config)
+    kept = compilation.ReadAhead(
+        config.compilation_cache, config.to_json_best_effort(), mesh.devices.ravel().tolist()
+    )
     data, experiment = _open(config)
     evaluator = experiment.evaluator()  # checks its options, before the folder is taken
     _check_start(experiment, workdir)
@@ -65,7 +70,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             session = memory.session(facts, first_step=progress.next_step)
             if not ended:
                 batch = experiment.abstract_batch()
-                step, cost = compilation.ahead(step, experiment.constants, state, batch)
+                step, cost = compilation.ahead(step, experiment.constants, state, batch, kept=kept)
                 processes.say(f"training step: {cost}")
                 processes.meet("training step compiled")
             profiled = profiling.traced(
@@ -97,6 +102,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     foreign = bool(config.model.checkpoint) and not _has_checkpoint(workdir)
     if not foreign:
         workdir_lib.check(workdir, config)
+    _begin(config)
     data, experiment = _open(config)
     if foreign:
         _check_start(experiment, workdir)
@@ -126,6 +132,7 @@ def outlined(config: ConfigDict) -> Experiment:
     """The parts of a run for tracing; of public data sets and weights only facts are needed."""
     facts = experiment_lib.published_facts(config)
     if facts is None:
+        _begin(config)
         return _open(config)[1]
     validate(config)
     compilation.keep(config.compilation_cache)
@@ -133,10 +140,14 @@ def outlined(config: ConfigDict) -> Experiment:
     return experiment_lib.build(config, info, images_per_epoch=images, outline=True)
 
 
-def _open(config: ConfigDict) -> tuple[Data, Experiment]:
+def _begin(config: ConfigDict) -> Mesh:
+    """Says what is wrong with options and devices before anything is prepared."""
     validate(config)
     compilation.keep(config.compilation_cache)
-    experiment_lib.mesh_of(config)  # devices that do not fit are said before anything is prepared
+    return experiment_lib.mesh_of(config)
+
+
+def _open(config: ConfigDict) -> tuple[Data, Experiment]:
     data = experiment_lib.open_data(config)
     processes.say(splits.describe_split(data.train, data.split))
     stream = data.split.unlabelled if config.method.semi_supervised else data.split.labelled

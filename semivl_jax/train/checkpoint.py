@@ -39,8 +39,13 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=True
         )
+        handlers = {
+            # Weights hardly get smaller, and compressing them takes half the time of a restart's reading.
+            "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+            "progress": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(
-            directory.absolute(), options=options, item_names=("state", "progress")
+            directory.absolute(), options=options, item_handlers=handlers
         )
 
     def latest_step(self) -> int | None:
@@ -53,7 +58,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.PyTreeSave(state),
             progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
         )
         self._manager.save(step, args=items)
@@ -70,8 +75,10 @@ class Checkpoints:
                 f"{self._directory} holds no checkpoint; train first, or name another workdir"
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        placed = ocp.checkpoint_utils.construct_restore_args(abstract)
         items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
+            state=ocp.args.PyTreeRestore(abstract, restore_args=placed),
+            progress=ocp.args.JsonRestore(),
         )
         try:
             restored = self._manager.restore(step, args=items)

@@ -179,7 +179,7 @@ def apply_outcome(parts: Parts, state: TrainState, outcome: Outcome) -> tuple[Tr
         ema=average(state.ema, trained) if kept else None,
         ema_batch_stats=average(state.ema_batch_stats, stats) if kept else None,
     )
-    new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), candidate, state)
+    new = jax.tree.map(functools.partial(jax.lax.select, finite), candidate, state)
     new = new.replace(step=state.step + 1, skipped=jnp.where(finite, 0, state.skipped + 1))
     skipped = new.skipped.astype(jnp.float32)
     rates = _learning_rates(parts, state.step)

@@ -20,7 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from flax import linen as nn
+from jaxtyping import Array, Float32
 
 from semivl_jax.models.position import Grid, Resizing, resize_table, square_grid
 from semivl_jax.models.text import TextTransformer
@@ -182,18 +183,26 @@ def _untrained(tower: str) -> Clip:
     """Towers as they are initialised, with CLIP's own 14×14 position table."""
     image, text = IMAGE_SIZES[tower], TEXT_SIZES[tower]
     grid = (14, 14)
-    vision = VisionTransformer(**image, grid=grid, taps=(image["depth"],))
+    vision = VisionTransformer(**{**image, "depth": 1}, grid=grid, taps=(1,))
     pixels = jnp.zeros((1, *(side * vision.patch_size for side in grid), 3))
     ids = jnp.zeros((1, text["context_length"]), jnp.int32)
-    image_params = jax.jit(vision.init)(jax.random.key(0), pixels)["params"]
-    text_params = jax.jit(TextTransformer(**text).init)(jax.random.key(1), ids)["params"]
     return Clip(
         image=image,
-        image_params=jax.tree.map(np.asarray, image_params),
+        image_params=_drawn(vision, image["depth"], 0, pixels),
         text=text,
-        text_params=jax.tree.map(np.asarray, text_params),
+        text_params=_drawn(TextTransformer(**{**text, "depth": 1}), text["depth"], 1, ids),
         logit_scale=100.0,
     )
+
+
+def _drawn(tower: nn.Module, depth: int, seed: int, inputs: Array) -> PyTree:
+    """Parameters for so many blocks, from a tower with one: two small programs, one run for every block."""
+    key = jax.random.key(seed)
+    params = jax.jit(tower.init)(key, inputs)["params"]
+    block = jax.jit(lambda key: tower.init(key, inputs)["params"]["Transformer"]["encoderblock_0"])
+    for index in range(1, depth):
+        params["Transformer"][f"encoderblock_{index}"] = block(jax.random.fold_in(key, index))
+    return jax.tree.map(np.asarray, params)
 
 
 def _load_pretrained(path: Path, tree: PyTree, metadata: dict[str, str]) -> Clip:

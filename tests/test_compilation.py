@@ -1,0 +1,136 @@
+"""Programs read in the background, and what happens where they are not what is wanted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from semivl_jax import compilation
+
+MATRIX = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+
+
+@pytest.fixture(autouse=True)
+def everything_is_worthwhile(monkeypatch):
+    monkeypatch.setattr(compilation, "_WORTHWHILE_S", -1.0)
+
+
+def compiled(function, folder, name="run", *, argument=MATRIX, donate=()):
+    """The program for a matrix on the first device, and whether it was read."""
+    kept = compilation.ReadAhead(str(folder), name, jax.devices()[:1])
+    jitted = jax.jit(function, donate_argnums=donate)
+    program, line = compilation.ahead(jitted, argument, kept=kept)
+    return program, "compiled" not in line
+
+
+def double(x):
+    return {"doubled": 2 * x}
+
+
+def triple(x):
+    return {"doubled": 3 * x}
+
+
+def renamed(x):
+    return {"twice": 2 * x}
+
+
+def test_the_second_start_reads_the_program_of_the_first(tmp_path):
+    assert not compiled(double, tmp_path)[1]
+    program, read = compiled(double, tmp_path)
+    assert read
+    out = program(jnp.eye(8))
+    assert out.keys() == {"doubled"}
+    assert jnp.array_equal(out["doubled"], 2 * jnp.eye(8))
+
+
+def test_what_is_read_tells_its_cost_and_takes_over_arrays(tmp_path):
+    compiled(jnp.square, tmp_path, donate=0)
+    kept = compilation.ReadAhead(str(tmp_path), "run", jax.devices()[:1])
+    program, line = compilation.ahead(jax.jit(jnp.square, donate_argnums=0), MATRIX, kept=kept)
+    assert "read in" in line
+    assert "GiB per device" in line
+    given = jnp.ones((8, 8))
+    program(given)
+    assert given.is_deleted()
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        (triple, MATRIX),
+        (renamed, MATRIX),
+        (double, jax.ShapeDtypeStruct((8, 9), jnp.float32)),
+        (double, jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)),
+    ],
+)
+def test_another_program_under_the_same_name_is_compiled(tmp_path, function, argument):
+    compiled(double, tmp_path)
+    program, read = compiled(function, tmp_path, argument=argument)
+    assert not read
+    given = jnp.ones(argument.shape, argument.dtype)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, program(given), function(given)))
+    assert compiled(function, tmp_path, argument=argument)[1]  # and takes the place of the other
+
+
+def test_other_names_settings_and_compilers_look_elsewhere(tmp_path, monkeypatch):
+    compiled(double, tmp_path)
+    assert not compiled(double, tmp_path, "another run")[1]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_hlo_as_text=false")
+    assert not compiled(double, tmp_path)[1]
+    monkeypatch.undo()
+    monkeypatch.setattr(compilation, "_WORTHWHILE_S", -1.0)
+    monkeypatch.setattr(jax, "__version__", "0.0.0")
+    assert not compiled(double, tmp_path)[1]
+
+
+def test_a_program_for_a_mesh_runs_on_its_devices(tmp_path):
+    """Images split over two axes in an order of devices that is not theirs."""
+    devices = jax.devices()[::-1]
+    mesh = Mesh(np.asarray(devices).reshape(2, -1), ("a", "b"))
+    place = NamedSharding(mesh, PartitionSpec(("a", "b")))
+    argument = jax.ShapeDtypeStruct((len(devices), 2), jnp.float32, sharding=place)
+    given = jax.device_put(np.arange(2.0 * len(devices), dtype=np.float32).reshape(-1, 2), place)
+    for start in range(2):
+        kept = compilation.ReadAhead(str(tmp_path), "mesh", devices)
+        sums = jax.jit(lambda x: (x.sum(0), 2 * x))
+        program, line = compilation.ahead(sums, argument, kept=kept)
+        assert ("compiled" in line) == (start == 0)
+        total, doubled = program(given)
+        assert np.array_equal(total, np.asarray(given).sum(0))
+        assert np.array_equal(doubled, 2 * np.asarray(given))
+        assert [shard.device for shard in doubled.addressable_shards] == [
+            shard.device for shard in given.addressable_shards
+        ]
+
+
+@pytest.mark.parametrize("content", [b"", b"no program", None])
+def test_a_damaged_file_is_compiled_and_replaced(tmp_path, content):
+    compiled(double, tmp_path)
+    (file,) = (tmp_path / "ahead").iterdir()
+    file.write_bytes(file.read_bytes()[:-40] if content is None else content)
+    program, read = compiled(double, tmp_path)
+    assert not read
+    assert float(program(jnp.ones((8, 8)))["doubled"][0, 0]) == 2
+    assert compiled(double, tmp_path)[1]
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing(tmp_path):
+    (tmp_path / "ahead").write_text("a file where the folder should be")
+    program, read = compiled(double, tmp_path)
+    assert not read
+    assert float(program(jnp.ones((8, 8)))["doubled"][0, 0]) == 2
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compiled(double, "")
+    assert not compiled(double, "")[1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_compiles_fast_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, "_WORTHWHILE_S", 60.0)
+    compiled(double, tmp_path)
+    assert not list(tmp_path.iterdir())
