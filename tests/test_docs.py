@@ -47,6 +47,7 @@ COMMANDS = {
     "benchmarks.pseudo_labels": "not run: needs a finished run; tests/test_report.py checks its counts",
     "benchmarks.precision": "not run: trains for hours; tests/test_step_benchmarks.py checks its sums",
     "benchmarks.train_step": "not run: measures time",
+    "benchmarks.restart": "not run: measures time; tests/test_step_benchmarks.py runs its parts",
     "benchmarks.tpu_compile": "not run: needs the TPU compiler and many minutes",
     "benchmarks.input_pipeline": "tests/test_input_benchmark.py",
     "benchmarks.report": "not run: measures time; tests/test_report.py makes its workdir",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -125,17 +126,19 @@ def test_killed_and_resumed_run_is_bitwise_the_same(place, whole):
 
 
 def test_sigterm_saves_and_says_how_to_go_on(place, whole):
-    process = start(place, "stopped", "--config.checkpoint.every=1000")
+    """The second start reads the training step that the first one kept, with the same result."""
+    own = ["--config.checkpoint.every=1000", f"--config.compilation_cache={place / 'own'}"]
+    process = start(place, "stopped", *own)
     wait_for(lambda: '"train/loss"' in _text(place / "stopped" / "metrics.jsonl"), process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "the same command goes on from here" in output
     assert "Traceback" not in output
-    resumed = run(
-        *options(place, "stopped", "--config.checkpoint.every=1000"), cache=place / "cache"
-    )
+    assert "compiled or read in" in output
+    resumed = run(*options(place, "stopped", *own), cache=place / "cache")
     assert resumed.returncode == 0, resumed.stdout
+    assert re.search(r"^training step: traced in .* s, read in", resumed.stdout, re.MULTILINE)
     assert_same_run(whole, place / "stopped")
 
 

@@ -1,6 +1,7 @@
 """The benchmarks of the step run where packages are missing, and count what XLA counts."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import hbm_traffic, model_flops, precision, tpu_compile, workload
+from benchmarks import hbm_traffic, model_flops, precision, restart, tpu_compile, workload
 from semivl_jax.models import convolution, layers
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +93,17 @@ def test_precisions_are_compared_by_the_noise_of_the_seeds():
     runs = precision.planned(Path("out"), "configs/demo.py", [0, 1], {"steps": 5})
     assert set(runs) == set(precision.ROWS)
     assert runs["bfloat16"][1].fields == {"steps": 5, "dtype": "bfloat16", "seed": 1}
+
+
+def test_a_restart_is_timed_until_its_line_and_stopped():
+    """The help of the program has the lines; a training would take long to say its own."""
+    seconds, found = restart.seconds_until(re.compile(r" *--\[?no\]?(debug)"), ["--help"])
+    assert found == "debug" and 0 < seconds < 60
+    assert restart._READY.match("training step: traced in 5.1 s, read in 0.2 s more; 3 GFLOP")[
+        1
+    ] == ("traced in 5.1 s, read in 0.2 s more")
+    with pytest.raises(ValueError, match=r"ended first:\nerror: --config=no\.py"):
+        restart.seconds_until(re.compile("never"), ["--config=no.py"])
 
 
 def test_traffic_of_a_tpu_program():
