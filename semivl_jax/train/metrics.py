@@ -13,14 +13,19 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from unittest import mock
 
 import jax
 import numpy as np
 
 # tensorboardX imports torch where it is installed: more than a second, in every data worker too, for nothing.
-with mock.patch.dict(sys.modules, {} if "torch" in sys.modules else {"torch": None}):
+_torch = sys.modules.get("torch")
+sys.modules["torch"] = None
+try:
     from tensorboardX import SummaryWriter
+finally:
+    del sys.modules["torch"]
+    if _torch is not None:
+        sys.modules["torch"] = _torch
 
 
 class MetricWriter:

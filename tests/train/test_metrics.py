@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event
@@ -82,3 +85,22 @@ def test_a_line_cut_short_by_a_kill_goes(tmp_path):
     with MetricWriter(tmp_path, next_step=2) as writer:
         writer.scalars(2, {"train/loss": 2.0})
     assert kept(tmp_path) == [(1, False), (2, False)]
+
+
+def test_torch_is_not_imported_where_it_is_installed(tmp_path):
+    """Whoever wants it can still import it later, and tensorboardX stays imported."""
+    (tmp_path / "torch.py").write_text("print('imported')\n")
+    program = """
+import sys
+import semivl_jax.train.metrics
+print("tensorboardX" in sys.modules, "torch" in sys.modules)
+import torch
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), os.getcwd()))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split() == ["True", "False", "imported"]
