@@ -7,6 +7,7 @@ On a Cloud TPU and inside of a SLURM step with several tasks nothing has to be s
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -143,10 +144,13 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+_numbers = itertools.count(1)  # a meeting's name is used once
+
+
 def main_first(make: Callable[[], Result]) -> Result:
     """`make()` in process 0, and then in the others: for files that one makes and all read.
 
-    ValueError in all of them where it fails in the first.
+    However long it takes. ValueError in all of them where it fails in the first.
     """
     if jax.process_count() == 1:
         return make()
@@ -156,6 +160,7 @@ def main_first(make: Callable[[], Result]) -> Result:
             result = make()
         except Exception as failure:
             error = failure
+    meet(f"process 0 has been first ({next(_numbers)})")
     failed = bool(multihost_utils.broadcast_one_to_all(np.int32(error is not None)))
     if error is not None:
         raise error
