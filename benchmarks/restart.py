@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     made = command.Parser("benchmarks.restart", __doc__)
     made.add_argument("--starts", type=int, default=3, help="starts after the first one")
-    made.add_argument("options", nargs="+", help="options of semivl_jax.main, but for --workdir")
+    made.add_argument("options", nargs="+", help="options of semivl_jax.main, without --workdir")
     return made
 
 
@@ -61,9 +61,12 @@ def main() -> None:
     """Prints a line per start."""
     options = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        given = [*options.options, f"--workdir={Path(folder) / 'run'}", "--config.log_every=1"]
-        # A cache of its own: the first start compiles.
-        given.append(f"--config.compilation_cache={Path(folder) / 'programs'}")
+        given = [
+            *options.options,
+            f"--workdir={Path(folder) / 'run'}",
+            f"--config.compilation_cache={Path(folder) / 'programs'}",  # so that the first start compiles
+            "--config.log_every=1",
+        ]
         seconds, _ = seconds_until(_STEPPED, given)
         print(f"first start, to the end of a step: {seconds:.1f} s", flush=True)
         for number in range(1, options.starts + 1):

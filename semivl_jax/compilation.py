@@ -6,8 +6,10 @@ in the background as soon as a run knows its configuration, and used if tracing 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import pickle
 import time
@@ -28,6 +30,7 @@ from semivl_jax.types import PyTree
 FOLDER = "~/.cache/semivl_jax/xla"
 """Where `compilation_cache` of configs/base.py points."""
 
+_LOG = logging.getLogger(__name__)
 _GIB = 2**30
 _WORTHWHILE_S = 1.0  # what was compiled faster is not kept
 
@@ -88,14 +91,18 @@ class ReadAhead:
         """Leaves a program for the next start; where that cannot be, the next start compiles."""
         if self._path is None:
             return
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
             kept = _Kept(_digest(lowered), serialize_executable.serialize(program))
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
             temporary.write_bytes(zlib.compress(pickle.dumps(kept), 1))
             temporary.replace(self._path)
-        except Exception:  # backends refuse in many ways, as disks do, and nothing depends on it
-            return
+        except (
+            Exception
+        ) as error:  # backends refuse in many ways, as disks do; nothing depends on it
+            _LOG.info("%s is not kept for the next start: %s", self._path, error)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def _read(path: Path, devices: Sequence[jax.Device]) -> tuple[str, Compiled] | None:
@@ -104,7 +111,8 @@ def _read(path: Path, devices: Sequence[jax.Device]) -> tuple[str, Compiled] | N
         program = serialize_executable.deserialize_and_load(
             *kept.content, backend=devices[0].client, execution_devices=devices
         )
-    except Exception:  # a damaged file fails in many ways, and compiling mends all of them
+    except Exception as error:  # a damaged file fails in many ways, and compiling mends all of them
+        _LOG.info("%s cannot be read and is compiled again: %s", path, error)
         return None
     host_memory.give_back()
     return kept.digest, program

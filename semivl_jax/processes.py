@@ -144,7 +144,7 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-_numbers = itertools.count(1)  # a meeting's name is used once
+_meetings = itertools.count(1)  # a meeting's name is used once
 
 
 def main_first(make: Callable[[], Result]) -> Result:
@@ -160,7 +160,7 @@ def main_first(make: Callable[[], Result]) -> Result:
             result = make()
         except Exception as failure:
             error = failure
-    meet(f"process 0 has been first ({next(_numbers)})")
+    meet(f"process 0 has been first ({next(_meetings)})")
     failed = bool(multihost_utils.broadcast_one_to_all(np.int32(error is not None)))
     if error is not None:
         raise error

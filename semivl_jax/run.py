@@ -130,12 +130,10 @@ def check(config: ConfigDict, workdir: Path) -> None:
 
 def outlined(config: ConfigDict) -> Experiment:
     """The parts of a run for tracing; of public data sets and weights only facts are needed."""
+    _begin(config)
     facts = experiment_lib.published_facts(config)
     if facts is None:
-        _begin(config)
         return _open(config)[1]
-    validate(config)
-    compilation.keep(config.compilation_cache)
     info, images = facts
     return experiment_lib.build(config, info, images_per_epoch=images, outline=True)
 

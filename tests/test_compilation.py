@@ -1,5 +1,7 @@
 """Programs read in the background, and what happens where they are not what is wanted."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,21 @@ def test_another_program_under_the_same_name_is_compiled(tmp_path, function, arg
     assert compiled(function, tmp_path, argument=argument)[1]  # and takes the place of the other
 
 
+def test_a_constant_deep_inside_makes_another_program(tmp_path):
+    """A text that left out the middle of long constants would take one for the other."""
+
+    def adding(value):
+        constant = np.zeros(100_000, np.float32)
+        constant[50_000] = value
+        return lambda x: x + constant
+
+    line = jax.ShapeDtypeStruct((100_000,), jnp.float32)
+    compiled(adding(1), tmp_path, argument=line)
+    program, read = compiled(adding(2), tmp_path, argument=line)
+    assert not read
+    assert float(program(jnp.zeros(100_000))[50_000]) == 2
+
+
 def test_other_names_settings_and_compilers_look_elsewhere(tmp_path, monkeypatch):
     compiled(double, tmp_path)
     assert not compiled(double, tmp_path, "another run")[1]
@@ -106,12 +123,14 @@ def test_a_program_for_a_mesh_runs_on_its_devices(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no program", None])
-def test_a_damaged_file_is_compiled_and_replaced(tmp_path, content):
+def test_a_damaged_file_is_compiled_and_replaced(tmp_path, content, caplog):
+    caplog.set_level("INFO")
     compiled(double, tmp_path)
     (file,) = (tmp_path / "ahead").iterdir()
     file.write_bytes(file.read_bytes()[:-40] if content is None else content)
     program, read = compiled(double, tmp_path)
     assert not read
+    assert str(file) in caplog.text
     assert float(program(jnp.ones((8, 8)))["doubled"][0, 0]) == 2
     assert compiled(double, tmp_path)[1]
 
@@ -121,6 +140,20 @@ def test_a_folder_that_cannot_be_written_costs_nothing(tmp_path):
     program, read = compiled(double, tmp_path)
     assert not read
     assert float(program(jnp.ones((8, 8)))["doubled"][0, 0]) == 2
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+
+    def full(path, target):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", full)
+    program, read = compiled(double, tmp_path)
+    assert not read
+    assert float(program(jnp.ones((8, 8)))["doubled"][0, 0]) == 2
+    assert "no space left" in caplog.text
+    assert not list((tmp_path / "ahead").iterdir())
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def _joined(passes: list[_Encoded]) -> _Encoded:
 
 
 def _interleave(groups: Sequence[Array], counts: Sequence[int] | None = None) -> Array:
-    """The views of every image beside each other; each group holds `counts` of them, else one, like that."""
+    """All views of an image next to each other; groups hold `counts` views of each, by default one."""
     counts = counts or [1] * len(groups)
     by_image = [
         group.reshape(-1, count, *group.shape[1:])
