@@ -1,7 +1,8 @@
 """Compiled programs: made before the first step with their cost in the log, and kept on disk.
 
 A kept program compiles once per machine. The one that takes seconds to read, the training step, is read
-in the background as soon as a run knows its configuration, and used if tracing leads to the same program.
+in the background as soon as a run knows its configuration. It is used without tracing if nothing has changed
+that tracing depends on, or else if tracing leads to the same program.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -24,7 +26,7 @@ import jaxlib
 from jax.experimental import serialize_executable
 from jax.stages import Compiled, Lowered, Wrapped
 
-from semivl_jax import host_memory
+from semivl_jax import host_memory, sources
 from semivl_jax.types import PyTree
 
 FOLDER = "~/.cache/semivl_jax/xla"
@@ -56,9 +58,11 @@ class _Kept:
 class ReadAhead:
     """The program that a name stood for the last time, being read from the moment this object is made.
 
-    The name says no more than where to look. Whether the program is the right one is decided by the text
-    that tracing leads to, in which every operation, shape, place and constant stands; so a wrong name, a
-    damaged file or a changed source costs the time of compiling and nothing else.
+    The name says no more than where to look. Whether the program is the right one is decided by what it was
+    made from: the source of every module, the facts that its maker names, and its arguments. Where one of
+    them is not the same, the text decides that tracing leads to, in which every operation, shape, place and
+    constant stands. So a wrong name, a damaged file or a changed source costs the time of compiling and
+    nothing else.
     """
 
     def __init__(self, folder: str, name: str, devices: Sequence[jax.Device]) -> None:
@@ -68,7 +72,7 @@ class ReadAhead:
         processes compute together nothing is read ahead.
         """
         self._path: Path | None = None
-        self._reading: Future[tuple[str, Compiled] | None] | None = None
+        self._reading: Future[_Read | None] | None = None
         if not folder or jax.process_count() > 1:
             return
         key = hashlib.sha256(f"{name}\n{_compiler(devices)}".encode()).hexdigest()
@@ -78,36 +82,65 @@ class ReadAhead:
             self._reading = pool.submit(_read, self._path, tuple(devices))
             pool.shutdown(wait=False)
 
+    def untraced(self, origin: str) -> Compiled | None:
+        """Waits for what is being read and returns it if it was made from the same source and `origin`."""
+        read = self._reading.result() if self._reading else None
+        return read.program if read and read.origin == origin else None
+
     def program(self, lowered: Lowered) -> Compiled | None:
         """Waits for what is being read and returns it if `lowered` would be compiled to the same."""
         read = self._reading.result() if self._reading else None
-        self._reading = None
-        if read is None or read[0] != _digest(lowered):
+        if read is None or read.digest != _digest(lowered):
             return None
         trees = lowered.in_tree, lowered.out_tree
-        return read[1] if (read[1].in_tree, read[1].out_tree) == trees else None
+        return read.program if (read.program.in_tree, read.program.out_tree) == trees else None
 
     def write(self, lowered: Lowered, program: Compiled) -> None:
         """Leaves a program for the next start; where that cannot be, the next start compiles."""
         if self._path is None:
             return
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
             kept = _Kept(_digest(lowered), serialize_executable.serialize(program))
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(zlib.compress(pickle.dumps(kept), 1))
-            temporary.replace(self._path)
-        except (
-            Exception
-        ) as error:  # backends refuse in many ways, as disks do; nothing depends on it
+        except Exception as error:  # backends refuse in many ways; nothing depends on it
             _LOG.info("%s is not kept for the next start: %s", self._path, error)
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            return
+        _replace(self._path, zlib.compress(pickle.dumps(kept), 1))
+
+    def write_origin(self, lowered: Lowered, origin: str) -> None:
+        """Leaves what the program was made from; where that cannot be told, the next start traces."""
+        manifest = sources.loaded() if self._path is not None else None
+        if self._path is None or manifest is None:
+            return
+        made_from = {"digest": _digest(lowered), "origin": origin, "sources": manifest}
+        _replace(self._path.with_suffix(".json"), json.dumps(made_from).encode())
 
 
-def _read(path: Path, devices: Sequence[jax.Device]) -> tuple[str, Compiled] | None:
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        _LOG.info("%s is not kept for the next start: %s", path, error)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """A program read from disk; `origin` is empty where it was made from another source."""
+
+    digest: str
+    origin: str
+    program: Compiled
+
+
+def _read(path: Path, devices: Sequence[jax.Device]) -> _Read | None:
     try:
         kept: _Kept = pickle.loads(zlib.decompress(path.read_bytes()))
+        origin = _origin_kept(path.with_suffix(".json"), kept.digest)
         program = serialize_executable.deserialize_and_load(
             *kept.content, backend=devices[0].client, execution_devices=devices
         )
@@ -115,7 +148,30 @@ def _read(path: Path, devices: Sequence[jax.Device]) -> tuple[str, Compiled] | N
         _LOG.info("%s cannot be read and is compiled again: %s", path, error)
         return None
     host_memory.give_back()
-    return kept.digest, program
+    return _Read(kept.digest, origin, program)
+
+
+def _origin_kept(path: Path, digest: str) -> str:
+    """What the program with this text was made from; empty where the source has changed since."""
+    if not path.exists():
+        return ""
+    try:
+        made_from = json.loads(path.read_bytes())
+        same_program, origin = made_from["digest"] == digest, made_from["origin"]
+        changed = sources.difference(made_from["sources"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        _LOG.info("%s cannot be read: %s", path, error)
+        return ""
+    if changed:
+        _LOG.info("the step is traced again: %s has changed", changed)
+    return origin if same_program and not changed else ""
+
+
+def _origin(facts: Any, args: Sequence[PyTree]) -> str:
+    """Facts and arguments as text: structure, shapes, dtypes and places."""
+    leaves, tree = jax.tree.flatten(args)
+    described = [(jax.typeof(leaf), getattr(leaf, "sharding", None)) for leaf in leaves]
+    return hashlib.sha256(repr((facts, tree, described)).encode()).hexdigest()
 
 
 def _digest(lowered: Lowered) -> str:
@@ -147,23 +203,39 @@ def _instructions() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def ahead(function: Wrapped, *args: PyTree, kept: ReadAhead | None = None) -> tuple[Compiled, str]:
+def ahead(
+    function: Wrapped, *args: PyTree, kept: ReadAhead | None = None, facts: Any = None
+) -> tuple[Compiled, str]:
     """The program for arguments of these shapes, dtypes and places, and one line about it.
 
-    `kept` may have read it already, and gets it for the next start. The line says how long tracing and
-    compiling took, the floating-point operations as the compiler counts them, and what each device needs:
-    arguments, temporaries and the program itself. What a backend does not tell is left out.
+    `kept` may have read it already, and gets it for the next start. `facts`, whose `repr` says all, are what
+    the function was built from beside the name of `kept`; without them it is always traced. The line says
+    how long tracing and compiling took, the floating-point operations as the compiler counts them, and what
+    each device needs: arguments, temporaries and the program itself. What a backend does not tell is left out.
     """
     start = time.monotonic()
+    origin = _origin(facts, args) if facts is not None else ""
+    compiled = kept.untraced(origin) if kept and origin else None
+    if compiled is not None:
+        return compiled, f"read in {time.monotonic() - start:.1f} s; {_cost(compiled)}"
     lowered = function.lower(*args)
     traced = time.monotonic()
     compiled = kept.program(lowered) if kept else None
     how = "compiled or read" if compiled is None else "read"
+    worthwhile = compiled is not None
     if compiled is None:
         compiled = lowered.compile()
-        if kept and time.monotonic() - traced > _WORTHWHILE_S:
+        worthwhile = time.monotonic() - traced > _WORTHWHILE_S
+        if kept and worthwhile:
             kept.write(lowered, compiled)
-    facts = [f"traced in {traced - start:.1f} s, {how} in {time.monotonic() - traced:.1f} s more"]
+    seconds = f"traced in {traced - start:.1f} s, {how} in {time.monotonic() - traced:.1f} s more"
+    if kept and origin and worthwhile:
+        kept.write_origin(lowered, origin)
+    return compiled, f"{seconds}; {_cost(compiled)}"
+
+
+def _cost(compiled: Compiled) -> str:
+    facts = []
     flops = (compiled.cost_analysis() or {}).get("flops", 0)
     if flops > 0:
         facts.append(f"{flops / 1e9:,.4g} GFLOP")
@@ -179,4 +251,4 @@ def ahead(function: Wrapped, *args: PyTree, kept: ReadAhead | None = None) -> tu
         facts.append(
             f"{size / _GIB:.2f} GiB per device, {memory.temp_size_in_bytes / _GIB:.2f} of them temporary"
         )
-    return compiled, "; ".join(facts)
+    return "; ".join(facts)

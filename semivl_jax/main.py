@@ -22,7 +22,10 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from semivl_jax import host_memory
+from semivl_jax import (
+    host_memory,
+    sources,  # noqa: F401 - notes when this process began
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration FILE[:ARGUMENT]; fields change with --config.a.b=VALUE."

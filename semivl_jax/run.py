@@ -70,7 +70,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
             session = memory.session(facts, first_step=progress.next_step)
             if not ended:
                 batch = experiment.abstract_batch()
-                step, cost = compilation.ahead(step, experiment.constants, state, batch, kept=kept)
+                step, cost = compilation.ahead(
+                    step, experiment.constants, state, batch, kept=kept, facts=experiment.facts()
+                )
                 processes.say(f"training step: {cost}")
                 processes.meet("training step compiled")
             profiled = profiling.traced(
