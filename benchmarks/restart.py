@@ -21,7 +21,7 @@ from pathlib import Path
 
 from semivl_jax import command
 
-_READY = re.compile(r"training step: (traced in [^;]*)")
+_READY = re.compile(r"training step: ([^;]*)")
 _STEPPED = re.compile(r"step (\d+)/")
 
 

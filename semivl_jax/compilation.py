@@ -211,7 +211,7 @@ def ahead(
     `kept` may have read it already, and gets it for the next start. `facts`, whose `repr` says all, are what
     the function was built from beside the name of `kept`; without them it is always traced. The line says
     how long tracing and compiling took, the floating-point operations as the compiler counts them, and what
-    each device needs: arguments, temporaries and the program itself. What a backend does not tell is left out.
+    each device needs: arguments, temporaries and the program. What a backend does not tell is left out.
     """
     start = time.monotonic()
     origin = _origin(facts, args) if facts is not None else ""

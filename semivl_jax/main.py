@@ -18,14 +18,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from semivl_jax import (
     host_memory,
     sources,  # noqa: F401 - notes when this process began
 )
+
+if TYPE_CHECKING:
+    from semivl_jax.compilation import ReadAhead
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration FILE[:ARGUMENT]; fields change with --config.a.b=VALUE."
@@ -119,15 +123,9 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
     # Imported late so that --help and a misspelt flag answer at once.
-    from semivl_jax import processes, run
-    from semivl_jax.train.loop import Stopped
+    from semivl_jax import processes
 
-    workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
     host_memory.give_back_after_compiling()
-    host_memory.collect_rarely()
-    modes = {
-        "train": run.train, "evaluate": run.evaluate, "check": run.check
-    }  # fmt: skip
     try:
         processes.start(
             _DISTRIBUTED.value,
@@ -136,12 +134,7 @@ def main(argv: Sequence[str]) -> int:
             process_id=_PROCESS.value,
             timeout=_TIMEOUT.value,
         )
-        modes[_MODE.value](_CONFIG.value, workdir)
-    except Stopped as stopped:
-        processes.say(
-            f"stopped by {stopped}; everything is saved, the same command goes on from here"
-        )
-        return stopped.exit_code
+        return _run(_MODE.value, _CONFIG.value)
     except KeyboardInterrupt:
         print(
             "interrupted at once; the same command goes on from the last checkpoint, if there is one"
@@ -159,7 +152,38 @@ def main(argv: Sequence[str]) -> int:
             traceback.print_exc()
             processes.leave(1)
         raise
+
+
+def _run(mode: str, config: ConfigDict) -> int:
+    """The mode, to its end or until the run is stopped; the step of a training is read meanwhile."""
+    kept = _read_ahead(config) if mode == "train" else None
+    from semivl_jax import processes, run
+    from semivl_jax.train.loop import Stopped
+
+    host_memory.collect_rarely()
+    workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
+    try:
+        if mode == "train":
+            run.train(config, workdir, kept=kept)
+        else:
+            {"evaluate": run.evaluate, "check": run.check}[mode](config, workdir)
+    except Stopped as stopped:
+        processes.say(
+            f"stopped by {stopped}; everything is saved, the same command goes on from here"
+        )
+        return stopped.exit_code
     return 0
+
+
+def _read_ahead(config: ConfigDict) -> ReadAhead:
+    """Begins with what takes longest, before most of the modules are imported."""
+    from semivl_jax import compilation
+    from semivl_jax.train import sharding
+
+    compilation.keep(config.compilation_cache)
+    devices = sharding.make_mesh(**config.mesh).devices.ravel().tolist()
+    name = config.to_json_best_effort()
+    return compilation.ReadAhead(config.compilation_cache, name, devices)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from semivl_jax import check as check_lib
@@ -35,12 +34,12 @@ from semivl_jax.types import Batch, PyTree
 from semivl_jax.validation import validate
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains from the newest checkpoint of the workdir, or from the start, to the end."""
-    mesh = _begin(config)
-    kept = compilation.ReadAhead(
-        config.compilation_cache, config.to_json_best_effort(), mesh.devices.ravel().tolist()
-    )
+def train(config: ConfigDict, workdir: Path, *, kept: compilation.ReadAhead | None = None) -> None:
+    """Trains from the newest checkpoint of the workdir, or from the start, to the end.
+
+    `kept` may hold the program of the training step already.
+    """
+    _begin(config)
     data, experiment = _open(config)
     evaluator = experiment.evaluator()  # checks its options, before the folder is taken
     _check_start(experiment, workdir)
@@ -140,11 +139,11 @@ def outlined(config: ConfigDict) -> Experiment:
     return experiment_lib.build(config, info, images_per_epoch=images, outline=True)
 
 
-def _begin(config: ConfigDict) -> Mesh:
+def _begin(config: ConfigDict) -> None:
     """Says what is wrong with options and devices before anything is prepared."""
     validate(config)
+    experiment_lib.mesh_of(config)
     compilation.keep(config.compilation_cache)
-    return experiment_lib.mesh_of(config)
 
 
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:

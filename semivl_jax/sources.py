@@ -1,4 +1,4 @@
-"""Which Python source this process runs, written down so that a later process can tell whether it runs the same.
+"""Which Python source this process runs, written down so that a later one can tell whether it runs the same.
 
 `main` imports this module first: a file that was changed after that moment may not be what was imported.
 """
