@@ -85,7 +85,12 @@ class ReadAhead:
     def untraced(self, origin: str) -> Compiled | None:
         """Waits for what is being read and returns it if it was made from the same source and `origin`."""
         read = self._reading.result() if self._reading else None
-        return read.program if read and read.origin == origin else None
+        if read is None or read.origin != origin:
+            return None
+        moved = sources.moved(read.sources)
+        if moved:
+            _LOG.info("the step is traced again: %s is another file than before", moved)
+        return None if moved else read.program
 
     def program(self, lowered: Lowered) -> Compiled | None:
         """Waits for what is being read and returns it if `lowered` would be compiled to the same."""
@@ -130,17 +135,18 @@ def _replace(path: Path, content: bytes) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """A program read from disk; `origin` is empty where it was made from another source."""
+    """A program read from disk; `origin` is empty where its sources have changed since, or are not known."""
 
     digest: str
-    origin: str
     program: Compiled
+    origin: str
+    sources: sources.Manifest
 
 
 def _read(path: Path, devices: Sequence[jax.Device]) -> _Read | None:
     try:
         kept: _Kept = pickle.loads(zlib.decompress(path.read_bytes()))
-        origin = _origin_kept(path.with_suffix(".json"), kept.digest)
+        origin, manifest = _origin_kept(path.with_suffix(".json"), kept.digest)
         program = serialize_executable.deserialize_and_load(
             *kept.content, backend=devices[0].client, execution_devices=devices
         )
@@ -148,23 +154,24 @@ def _read(path: Path, devices: Sequence[jax.Device]) -> _Read | None:
         _LOG.info("%s cannot be read and is compiled again: %s", path, error)
         return None
     host_memory.give_back()
-    return _Read(kept.digest, origin, program)
+    return _Read(kept.digest, program, origin, manifest)
 
 
-def _origin_kept(path: Path, digest: str) -> str:
-    """What the program with this text was made from; empty where the source has changed since."""
+def _origin_kept(path: Path, digest: str) -> tuple[str, sources.Manifest]:
+    """What the program with this text was made from; empty where that cannot be said any more."""
     if not path.exists():
-        return ""
+        return "", {}
     try:
         made_from = json.loads(path.read_bytes())
-        same_program, origin = made_from["digest"] == digest, made_from["origin"]
-        changed = sources.difference(made_from["sources"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        manifest, origin = made_from["sources"], made_from["origin"]
+        changed = sources.changed(manifest)
+        fits = made_from["digest"] == digest and not changed
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         _LOG.info("%s cannot be read: %s", path, error)
-        return ""
+        return "", {}
     if changed:
         _LOG.info("the step is traced again: %s has changed", changed)
-    return origin if same_program and not changed else ""
+    return (origin, manifest) if fits else ("", {})
 
 
 def _origin(facts: Any, args: Sequence[PyTree]) -> str:

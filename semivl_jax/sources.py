@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 Manifest = dict[str, tuple[str, str]]
@@ -37,14 +36,22 @@ def loaded() -> Manifest | None:
     return manifest
 
 
-def difference(manifest: Mapping[str, tuple[str, str]]) -> str:
-    """The first recorded file that is not as it was, or is not where its module comes from; empty if none."""
-    for name, (file, digest) in manifest.items():
-        path = _source(sys.modules.get(name)) or Path(file)
+def changed(manifest: Manifest) -> str:
+    """The first recorded file whose content is another one now; empty if there is none."""
+    for file, digest in manifest.values():
         try:
-            if str(path) != file or _digest(path) != digest:
-                return str(path)
+            if _digest(Path(file)) != digest:
+                return file
         except OSError:
+            return file
+    return ""
+
+
+def moved(manifest: Manifest) -> str:
+    """The first file of an imported module that was recorded with another one; empty if there is none."""
+    for name, (file, _) in manifest.items():
+        path = _source(sys.modules.get(name))
+        if path is not None and str(path) != file:
             return str(path)
     return ""
 

@@ -1,5 +1,9 @@
 """Programs read in the background, and what happens where they are not what is wanted."""
 
+import importlib.util
+import json
+import os
+import sys
 from pathlib import Path
 
 import jax
@@ -8,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from semivl_jax import compilation
+from semivl_jax import compilation, sources
 
 MATRIX = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 
@@ -24,6 +28,40 @@ def compiled(function, folder, name="run", *, argument=MATRIX, donate=()):
     jitted = jax.jit(function, donate_argnums=donate)
     program, line = compilation.ahead(jitted, argument, kept=kept)
     return program, "compiled" not in line
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module whose file is older than this process, and that can be changed."""
+    path = tmp_path / "module_of_the_step.py"
+    path.write_text("FACTOR = 2\n")
+    os.utime(path, (0, 0))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    monkeypatch.setitem(sys.modules, path.stem, loaded)
+    # Files of this checkout may be younger than a second.
+    monkeypatch.setattr(sources, "_STARTED", max(sources._STARTED, _youngest() + 2))
+    return path
+
+
+def _youngest():
+    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+    return max(os.stat(file).st_mtime for file in files if file.endswith(".py"))
+
+
+def started(folder, facts, *, argument=MATRIX, factor=2):
+    """The result for the unit matrix, and how often the function was traced."""
+    traces = []
+
+    def multiplied(x):
+        traces.append(x)
+        return factor * x
+
+    kept = compilation.ReadAhead(str(folder), "run", jax.devices()[:1])
+    program, line = compilation.ahead(jax.jit(multiplied), argument, kept=kept, facts=facts)
+    assert line.startswith("traced in" if traces else "read in")
+    return float(program(jnp.eye(8, dtype=argument.dtype))[0, 0]), len(traces)
 
 
 def double(x):
@@ -120,6 +158,84 @@ def test_a_program_for_a_mesh_runs_on_its_devices(tmp_path):
         assert [shard.device for shard in doubled.addressable_shards] == [
             shard.device for shard in given.addressable_shards
         ]
+
+
+def test_the_same_source_facts_and_arguments_are_not_traced_again(tmp_path, module):
+    folder = tmp_path / "kept"
+    assert started(folder, facts=("a fact", 1)) == (2, 1)
+    assert started(folder, facts=("a fact", 1)) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"facts": ("a fact", 2)},
+        {"facts": None},
+        {"facts": ("a fact", 1), "argument": jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)},
+    ],
+)
+def test_other_facts_and_arguments_are_traced(tmp_path, module, other):
+    folder = tmp_path / "kept"
+    started(folder, facts=("a fact", 1))
+    assert started(folder, factor=3, **other) == (3, 1)
+
+
+def test_a_changed_source_is_traced_and_then_known(tmp_path, module, caplog):
+    """Same size, same time, another number: only the content tells."""
+    caplog.set_level("INFO")
+    folder = tmp_path / "kept"
+    started(folder, facts="")
+    module.write_text("FACTOR = 3\n")
+    os.utime(module, (0, 0))
+    assert started(folder, facts="", factor=3) == (3, 1)
+    assert f"{module} has changed" in caplog.text
+    assert started(folder, facts="", factor=3) == (3, 0)
+    assert started(folder, facts="", factor=3) == (3, 0)
+
+
+def test_a_module_from_elsewhere_is_traced(tmp_path, module, monkeypatch):
+    folder = tmp_path / "kept"
+    started(folder, facts="")
+    elsewhere = tmp_path / "other" / module.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("FACTOR = 3\n")
+    os.utime(elsewhere, (0, 0))
+    monkeypatch.setattr(sys.modules[module.stem], "__file__", str(elsewhere))
+    assert started(folder, facts="", factor=3) == (3, 1)
+
+
+def test_a_removed_source_is_traced(tmp_path, module):
+    folder = tmp_path / "kept"
+    started(folder, facts="")
+    module.unlink()
+    assert started(folder, facts="", factor=3) == (3, 1)
+
+
+def test_a_source_that_changed_while_the_program_was_made_is_not_trusted(tmp_path, module):
+    """What was imported is not what lies there now."""
+    folder = tmp_path / "kept"
+    module.write_text("FACTOR = 3\n")
+    os.utime(module, (sources._STARTED + 1, sources._STARTED + 1))
+    started(folder, facts="")
+    assert started(folder, facts="", factor=3) == (3, 1)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"digest": 1, "origin": 2, "sources": 3}'])
+def test_a_damaged_list_of_sources_is_traced(tmp_path, module, content):
+    folder = tmp_path / "kept"
+    started(folder, facts="")
+    (listed,) = (folder / "ahead").glob("*.json")
+    listed.write_text(content)
+    assert started(folder, facts="", factor=3) == (3, 1)
+
+
+def test_a_list_of_sources_belongs_to_one_program(tmp_path, module):
+    """Two runs that write at the same time may leave the program of one and the list of the other."""
+    folder = tmp_path / "kept"
+    started(folder, facts="")
+    (listed,) = (folder / "ahead").glob("*.json")
+    listed.write_text(json.dumps(json.loads(listed.read_text()) | {"digest": "of another text"}))
+    assert started(folder, facts="", factor=3) == (3, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"no program", None])
