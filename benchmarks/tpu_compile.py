@@ -7,7 +7,7 @@ recipe (a published one by name, or FILE[:ARGUMENT]) and target it compiles the 
 evaluation window batch at the published global batch in bfloat16 and prints, per device: memory (arguments +
 temporary + program), floating-point operations of products and convolutions, bytes moved from and to HBM with
 the share that is padding (hbm_traffic.py), the time that each of the two takes at least, and the collectives.
-Compiling a published training step takes five to twenty-five minutes of one core.
+Compiling a published training step takes 5 to 40 minutes of one core.
 """
 
 from __future__ import annotations
