@@ -95,6 +95,7 @@ class ReadAhead:
     def program(self, lowered: Lowered) -> Compiled | None:
         """Waits for what is being read and returns it if `lowered` would be compiled to the same."""
         read = self._reading.result() if self._reading else None
+        self._reading = None  # what does not fit takes no memory during the training
         if read is None or read.digest != _digest(lowered):
             return None
         trees = lowered.in_tree, lowered.out_tree
