@@ -20,7 +20,7 @@ _SLACK_S = 1.0  # file systems round times, and other machines' clocks are not q
 def loaded() -> Manifest | None:
     """All modules imported so far that come from Python source (27 MB take a tenth of a second).
 
-    None where that cannot be told: a source is not a file, or younger than this process.
+    None where that cannot be told: a source is not there any more, or younger than this process.
     """
     manifest = {}
     for name, module in sorted(sys.modules.items()):
@@ -57,8 +57,10 @@ def moved(manifest: Manifest) -> str:
 
 
 def _source(module: object) -> Path | None:
+    """None for what is compiled or built in, and for what was made in memory, which may name a relative file."""
     file = getattr(module, "__file__", None)
-    return Path(file) if isinstance(file, str) and file.endswith(".py") else None
+    path = Path(file) if isinstance(file, str) and file.endswith(".py") else None
+    return path if path is not None and path.is_absolute() else None
 
 
 def _digest(path: Path) -> str:

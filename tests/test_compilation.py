@@ -1,9 +1,9 @@
 """Programs read in the background, and what happens where they are not what is wanted."""
 
-import importlib.util
 import json
 import os
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -32,22 +32,15 @@ def compiled(function, folder, name="run", *, argument=MATRIX, donate=()):
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """A module whose file is older than this process, and that can be changed."""
+    """The file of the only imported module that has one; it is older than this process."""
     path = tmp_path / "module_of_the_step.py"
     path.write_text("FACTOR = 2\n")
     os.utime(path, (0, 0))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    monkeypatch.setitem(sys.modules, path.stem, loaded)
-    # Files of this checkout may be younger than a second.
-    monkeypatch.setattr(sources, "_STARTED", max(sources._STARTED, _youngest() + 2))
+    made, in_memory = types.ModuleType(path.stem), types.ModuleType("in_memory")
+    made.__file__, in_memory.__file__ = str(path), "in_memory.py"
+    imported = {path.stem: made, "in_memory": in_memory, "sys": sys}
+    monkeypatch.setattr(sources, "sys", types.SimpleNamespace(modules=imported))
     return path
-
-
-def _youngest():
-    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
-    return max(os.stat(file).st_mtime for file in files if file.endswith(".py"))
 
 
 def started(folder, facts, *, argument=MATRIX, factor=2):
@@ -200,7 +193,7 @@ def test_a_module_from_elsewhere_is_traced(tmp_path, module, monkeypatch):
     elsewhere.parent.mkdir()
     elsewhere.write_text("FACTOR = 3\n")
     os.utime(elsewhere, (0, 0))
-    monkeypatch.setattr(sys.modules[module.stem], "__file__", str(elsewhere))
+    monkeypatch.setattr(sources.sys.modules[module.stem], "__file__", str(elsewhere))
     assert started(folder, facts="", factor=3) == (3, 1)
 
 
