@@ -57,7 +57,7 @@ def moved(manifest: Manifest) -> str:
 
 
 def _source(module: object) -> Path | None:
-    """None for what is compiled or built in, and for what was made in memory, which may name a relative file."""
+    """None for what is compiled or built in, and what was made in memory, which may name a relative file."""
     file = getattr(module, "__file__", None)
     path = Path(file) if isinstance(file, str) and file.endswith(".py") else None
     return path if path is not None and path.is_absolute() else None
