@@ -59,7 +59,7 @@ class ReadAhead:
     """The program that a name stood for the last time, being read from the moment this object is made.
 
     The name says no more than where to look. Whether the program is the right one is decided by what it was
-    made from: the source of every module, the facts that its maker names, and its arguments. Where one of
+    made from: the source of every module, its arguments, and what else its maker names. Where one of
     them is not the same, the text decides that tracing leads to, in which every operation, shape, place and
     constant stands. So a wrong name, a damaged file or a changed source costs the time of compiling and
     nothing else.
@@ -175,11 +175,11 @@ def _origin_kept(path: Path, digest: str) -> tuple[str, sources.Manifest]:
     return (origin, manifest) if fits else ("", {})
 
 
-def _origin(facts: Any, args: Sequence[PyTree]) -> str:
-    """Facts and arguments as text: structure, shapes, dtypes and places."""
+def _origin(built_from: Any, args: Sequence[PyTree]) -> str:
+    """Digest of what decides about a program beside its source; of arguments all but their values."""
     leaves, tree = jax.tree.flatten(args)
     described = [(jax.typeof(leaf), getattr(leaf, "sharding", None)) for leaf in leaves]
-    return hashlib.sha256(repr((facts, tree, described)).encode()).hexdigest()
+    return hashlib.sha256(repr((built_from, tree, described)).encode()).hexdigest()
 
 
 def _digest(lowered: Lowered) -> str:
@@ -212,17 +212,17 @@ def _instructions() -> str:
 
 
 def ahead(
-    function: Wrapped, *args: PyTree, kept: ReadAhead | None = None, facts: Any = None
+    function: Wrapped, *args: PyTree, kept: ReadAhead | None = None, built_from: Any = None
 ) -> tuple[Compiled, str]:
     """The program for arguments of these shapes, dtypes and places, and one line about it.
 
-    `kept` may have read it already, and gets it for the next start. `facts`, whose `repr` says all, are what
-    the function was built from beside the name of `kept`; without them it is always traced. The line says
+    `kept` may have read it already, and gets it for the next start. `built_from`, whose `repr` says all, is
+    what decided about the function beside the name of `kept`; without it it is always traced. The line says
     how long tracing and compiling took, the floating-point operations as the compiler counts them, and what
     each device needs: arguments, temporaries and the program. What a backend does not tell is left out.
     """
     start = time.monotonic()
-    origin = _origin(facts, args) if facts is not None else ""
+    origin = _origin(built_from, args) if built_from is not None else ""
     compiled = kept.untraced(origin) if kept and origin else None
     if compiled is not None:
         return compiled, f"read in {time.monotonic() - start:.1f} s; {_cost(compiled)}"

@@ -76,8 +76,8 @@ class Experiment:
         """Side of the training crop in pixels."""
         return self.config.data.crop
 
-    def facts(self) -> tuple[Any, ...]:
-        """What the parts of the step were built from, beside the configuration and the text's shapes."""
+    def built_from(self) -> tuple[Any, ...]:
+        """What decided about the parts of the step, beside the configuration and the text's shapes."""
         return self.info.num_classes, self.clip_sizes, self.parts.recipe.total_steps
 
     def init_state(self) -> state_lib.TrainState:

@@ -70,7 +70,12 @@ def train(config: ConfigDict, workdir: Path, *, kept: compilation.ReadAhead | No
             if not ended:
                 batch = experiment.abstract_batch()
                 step, cost = compilation.ahead(
-                    step, experiment.constants, state, batch, kept=kept, facts=experiment.facts()
+                    step,
+                    experiment.constants,
+                    state,
+                    batch,
+                    kept=kept,
+                    built_from=experiment.built_from(),
                 )
                 processes.say(f"training step: {cost}")
                 processes.meet("training step compiled")

@@ -43,7 +43,7 @@ def module(tmp_path, monkeypatch):
     return path
 
 
-def started(folder, facts, *, argument=MATRIX, factor=2):
+def started(folder, built_from, *, argument=MATRIX, factor=2):
     """The result for the unit matrix, and how often the function was traced."""
     traces = []
 
@@ -52,7 +52,9 @@ def started(folder, facts, *, argument=MATRIX, factor=2):
         return factor * x
 
     kept = compilation.ReadAhead(str(folder), "run", jax.devices()[:1])
-    program, line = compilation.ahead(jax.jit(multiplied), argument, kept=kept, facts=facts)
+    program, line = compilation.ahead(
+        jax.jit(multiplied), argument, kept=kept, built_from=built_from
+    )
     assert line.startswith("traced in" if traces else "read in")
     return float(program(jnp.eye(8, dtype=argument.dtype))[0, 0]), len(traces)
 
@@ -153,23 +155,23 @@ def test_a_program_for_a_mesh_runs_on_its_devices(tmp_path):
         ]
 
 
-def test_the_same_source_facts_and_arguments_are_not_traced_again(tmp_path, module):
+def test_the_same_source_origin_and_arguments_are_not_traced_again(tmp_path, module):
     folder = tmp_path / "kept"
-    assert started(folder, facts=("a fact", 1)) == (2, 1)
-    assert started(folder, facts=("a fact", 1)) == (2, 0)
+    assert started(folder, built_from=("classes", 1)) == (2, 1)
+    assert started(folder, built_from=("classes", 1)) == (2, 0)
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        {"facts": ("a fact", 2)},
-        {"facts": None},
-        {"facts": ("a fact", 1), "argument": jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)},
+        {"built_from": ("classes", 2)},
+        {"built_from": None},
+        {"built_from": ("classes", 1), "argument": jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)},
     ],
 )
-def test_other_facts_and_arguments_are_traced(tmp_path, module, other):
+def test_another_origin_and_other_arguments_are_traced(tmp_path, module, other):
     folder = tmp_path / "kept"
-    started(folder, facts=("a fact", 1))
+    started(folder, built_from=("classes", 1))
     assert started(folder, factor=3, **other) == (3, 1)
 
 
@@ -177,31 +179,31 @@ def test_a_changed_source_is_traced_and_then_known(tmp_path, module, caplog):
     """Same size, same time, another number: only the content tells."""
     caplog.set_level("INFO")
     folder = tmp_path / "kept"
-    started(folder, facts="")
+    started(folder, built_from="")
     module.write_text("FACTOR = 3\n")
     os.utime(module, (0, 0))
-    assert started(folder, facts="", factor=3) == (3, 1)
+    assert started(folder, built_from="", factor=3) == (3, 1)
     assert f"{module} has changed" in caplog.text
-    assert started(folder, facts="", factor=3) == (3, 0)
-    assert started(folder, facts="", factor=3) == (3, 0)
+    assert started(folder, built_from="", factor=3) == (3, 0)
+    assert started(folder, built_from="", factor=3) == (3, 0)
 
 
 def test_a_module_from_elsewhere_is_traced(tmp_path, module, monkeypatch):
     folder = tmp_path / "kept"
-    started(folder, facts="")
+    started(folder, built_from="")
     elsewhere = tmp_path / "other" / module.name
     elsewhere.parent.mkdir()
     elsewhere.write_text("FACTOR = 3\n")
     os.utime(elsewhere, (0, 0))
     monkeypatch.setattr(sources.sys.modules[module.stem], "__file__", str(elsewhere))
-    assert started(folder, facts="", factor=3) == (3, 1)
+    assert started(folder, built_from="", factor=3) == (3, 1)
 
 
 def test_a_removed_source_is_traced(tmp_path, module):
     folder = tmp_path / "kept"
-    started(folder, facts="")
+    started(folder, built_from="")
     module.unlink()
-    assert started(folder, facts="", factor=3) == (3, 1)
+    assert started(folder, built_from="", factor=3) == (3, 1)
 
 
 def test_a_source_that_changed_while_the_program_was_made_is_not_trusted(tmp_path, module):
@@ -209,26 +211,26 @@ def test_a_source_that_changed_while_the_program_was_made_is_not_trusted(tmp_pat
     folder = tmp_path / "kept"
     module.write_text("FACTOR = 3\n")
     os.utime(module, (sources._STARTED + 1, sources._STARTED + 1))
-    started(folder, facts="")
-    assert started(folder, facts="", factor=3) == (3, 1)
+    started(folder, built_from="")
+    assert started(folder, built_from="", factor=3) == (3, 1)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"digest": 1, "origin": 2, "sources": 3}'])
 def test_a_damaged_list_of_sources_is_traced(tmp_path, module, content):
     folder = tmp_path / "kept"
-    started(folder, facts="")
+    started(folder, built_from="")
     (listed,) = (folder / "ahead").glob("*.json")
     listed.write_text(content)
-    assert started(folder, facts="", factor=3) == (3, 1)
+    assert started(folder, built_from="", factor=3) == (3, 1)
 
 
 def test_a_list_of_sources_belongs_to_one_program(tmp_path, module):
     """Two runs that write at the same time may leave the program of one and the list of the other."""
     folder = tmp_path / "kept"
-    started(folder, facts="")
+    started(folder, built_from="")
     (listed,) = (folder / "ahead").glob("*.json")
     listed.write_text(json.dumps(json.loads(listed.read_text()) | {"digest": "of another text"}))
-    assert started(folder, facts="", factor=3) == (3, 1)
+    assert started(folder, built_from="", factor=3) == (3, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"no program", None])
