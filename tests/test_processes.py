@@ -1,6 +1,7 @@
 """Two processes with four devices each do what one process with eight does, as a user starts them."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,11 @@ from tests.photos import make_folder
 from tests.test_resume import last_state
 
 STEPS = 5
+
+# What the library between the processes says: its threads write these pieces without waiting for each other.
+GLOO = re.compile(
+    r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : |\d+|\n"
+)
 
 # Notes what a process opens for writing, moves or makes; every Python process of the test imports it.
 AUDIT = """
@@ -176,8 +182,7 @@ def test_only_the_first_process_writes_and_speaks(place, two):
     assert any("metrics.jsonl" in path for path in written[0])
     assert not written[1]
     assert "finished after" in two[0] and "evaluation at step" in two[0]
-    said = [line for line in two[1].splitlines() if line and not line.startswith("[Gloo]")]
-    assert not said
+    assert not GLOO.sub("", two[1])
     sessions = read.load(place / "two").sessions
     assert [session["outcome"] for session in sessions] == ["stopped", "finished"]
 
