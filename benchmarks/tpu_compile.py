@@ -35,8 +35,7 @@ from jax.experimental import topologies  # noqa: E402
 
 from benchmarks import hbm_traffic, workload  # noqa: E402
 from semivl_jax import command, flops  # noqa: E402
-from semivl_jax.train import sharding  # noqa: E402
-from semivl_jax.train.step import train_step  # noqa: E402
+from semivl_jax.train import programs, sharding  # noqa: E402
 
 GIB = 2**30
 
@@ -129,7 +128,7 @@ def compile_one(
     }  # fmt: skip
     start = time.monotonic()
     try:
-        compiled = traced.lower().compile()
+        compiled = [each.lower().compile() for each in traced]
     except jax.errors.JaxRuntimeError as error:
         needs = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))
         if needs is None:
@@ -138,23 +137,28 @@ def compile_one(
     if dump:
         folder = Path(dump)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{Path(recipe).stem}-{target_name}-{part}.txt").write_text(compiled.as_text())
+        text = "\n".join(each.as_text() for each in compiled)
+        (folder / f"{Path(recipe).stem}-{target_name}-{part}.txt").write_text(text)
     row |= {"fits": True, "compile_s": time.monotonic() - start}
-    return row | analysis(compiled, target, flops.of_traced(traced) / len(devices))
+    operations = sum(map(flops.of_traced, traced)) / len(devices)
+    return row | analysis(compiled, target, operations)
 
 
-def trace_train(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Traced:
-    """The training step, sharded as `run` shards it, the state donated."""
+def trace_train(
+    work: workload.Workload, devices: list[jax.Device]
+) -> tuple[jax.stages.Traced, ...]:
+    """Both programs of the training step, sharded as `run` shards them, the state donated."""
     config = work.config
     mesh = sharding.make_mesh(devices, **config.mesh)
     sharding.check_batch(config.batch, mesh, accumulation=config.accumulation)
     constants, state, batch = work.abstract_arguments(mesh)
-    step = sharding.jit_step(functools.partial(train_step, work.parts), mesh, state)
     with _for_tpu():
-        return step.trace(constants, state, batch)
+        return programs.Step(work.parts, mesh, state).trace(constants, state, batch)
 
 
-def trace_evaluate(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Traced:
+def trace_evaluate(
+    work: workload.Workload, devices: list[jax.Device]
+) -> tuple[jax.stages.Traced, ...]:
     """The network of the evaluation on one batch of windows."""
     mesh = sharding.make_mesh(devices)
     place = functools.partial(_placed, sharding.replicated(mesh))
@@ -168,7 +172,7 @@ def trace_evaluate(work: workload.Workload, devices: list[jax.Device]) -> jax.st
         return work.parts.segmenter.apply(variables, images, text)
 
     with _for_tpu():
-        return jax.jit(network).trace(variables, text, images)
+        return (jax.jit(network).trace(variables, text, images),)
 
 
 @contextlib.contextmanager
@@ -185,28 +189,38 @@ def _placed(place: jax.sharding.Sharding, tree: Any) -> Any:
     return jax.tree.map(put, tree)
 
 
-def analysis(compiled: jax.stages.Compiled, target: Target, operations: float) -> dict[str, Any]:
-    """What the compiler says about a program, per device; the operations it counts in loops only once."""
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    text = compiled.as_text()
-    arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    arguments -= memory.alias_size_in_bytes
-    parts = {
-        "arguments_gib": arguments / GIB,
-        "temporary_gib": memory.temp_size_in_bytes / GIB,
-        "program_gib": memory.generated_code_size_in_bytes / GIB,
-    }
-    moved = hbm_traffic.of_program(text)
-    return parts | {
-        "needs_gib": sum(parts.values()),
+def analysis(
+    compiled: list[jax.stages.Compiled], target: Target, operations: float
+) -> dict[str, Any]:
+    """What the compiler says about programs that run one after another, per device.
+
+    It counts operations in loops only once, so they are given.
+    """
+    needs = memory_of(compiled)
+    texts = [each.as_text() for each in compiled]
+    moved = sum(map(hbm_traffic.of_program, texts), start=hbm_traffic.Traffic())
+    return {
+        "temporary_gib": needs.temporary / GIB,
+        "needs_gib": needs.total / GIB,
         "tflop": operations / 1e12,
-        "gb_accessed": cost["bytes accessed"] / 1e9,
+        "gb_accessed": sum(each.cost_analysis()["bytes accessed"] for each in compiled) / 1e9,
         "hbm_gb": moved.stored / 1e9,
         "padding": moved.padding,
         "compute_ms": operations / target.peak / 1e9,
         "memory_ms": moved.stored / target.bandwidth / 1e6,
-        "collectives": dict(Counter(_COLLECTIVES.findall(text))),
+        "collectives": dict(Counter(name for text in texts for name in _COLLECTIVES.findall(text))),
     }
+
+
+def memory_of(compiled: list[jax.stages.Compiled]) -> programs.Memory:
+    """Of the two programs of a step, or of one that runs alone."""
+    if len(compiled) == 2:
+        return programs.CompiledStep(*compiled).memory()
+    (memory,) = (each.memory_analysis() for each in compiled)
+    arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    arguments -= memory.alias_size_in_bytes
+    temporary, code = memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
+    return programs.Memory(arguments + temporary + code, temporary)
 
 
 HEADER = (

@@ -32,6 +32,7 @@ import jax.numpy as jnp  # noqa: E402
 
 from benchmarks import model_flops, workload  # noqa: E402
 from semivl_jax import command, host_memory  # noqa: E402
+from semivl_jax.train import programs, sharding  # noqa: E402
 from semivl_jax.train import step as step_lib  # noqa: E402
 from semivl_jax.weights import groups as groups_lib  # noqa: E402
 
@@ -72,9 +73,9 @@ def main() -> None:
 def measure(work: workload.Workload, *, steps: int) -> dict[str, Any]:
     """Compiles the step and runs it 1 + `steps` times."""
     constants, state, batch = work.random_arguments()
-    step = jax.jit(functools.partial(step_lib.train_step, work.parts), donate_argnums=1)
+    mesh = sharding.make_mesh(jax.devices()[:1])
     start = time.monotonic()
-    compiled = step.lower(constants, state, batch).compile()
+    compiled, _ = programs.Step(work.parts, mesh, state).compile(constants, state, batch)
     compile_s = time.monotonic() - start
     times = []
     for _ in range(1 + steps):
@@ -89,6 +90,7 @@ def measure(work: workload.Workload, *, steps: int) -> dict[str, Any]:
     ceiling = matmul_rate(work.config.dtype)
     mfu = sum(by_formula.values()) / seconds / ceiling if by_formula else None
     device = jax.devices()[0]
+    memory = compiled.memory()
     return {
         "device": device.device_kind,
         "glibc_tunables": os.environ.get(host_memory.TUNABLES, ""),
@@ -98,11 +100,11 @@ def measure(work: workload.Workload, *, steps: int) -> dict[str, Any]:
         "ms_per_step": 1e3 * seconds,
         "images_per_s": images / seconds,
         "model_tflop": by_formula and {name: f / 1e12 for name, f in by_formula.items()},
-        "xla_tflop": compiled.cost_analysis()["flops"] / 1e12,
+        "xla_tflop": compiled.operations() / 1e12,
         "matmul_tflop_per_s": ceiling / 1e12,
         "mfu": mfu,
         "peak_gib": peak / 2**30,
-        "temporary_gib": compiled.memory_analysis().temp_size_in_bytes / 2**30,
+        "temporary_gib": memory.temporary / 2**30 if memory else 0.0,
         "loss": float(metrics["loss"]),
     }
 

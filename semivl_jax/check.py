@@ -30,7 +30,8 @@ def report(experiment: Experiment) -> str:
     config, state = experiment.config, experiment.abstract_state()
     batch, mesh = experiment.abstract_batch(), experiment.mesh
     step = functools.partial(step_lib.train_step, experiment.parts)
-    traced = sharding.jit_step(step, mesh, state).trace(experiment.constants, state, batch)
+    step = sharding.on_mesh(step, mesh)
+    traced = jax.jit(step).trace(experiment.constants, state, batch)
     params = groups_lib.merge(state.trained, state.frozen)
     table = groups_lib.parameter_table(
         params,

@@ -1,7 +1,7 @@
-"""Compiled programs: made before the first step with their cost in the log, and kept on disk.
+"""Compiled programs: made before the first step, and kept on disk.
 
-A kept program compiles once per machine. The one that takes seconds to read, the training step, is read
-in the background as soon as a run knows its configuration. It is used without tracing if nothing has changed
+A kept program compiles once per machine. Those that take seconds to read, of the training step, are read in
+the background as soon as a run knows its configuration. They are used without tracing if nothing has changed
 that tracing depends on, or else if tracing leads to the same program.
 """
 
@@ -32,9 +32,12 @@ from semivl_jax.types import PyTree
 FOLDER = "~/.cache/semivl_jax/xla"
 """Where `compilation_cache` of configs/base.py points."""
 
+STEP = ("gradients", "update")
+"""The programs of a training step (train/programs.py)."""
+
 _LOG = logging.getLogger(__name__)
-_GIB = 2**30
 _WORTHWHILE_S = 1.0  # what was compiled faster is not kept
+_UNREADABLE = "%s cannot be read and is compiled again: %s"
 
 
 def keep(folder: str) -> None:
@@ -49,10 +52,11 @@ def keep(folder: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """A program on disk: which one it is, and what `serialize_executable` made of it."""
+    """A program on disk: which one it is, and what `serialize_executable` made of it (bytes packed)."""
 
     digest: str
-    content: tuple[bytes, Any, Any]
+    executable: bytes
+    trees: tuple[Any, Any]
 
 
 class ReadAhead:
@@ -77,9 +81,10 @@ class ReadAhead:
             return
         key = hashlib.sha256(f"{name}\n{_compiler(devices)}".encode()).hexdigest()
         self._path = Path(folder).expanduser() / "ahead" / key[:32]
-        if self._path.exists():
+        kept = _open(self._path) if self._path.exists() else None
+        if kept is not None:
             pool = ThreadPoolExecutor(1, "read-ahead")
-            self._reading = pool.submit(_read, self._path, tuple(devices))
+            self._reading = pool.submit(_read, kept, self._path, tuple(devices))
             pool.shutdown(wait=False)
 
     def untraced(self, origin: str) -> Compiled | None:
@@ -106,11 +111,13 @@ class ReadAhead:
         if self._path is None:
             return
         try:
-            kept = _Kept(_digest(lowered), serialize_executable.serialize(program))
+            executable, *trees = serialize_executable.serialize(program)
+            kept = _Kept(_digest(lowered), zlib.compress(executable, 1), tuple(trees))
+            content = pickle.dumps(kept)
         except Exception as error:  # backends refuse in many ways; nothing depends on it
             _LOG.info("%s is not kept for the next start: %s", self._path, error)
             return
-        _replace(self._path, zlib.compress(pickle.dumps(kept), 1))
+        _replace(self._path, content)
 
     def write_origin(self, lowered: Lowered, origin: str) -> None:
         """Leaves what the program was made from; where that cannot be told, the next start traces."""
@@ -144,15 +151,32 @@ class _Read:
     sources: sources.Manifest
 
 
-def _read(path: Path, devices: Sequence[jax.Device]) -> _Read | None:
+def _open(path: Path) -> _Kept | None:
+    """The file's content; in the thread that imports, because the trees do so, too.
+
+    Two threads that import modules which import each other may find them half done.
+    """
     try:
-        kept: _Kept = pickle.loads(zlib.decompress(path.read_bytes()))
+        kept = pickle.loads(path.read_bytes())
+        if not isinstance(kept, _Kept):
+            raise ValueError(f"it holds {type(kept).__name__}")
+    except Exception as error:  # a damaged file fails in many ways, and compiling mends all of them
+        _LOG.info(_UNREADABLE, path, error)
+        return None
+    return kept
+
+
+def _read(kept: _Kept, path: Path, devices: Sequence[jax.Device]) -> _Read | None:
+    try:
         origin, manifest = _origin_kept(path.with_suffix(".json"), kept.digest)
         program = serialize_executable.deserialize_and_load(
-            *kept.content, backend=devices[0].client, execution_devices=devices
+            zlib.decompress(kept.executable),
+            *kept.trees,
+            backend=devices[0].client,
+            execution_devices=devices,
         )
-    except Exception as error:  # a damaged file fails in many ways, and compiling mends all of them
-        _LOG.info("%s cannot be read and is compiled again: %s", path, error)
+    except Exception as error:
+        _LOG.info(_UNREADABLE, path, error)
         return None
     host_memory.give_back()
     return _Read(kept.digest, program, origin, manifest)
@@ -214,18 +238,16 @@ def _instructions() -> str:
 def ahead(
     function: Wrapped, *args: PyTree, kept: ReadAhead | None = None, built_from: Any = None
 ) -> tuple[Compiled, str]:
-    """The program for arguments of these shapes, dtypes and places, and one line about it.
+    """The program for arguments of these shapes, dtypes and places, and where its time went.
 
     `kept` may have read it already, and gets it for the next start. `built_from`, whose `repr` says all, is
-    what decided about the function beside the name of `kept`; without it it is always traced. The line says
-    how long tracing and compiling took, the floating-point operations as the compiler counts them, and what
-    each device needs: arguments, temporaries and the program. What a backend does not tell is left out.
+    what decided about the function beside the name of `kept`; without it it is always traced.
     """
     start = time.monotonic()
     origin = _origin(built_from, args) if built_from is not None else ""
     compiled = kept.untraced(origin) if kept and origin else None
     if compiled is not None:
-        return compiled, f"read in {time.monotonic() - start:.1f} s; {_cost(compiled)}"
+        return compiled, f"read in {time.monotonic() - start:.1f} s"
     lowered = function.lower(*args)
     traced = time.monotonic()
     compiled = kept.program(lowered) if kept else None
@@ -239,24 +261,9 @@ def ahead(
     seconds = f"traced in {traced - start:.1f} s, {how} in {time.monotonic() - traced:.1f} s more"
     if kept and origin and worthwhile:
         kept.write_origin(lowered, origin)
-    return compiled, f"{seconds}; {_cost(compiled)}"
+    return compiled, seconds
 
 
-def _cost(compiled: Compiled) -> str:
-    facts = []
-    flops = (compiled.cost_analysis() or {}).get("flops", 0)
-    if flops > 0:
-        facts.append(f"{flops / 1e9:,.4g} GFLOP")
-    memory = compiled.memory_analysis()
-    if memory is not None:
-        size = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-            + memory.generated_code_size_in_bytes
-        )
-        facts.append(
-            f"{size / _GIB:.2f} GiB per device, {memory.temp_size_in_bytes / _GIB:.2f} of them temporary"
-        )
-    return "; ".join(facts)
+def read_step(folder: str, name: str, devices: Sequence[jax.Device]) -> dict[str, ReadAhead]:
+    """The programs of a training step, each being read by itself; arguments as of `ReadAhead`."""
+    return {part: ReadAhead(folder, f"{name}\n{part}", devices) for part in STEP}

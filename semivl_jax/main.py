@@ -175,7 +175,7 @@ def _run(mode: str, config: ConfigDict) -> int:
     return 0
 
 
-def _read_ahead(config: ConfigDict) -> ReadAhead:
+def _read_ahead(config: ConfigDict) -> dict[str, ReadAhead]:
     """Begins with what takes longest, before most of the modules are imported."""
     from semivl_jax import compilation
     from semivl_jax.train import sharding
@@ -183,7 +183,7 @@ def _read_ahead(config: ConfigDict) -> ReadAhead:
     compilation.keep(config.compilation_cache)
     devices = sharding.make_mesh(**config.mesh).devices.ravel().tolist()
     name = config.to_json_best_effort()
-    return compilation.ReadAhead(config.compilation_cache, name, devices)
+    return compilation.read_step(config.compilation_cache, name, devices)
 
 
 if __name__ == "__main__":

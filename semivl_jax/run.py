@@ -24,20 +24,21 @@ from semivl_jax.evaluation import samples as samples_lib
 from semivl_jax.evaluation.confusion import format_table
 from semivl_jax.evaluation.evaluator import Evaluation, Evaluator
 from semivl_jax.experiment import Data, Experiment
-from semivl_jax.train import loop, sharding
+from semivl_jax.train import loop, programs, sharding
 from semivl_jax.train.agreement import Agreement
 from semivl_jax.train.checkpoint import Checkpoints, Progress
 from semivl_jax.train.metrics import MetricWriter
 from semivl_jax.train.state import TrainState
-from semivl_jax.train.step import train_step
 from semivl_jax.types import Batch, PyTree
 from semivl_jax.validation import validate
 
 
-def train(config: ConfigDict, workdir: Path, *, kept: compilation.ReadAhead | None = None) -> None:
+def train(
+    config: ConfigDict, workdir: Path, *, kept: Mapping[str, compilation.ReadAhead] | None = None
+) -> None:
     """Trains from the newest checkpoint of the workdir, or from the start, to the end.
 
-    `kept` may hold the program of the training step already.
+    `kept` may hold the programs of the training step already (`compilation.read_step`).
     """
     _begin(config)
     data, experiment = _open(config)
@@ -63,21 +64,18 @@ def train(config: ConfigDict, workdir: Path, *, kept: compilation.ReadAhead | No
                 score=evaluation.score,
                 export=functools.partial(_export, experiment, workdir, evaluation),
             )
-            step = functools.partial(train_step, experiment.parts)
-            step = sharding.jit_step(step, experiment.mesh, state)
+            step = programs.Step(experiment.parts, experiment.mesh, state)
             ended = progress.next_step >= experiment.clock.total_steps
             session = memory.session(facts, first_step=progress.next_step)
             if not ended:
-                batch = experiment.abstract_batch()
-                step, cost = compilation.ahead(
-                    step,
+                step, line = step.compile(
                     experiment.constants,
                     state,
-                    batch,
+                    experiment.abstract_batch(),
                     kept=kept,
                     built_from=experiment.built_from(),
                 )
-                processes.say(f"training step: {cost}")
+                processes.say(f"training step: {line}")
                 processes.meet("training step compiled")
             profiled = profiling.traced(
                 functools.partial(step, experiment.constants),

@@ -20,8 +20,8 @@ from semivl_jax import host_memory
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
-# All rooms but `types` and `train.state`: their structs also hold abstract arrays (eval_shape) and trees of
-# other leaves (tree.map), which no shape annotation fits.
+# All rooms but `types`, `train.state` and `train.outcome`: their structs also hold abstract arrays
+# (eval_shape) and trees of other leaves (tree.map), which no shape annotation fits.
 ROOMS = (
     "models",
     "augment",

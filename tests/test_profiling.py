@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from semivl_jax import compilation, profiling
+from semivl_jax import profiling
 
 
 def count(state, batch):
@@ -54,12 +54,3 @@ def test_nothing_is_traced_without_its_first_step(tmp_path, profile, next_step):
 def test_a_span_that_is_none_is_refused(profile):
     with pytest.raises(ValueError, match=f"profile = '{profile}' is no FIRST:LAST step"):
         profiling.span(profile)
-
-
-def test_compiling_ahead_says_what_the_program_takes():
-    """A matrix product: 2·64³ operations; two matrices of float32 in, one out."""
-    matrix = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-    product, line = compilation.ahead(jax.jit(jnp.matmul), matrix, matrix)
-    assert float(jnp.sum(product(jnp.eye(64), jnp.eye(64)))) == 64
-    assert f"{2 * 64**3 / 1e9:.4g} GFLOP" in line
-    assert "GiB per device" in line

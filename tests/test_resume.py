@@ -138,7 +138,9 @@ def test_sigterm_saves_and_says_how_to_go_on(place, whole):
     assert "compiled or read in" in output
     resumed = run(*options(place, "stopped", *own), cache=place / "cache")
     assert resumed.returncode == 0, resumed.stdout
-    assert re.search(r"^training step: read in", resumed.stdout, re.MULTILINE)
+    assert re.search(
+        r"^training step: gradients read in [^,;]*, update read in", resumed.stdout, re.MULTILINE
+    )
     assert_same_run(whole, place / "stopped")
 
 

@@ -210,15 +210,6 @@ def on_mesh(function: Callable[Arguments, Result], mesh: Mesh) -> Callable[Argum
     return traced
 
 
-def jit_step(step: Callable[..., tuple[PyTree, PyTree]], mesh: Mesh, state: PyTree) -> Any:
-    """`step(constants, state, batch) -> (state, metrics)`, jitted for a mesh.
-
-    The state is donated and stays where it rests; metrics come to every device. `state` may be abstract.
-    """
-    places = (shardings(mesh, state), replicated(mesh))
-    return jax.jit(on_mesh(step, mesh), donate_argnums=1, out_shardings=places)
-
-
 def together(tree: PyTree) -> PyTree:
     """Inside of a step: whole leaves for computing with, whatever they rest like."""
     return jax.tree.map(lambda leaf: _constrained(leaf, PartitionSpec()), tree)

@@ -1,6 +1,7 @@
-"""One training step: a pure function of (state, batch).
+"""One training step: a pure function of (state, batch), in two halves that can be compiled apart.
 
-    batch ─▶ views ─▶ targets (teacher, frozen CLIP; no gradients) ─▶ student ─▶ losses ─▶ update ─▶ EMA
+    find_outcome    batch ─▶ views ─▶ targets (teacher, frozen CLIP) ─▶ student ─▶ losses ─▶ gradients
+    apply_outcome   gradients ─▶ update ─▶ EMA
 
 Enter: uint8 crops (`types.Batch`); leave: the next `TrainState` and scalar metrics (float32, on the
 device). Source: METHOD 4 and 5. Randomness is folded from (seed, purpose, step), so a resumed run draws
@@ -15,7 +16,6 @@ import zlib
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int32
 
 from semivl_jax.augment import views as views_lib
@@ -26,6 +26,7 @@ from semivl_jax.train import accumulation, objective, pseudo, sharding, teacher
 from semivl_jax.train import noise as noise_lib
 from semivl_jax.train.noise import Noise
 from semivl_jax.train.objective import Metrics, Targets
+from semivl_jax.train.outcome import Outcome
 from semivl_jax.train.recipe import Parts
 from semivl_jax.train.state import Constants, TrainState
 from semivl_jax.train.student import StudentLogits, student_forward
@@ -35,9 +36,24 @@ from semivl_jax.types import Batch, Features, Key, PseudoLabels, PyTree, Views
 def train_step(
     parts: Parts, constants: Constants, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
-    """Draws the views of the batch and updates the state with them."""
+    """The state after the update that a batch leads to."""
+    return apply_outcome(parts, state, find_outcome(parts, constants, state, batch))
+
+
+def find_outcome(parts: Parts, constants: Constants, state: TrainState, batch: Batch) -> Outcome:
+    """Draws the views of the batch and finds what the update needs of them; logits are not kept.
+
+    Where parameters rest split over devices, whole ones are computed with; the gradients come split.
+    """
     views, noise = draw(parts, state, batch)
-    return update(parts, constants, state, views, noise)
+    whole = state.replace(
+        trained=sharding.together(state.trained),
+        frozen=sharding.together(state.frozen),
+        ema=sharding.together(state.ema),
+    )
+    find = differentiate if parts.recipe.accumulation == 1 else accumulate
+    outcome = find(parts, sharding.together(constants), whole, views, noise)
+    return outcome.replace(logits=None)
 
 
 def draw(parts: Parts, state: TrainState, batch: Batch) -> tuple[Views, Noise]:
@@ -57,38 +73,6 @@ def _step_key(parts: Parts, state: TrainState, purpose: str = "") -> Key:
     return jax.random.fold_in(key, zlib.crc32(purpose.encode())) if purpose else key
 
 
-def update(
-    parts: Parts, constants: Constants, state: TrainState, views: Views, noise: Noise
-) -> tuple[TrainState, Metrics]:
-    """One update from given views and noise.
-
-    Where parameters rest split over devices, whole ones are computed with and split ones updated.
-    """
-    whole = state.replace(
-        trained=sharding.together(state.trained),
-        frozen=sharding.together(state.frozen),
-        ema=sharding.together(state.ema),
-    )
-    find = differentiate if parts.recipe.accumulation == 1 else accumulate
-    outcome = find(parts, sharding.together(constants), whole, views, noise)
-    return apply_outcome(parts, state, outcome)
-
-
-@struct.dataclass
-class Outcome:
-    """What one step found out: the loss, its gradients (by trained leaf) and what led there.
-
-    `logits` are None where they were computed in parts and not kept.
-    """
-
-    loss: Float[Array, ""]
-    gradients: PyTree
-    batch_stats: PyTree
-    metrics: Metrics
-    targets: Targets
-    logits: StudentLogits | None
-
-
 def differentiate(
     parts: Parts, constants: Constants, state: TrainState, views: Views, noise: Noise
 ) -> Outcome:
@@ -104,7 +88,7 @@ def differentiate(
     (loss, (metrics, stats, logits)), grads = gradient(state.trained)
     # Whoever does not look at the logits does not pay for them.
     logits = logits.resized(views.y.shape[1:])
-    return Outcome(loss, sharding.apart(grads), stats, metrics, targets, logits)
+    return Outcome(loss, sharding.apart(grads), stats, metrics, logits)
 
 
 def accumulate(
@@ -155,7 +139,7 @@ def accumulate(
     start = (zero, dict.fromkeys(whole, zero), nothing)
     (loss, terms, grads), _ = jax.lax.scan(one_part, start, pieces)
     metrics = {"loss": loss, **terms, **objective.shares(recipe, targets, views, state.step)}
-    return Outcome(loss, grads, state.batch_stats, metrics, targets, None)
+    return Outcome(loss, grads, state.batch_stats, metrics)
 
 
 def apply_outcome(parts: Parts, state: TrainState, outcome: Outcome) -> tuple[TrainState, Metrics]:

@@ -22,7 +22,7 @@ from semivl_jax import experiment
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.models import partition
 from semivl_jax.models.vlg_decoder import VLGDecoder
-from semivl_jax.train import accumulation, objective, sharding
+from semivl_jax.train import accumulation, objective, programs, sharding
 from semivl_jax.train import step as step_lib
 from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Recipe
@@ -85,18 +85,18 @@ def batch_of(built, seed):
 
 
 def train(devices, steps=STEPS, **fields):
-    """(state before, losses by name and step, state after), on the host; the compiled step."""
+    """(state before, losses by name and step, state after); the first two on the host."""
     built = build(devices, **fields)
     state = built.init_state()
-    step = functools.partial(step_lib.train_step, built.parts)
+    step = programs.Step(built.parts, built.mesh, state)
     batches = [batch_of(built, seed) for seed in range(steps)]
-    step = sharding.jit_step(step, built.mesh, state).lower(built.constants, state, batches[0])
-    compiled, before, lines = step.compile(), jax.device_get(state), []
+    compiled, _ = step.compile(built.constants, state, batches[0])
+    before, lines = jax.device_get(state), []
     for batch in batches:
         state, metrics = compiled(built.constants, state, batch)
         lines.append(jax.device_get(metrics))
     losses = {name: [float(line[name]) for line in lines] for name in lines[0]}
-    return before, losses, state, compiled
+    return before, losses, state
 
 
 @pytest.fixture(scope="module")

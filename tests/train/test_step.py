@@ -11,7 +11,7 @@ from configs import tiny
 from semivl_jax import assembly, experiment
 from semivl_jax.data.catalog import DatasetInfo
 from semivl_jax.models import segmenter as segmenter_lib
-from semivl_jax.train import loop, sharding
+from semivl_jax.train import loop, programs, sharding
 from semivl_jax.train import step as step_lib
 from semivl_jax.types import Batch, LabelledBatch, UnlabelledBatch
 from semivl_jax.weights.tree import flatten
@@ -58,7 +58,7 @@ def batch_of(built, *, label=None, seed=0):
 
 
 def stepper(built):
-    step = jax.jit(functools.partial(step_lib.train_step, built.parts), donate_argnums=1)
+    step = programs.Step(built.parts, built.mesh, built.abstract_state())
     return functools.partial(step, built.constants)
 
 
