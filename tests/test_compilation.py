@@ -1,8 +1,11 @@
 """Programs read in the background, and what happens where they are not what is wanted."""
 
+import importlib
 import json
 import os
+import pickle
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -231,7 +234,29 @@ def test_a_list_of_sources_belongs_to_one_program(tmp_path, module):
     assert started(folder, built_from="", factor=3) == (3, 1)
 
 
-@pytest.mark.parametrize("content", [b"", b"no program", None])
+def test_what_results_are_made_of_is_imported_before_the_background_begins(tmp_path, monkeypatch):
+    """Two threads that import modules which import each other find them half done, or wait forever."""
+    (tmp_path / "results_of_the_step.py").write_text(
+        "import threading, typing\n"
+        "BY = threading.current_thread()\n"
+        "class Doubled(typing.NamedTuple):\n"
+        "    value: object\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def doubling():  # another function every time, which is traced again
+        return lambda x: importlib.import_module("results_of_the_step").Doubled(2 * x)
+
+    compiled(doubling(), tmp_path)
+    del sys.modules["results_of_the_step"]
+    kept = compilation.ReadAhead(str(tmp_path), "run", jax.devices()[:1])
+    assert sys.modules["results_of_the_step"].BY is threading.current_thread()
+    program, line = compilation.ahead(jax.jit(doubling()), MATRIX, kept=kept)
+    assert "compiled" not in line
+    assert float(program(jnp.eye(8)).value[0, 0]) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no program", pickle.dumps([]), None])
 def test_a_damaged_file_is_compiled_and_replaced(tmp_path, content, caplog):
     caplog.set_level("INFO")
     compiled(double, tmp_path)
