@@ -18,7 +18,7 @@ ALLOWED = {
     "data": {"types", "progress"},
     "language": {"types", "data"},
     "weights": {"types", "models"},
-    "train": {"types", "progress", "models", "augment", "weights"},
+    "train": {"types", "progress", "compilation", "models", "augment", "weights"},
     "evaluation": {"types", "models"},
     "reporting": {"evaluation"},
 }
