@@ -62,6 +62,13 @@ def stepper(built):
     return functools.partial(step, built.constants)
 
 
+@pytest.fixture(scope="module")
+def default():
+    """The experiment and the step of the configuration as it is, compiled once."""
+    built = build()
+    return built, stepper(built)
+
+
 def assert_finite(tree):
     for path, leaf in flatten(tree).items():
         assert np.isfinite(np.asarray(leaf)).all(), path
@@ -79,9 +86,12 @@ def assert_finite(tree):
     ],
     ids=["default", "published", "ohem", "deeplab", "supervised"],
 )  # fmt: skip
-def test_steps_are_finite_even_without_a_labelled_or_confident_pixel(fields):
-    built = build(**fields)
-    step, state = stepper(built), built.init_state()
+def test_steps_are_finite_even_without_a_labelled_or_confident_pixel(fields, default):
+    built, step = default
+    if fields:
+        built = build(**fields)
+        step = stepper(built)
+    state = built.init_state()
     before = jax.device_get(state.trained)
     for t, label in enumerate((None, 255)):
         state, metrics = step(state, batch_of(built, label=label, seed=t))
@@ -99,9 +109,9 @@ def test_steps_are_finite_even_without_a_labelled_or_confident_pixel(fields):
     assert np.mean(moved) > 0.8  # all but leaves whose gradient is zero
 
 
-def test_average_follows_the_student():
-    built = build()
-    step, state = stepper(built), built.init_state()
+def test_average_follows_the_student(default):
+    built, step = default
+    state = built.init_state()
     state, _ = step(state, batch_of(built, seed=0))
     # The first decay is 0: the average is the student after one step.
     for path, leaf in flatten(state.ema).items():
@@ -113,9 +123,9 @@ def test_average_follows_the_student():
         np.testing.assert_allclose(leaf, expected, rtol=1e-6, atol=1e-9, err_msg=path)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
-    built = build()
-    step, state = stepper(built), built.init_state()
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(default):
+    built, step = default
+    state = built.init_state()
     batch = batch_of(built)
     name = next(iter(state.trained["decoder"]["conv1"]))
     poisoned = jax.tree.map(jnp.copy, state)
