@@ -104,7 +104,7 @@ def measure(work: workload.Workload, *, steps: int) -> dict[str, Any]:
         "matmul_tflop_per_s": ceiling / 1e12,
         "mfu": mfu,
         "peak_gib": peak / 2**30,
-        "temporary_gib": memory.temporary / 2**30 if memory else 0.0,
+        "temporary_gib": memory and memory.temporary / 2**30,
         "loss": float(metrics["loss"]),
     }
 
@@ -185,6 +185,7 @@ def format_result(result: dict[str, Any]) -> str:
     """The measurement for people."""
     formula = result["model_tflop"]
     parts = ", ".join(f"{name} {value:.3f}" for name, value in (formula or {}).items())
+    temporary = result["temporary_gib"]
     lines = [
         f"{result['config']} {' '.join(result['changes'])} on {result['device']}",
         f"compiled in {result['compile_s']:.1f} s",
@@ -193,7 +194,8 @@ def format_result(result: dict[str, Any]) -> str:
         f"XLA counts {result['xla_tflop']:.3f} TFLOP",
         f"matrix product {result['matmul_tflop_per_s']:.3f} TFLOP/s",
         "MFU -" if result["mfu"] is None else f"MFU {100 * result['mfu']:.1f} %",
-        f"peak {result['peak_gib']:.2f} GiB, of it temporary {result['temporary_gib']:.2f} GiB",
+        f"peak {result['peak_gib']:.2f} GiB, of it temporary "
+        + ("-" if temporary is None else f"{temporary:.2f} GiB"),
     ]
     for name, value in result.get("breakdown_ms", {}).items():
         lines.append(f"  {name:<26}{value:8.0f} ms")

@@ -152,7 +152,7 @@ class _Read:
 
 
 def _open(path: Path) -> _Kept | None:
-    """The file's content; in the thread that imports, because the trees do so, too.
+    """The file's content. Called by the main thread, because this imports the types in the trees.
 
     Two threads that import modules which import each other may find them half done.
     """
