@@ -12,7 +12,7 @@ setup(
     package_data={
         "semivl_jax": [
             "*.json",
-            "language/*.json",
+            "text/*.json",
             "weights/*.safetensors",
             "weights/*.json",
             "reporting/*.js",

@@ -16,8 +16,8 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from semivl_jax import experiment as experiment_lib
-from semivl_jax.targets import HeldBack
+from semivl_jax.experiment import experiment as experiment_lib
+from semivl_jax.experiment.pseudo_label_quality import HeldBack
 from semivl_jax.train import sharding
 from semivl_jax.train.checkpoint import Checkpoints
 

@@ -34,7 +34,8 @@ import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from benchmarks import hbm_traffic, workload  # noqa: E402
-from semivl_jax import command, flops  # noqa: E402
+from semivl_jax import command  # noqa: E402
+from semivl_jax.experiment import flops  # noqa: E402
 from semivl_jax.train import programs, sharding  # noqa: E402
 
 GIB = 2**30

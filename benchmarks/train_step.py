@@ -32,9 +32,9 @@ import jax.numpy as jnp  # noqa: E402
 
 from benchmarks import model_flops, workload  # noqa: E402
 from semivl_jax import command, host_memory  # noqa: E402
+from semivl_jax.train import param_groups as groups_lib  # noqa: E402
 from semivl_jax.train import programs, sharding  # noqa: E402
 from semivl_jax.train import step as step_lib  # noqa: E402
-from semivl_jax.weights import groups as groups_lib  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:

@@ -23,9 +23,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import base
-from semivl_jax import architecture, assembly
-from semivl_jax.data.catalog import DatasetInfo
-from semivl_jax.language import embeddings, names
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.experiment import step_modules
+from semivl_jax.models import build as build_lib
+from semivl_jax.text import class_names, embeddings
 from semivl_jax.train import sharding
 from semivl_jax.train.recipe import Parts
 from semivl_jax.train.state import Constants, TrainState
@@ -115,7 +116,7 @@ class Workload:
 
     def abstract_batch(self) -> Batch:
         """Shapes and dtypes of the global batch."""
-        return assembly.abstract_batch(self.config)
+        return step_modules.abstract_batch(self.config)
 
     def abstract_arguments(self, mesh: Mesh) -> tuple[Constants, TrainState, Batch]:
         """Arguments of the step for compiling, where training keeps them on a mesh."""
@@ -142,7 +143,7 @@ class Workload:
     def _create_state(self, guidance_params: PyTree | None) -> TrainState:
         clip = guidance_params if self.config.model.init == "clip" else None
         start = None if clip is None else {"params": {"backbone": clip}}
-        return assembly.create_state(self.parts, self.constants.text, start)
+        return step_modules.create_state(self.parts, self.constants.text, start)
 
     def _pixels(self, rng: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if leaf.dtype == jnp.int32:  # sizes: three quarters of the columns are image
@@ -154,13 +155,13 @@ class Workload:
 
 def build(config: ConfigDict) -> Workload:
     """The step of a configuration; a data set that is not public counts as one of 8 classes."""
-    if config.data.dataset in names.DATASETS:
-        info = names.dataset_info(config.data.dataset)
+    if config.data.dataset in class_names.DATASETS:
+        info = class_names.dataset_info(config.data.dataset)
     else:
         classes = tuple(f"class {index}" for index in range(8))
         info = DatasetInfo(name=config.data.dataset, classes=classes)
     clip_sizes = towers.IMAGE_SIZES[config.model.tower]
-    tower = architecture.clip_tower(config, clip_sizes, taps=(clip_sizes["depth"],))
+    tower = build_lib.clip_tower(config, clip_sizes, taps=(clip_sizes["depth"],))
     pixels = jax.ShapeDtypeStruct((1, config.data.crop, config.data.crop, 3), jnp.float32)
     tower_params = jax.eval_shape(tower.init, jax.random.key(0), pixels)["params"]
 
@@ -169,15 +170,15 @@ def build(config: ConfigDict) -> Workload:
         return rng.normal(size=(len(sentences), clip_sizes["out_dim"])).astype(np.float32)
 
     text = functools.partial(embeddings.class_text, info, embed=embed)
-    guided = assembly.guided(config)
+    guided = step_modules.guided(config)
     constants = Constants(
         text=text(mode=config.text.decoder),
-        guidance_params=assembly.cast(tower_params, config.model.guidance_dtype)
+        guidance_params=step_modules.cast(tower_params, config.model.guidance_dtype)
         if guided
         else None,
         guidance_text=text(mode=config.text.guidance) if guided else None,
     )
-    parts = assembly.build_parts(
+    parts = step_modules.build_parts(
         config,
         num_classes=info.num_classes,
         clip_sizes=clip_sizes,

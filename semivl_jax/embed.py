@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from semivl_jax import command, words
-from semivl_jax.data.catalog import DatasetInfo
-from semivl_jax.language import embeddings, names
+from semivl_jax import command
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.text import class_names, class_text, embeddings
 from semivl_jax.types import ClassText
 from semivl_jax.weights import store, towers
 
@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
         info = _classes(options)
         mode = "concept" if options.definitions else options.mode
         clip = towers.load(options.weights, "clip_vit_b16")
-        text = words.class_text(
-            info, mode=mode, tower=words.TextTower.of(clip), cache=options.text_cache
+        text = class_text.class_text(
+            info, mode=mode, tower=class_text.TextTower.of(clip), cache=options.text_cache
         )
         _write(out, text, info, mode, np.dtype(options.dtype))
         print(f"{text.embeddings.shape[0]} rows of {text.embeddings.shape[1]} numbers: {out}")
@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     made = command.Parser("semivl_jax.embed", __doc__)
     source = made.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", choices=names.DATASETS, help="classes of a public data set")
+    source.add_argument(
+        "--dataset", choices=class_names.DATASETS, help="classes of a public data set"
+    )
     source.add_argument("--classes_file", help="one class per line, name or name: concept, concept")
     how = made.add_mutually_exclusive_group()
     how.add_argument(
@@ -82,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--compare", metavar="FILE.npy", help="rows to compare with, in their order")
     made.add_argument(
         "--text_cache",
-        default=words.CACHE,
+        default=class_text.CACHE,
         help="folder that keeps what was embedded; default: %(default)s",
     )
     return made
@@ -90,11 +92,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _classes(options: argparse.Namespace) -> DatasetInfo:
     if options.dataset:
-        return names.dataset_info(options.dataset)
+        return class_names.dataset_info(options.dataset)
     path = Path(options.classes_file).expanduser()
     if not path.is_file():
         raise ValueError(f"--classes_file {path}: no such file; correct the path")
-    return words.read_classes(path)
+    return class_text.read_classes(path)
 
 
 def _write(out: Path, text: ClassText, info: DatasetInfo, mode: str, dtype: np.dtype) -> None:

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from semivl_jax import command, hub, model_source
+from semivl_jax import command
+from semivl_jax.inference import hub, load
 from semivl_jax.models import normalization
 from semivl_jax.models.resize import bilinear
 
@@ -54,9 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _export(options: argparse.Namespace) -> None:
-    model = model_source.open_model(
-        options.model, classes=options.classes, definitions=options.definitions
-    )
+    model = load.open_model(options.model, classes=options.classes, definitions=options.definitions)
     size = _size(options.size, model)
     exported = export_model(
         model,
@@ -91,7 +90,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def export_model(
-    model: model_source.Model,
+    model: load.Model,
     *,
     size: tuple[int, int],
     images: str,
@@ -107,7 +106,7 @@ def export_model(
 
 
 def _window_function(
-    model: model_source.Model, size: tuple[int, int], output: str
+    model: load.Model, size: tuple[int, int], output: str
 ) -> Callable[[jax.Array], jax.Array]:
     variables = jax.tree.map(jnp.asarray, model.variables)
 
@@ -121,7 +120,7 @@ def _window_function(
     return segment
 
 
-def _size(text: str | None, model: model_source.Model) -> tuple[int, int]:
+def _size(text: str | None, model: load.Model) -> tuple[int, int]:
     if text is None:
         return model.crop, model.crop
     parts = text.split(",")

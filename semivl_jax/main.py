@@ -123,11 +123,11 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
     # Imported late so that --help and a misspelt flag answer at once.
-    from semivl_jax import processes
+    from semivl_jax.train import distributed
 
     host_memory.give_back_after_compiling()
     try:
-        processes.start(
+        distributed.start(
             _DISTRIBUTED.value,
             coordinator_address=_COORDINATOR.value,
             num_processes=_PROCESSES.value,
@@ -145,19 +145,20 @@ def main(argv: Sequence[str]) -> int:
             raise
         # One sentence, or a list of files with a line for each.
         print("error: " + "\n".join(map(_sentence, str(error).splitlines())), file=sys.stderr)
-        processes.leave(2)
+        distributed.leave(2)
         return 2
     except Exception:
-        if processes.several():
+        if distributed.several():
             traceback.print_exc()
-            processes.leave(1)
+            distributed.leave(1)
         raise
 
 
 def _run(mode: str, config: ConfigDict) -> int:
     """The mode, to its end or until the run is stopped; the step of a training is read meanwhile."""
     kept = _read_ahead(config) if mode == "train" else None
-    from semivl_jax import processes, run
+    from semivl_jax.experiment import run
+    from semivl_jax.train import distributed
     from semivl_jax.train.loop import Stopped
 
     host_memory.collect_rarely()
@@ -168,7 +169,7 @@ def _run(mode: str, config: ConfigDict) -> int:
         else:
             {"evaluate": run.evaluate, "check": run.check}[mode](config, workdir)
     except Stopped as stopped:
-        processes.say(
+        distributed.say(
             f"stopped by {stopped}; everything is saved, the same command goes on from here"
         )
         return stopped.exit_code

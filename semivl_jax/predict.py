@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semivl_jax import command, outputs, progress
+from semivl_jax import command, utils
+from semivl_jax.inference import files
 
 if TYPE_CHECKING:
-    from semivl_jax.predictor import Segmenter
+    from semivl_jax.inference.segmenter import Segmenter
 
 _READ_AHEAD = 4
 """Images that are decoded while others are segmented, and that are written meanwhile."""
@@ -52,22 +53,23 @@ def main(argv: Sequence[str]) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     # Imported late so that --help and a misspelt option answer at once.
-    from semivl_jax import compilation, words
-    from semivl_jax.predictor import Segmenter
+    from semivl_jax import compilation
+    from semivl_jax.inference.segmenter import Segmenter
+    from semivl_jax.text import class_text
 
     begun = time.perf_counter()
     compilation.keep(
         compilation.FOLDER if options.compilation_cache is None else options.compilation_cache
     )
-    out = outputs.Outputs(Path(options.out).expanduser(), scores=options.save_scores)
-    images = outputs.find_images(options.images, without=out.root)
+    out = files.Outputs(Path(options.out).expanduser(), scores=options.save_scores)
+    images = files.find_images(options.images, without=out.root)
     segmenter = Segmenter.load(
         options.model,
         classes=options.classes,
         definitions=options.definitions,
         device=options.device,
         batch=options.batch,
-        cache=words.CACHE if options.text_cache is None else options.text_cache,
+        cache=class_text.CACHE if options.text_cache is None else options.text_cache,
         window=options.window,
     )
     targets = out.claim(images, segmenter.names, segmenter.palette, existing=options.existing)
@@ -90,14 +92,14 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _run(
     segmenter: Segmenter,
-    targets: Sequence[outputs.Target],
-    out: outputs.Outputs,
+    targets: Sequence[files.Target],
+    out: files.Outputs,
     options: argparse.Namespace,
 ) -> list[str]:
     """Segments and writes; returns what is wrong with the images that cannot be read."""
     unreadable: list[str] = []
-    under_way: deque[outputs.Target] = deque()
-    bar = progress.Progress("predicting", total=len(targets), unit="images")
+    under_way: deque[files.Target] = deque()
+    bar = utils.Progress("predicting", total=len(targets), unit="images")
 
     def images() -> Iterator[np.ndarray]:
         for target, image in _read(targets):
@@ -120,17 +122,17 @@ def _run(
     return unreadable
 
 
-def _read(targets: Sequence[outputs.Target]) -> Iterator[tuple[outputs.Target, np.ndarray | str]]:
+def _read(targets: Sequence[files.Target]) -> Iterator[tuple[files.Target, np.ndarray | str]]:
     """Images, or why there is none, in order; a few are decoded ahead."""
-    from semivl_jax.predictor import as_rgb
+    from semivl_jax.inference.segmenter import as_rgb
 
-    def read(target: outputs.Target) -> np.ndarray | str:
+    def read(target: files.Target) -> np.ndarray | str:
         try:
             return as_rgb(target.image)
         except ValueError as error:
             return str(error)
 
-    ahead: deque[tuple[outputs.Target, Future[np.ndarray | str]]] = deque()
+    ahead: deque[tuple[files.Target, Future[np.ndarray | str]]] = deque()
     with ThreadPoolExecutor(2) as pool:
         try:
             for target in targets:
@@ -161,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
         help="describe classes by their concepts: the best of them (concept, if nothing follows), or "
         "their mean (concept_average)")  # fmt: skip
     add("--save_scores", action="store_true", help="also write scores/NAME.npz")
-    add("--existing", choices=outputs.EXISTING, default="refuse",
+    add("--existing", choices=files.EXISTING, default="refuse",
         help="results that are there: refuse to begin (default), skip them, or replace them")  # fmt: skip
     add(
         "--batch", type=_positive, help="windows per pass; default: as in the training's evaluation"

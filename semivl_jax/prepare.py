@@ -25,7 +25,7 @@ from tfds_builders import builders, common
 from tfds_builders.published import PublishedBuilder
 
 if TYPE_CHECKING:
-    from semivl_jax.prepare_weights import Published
+    from semivl_jax.weights.download import Published
 
 DATA_DIR = "~/.cache/semivl_jax/data"
 """Where `data.directory` of configs/base.py points."""
@@ -81,16 +81,15 @@ def main(
 
 def _weights(options: argparse.Namespace, published: Published | None) -> int:
     # Only this target needs the models, which take a second to import.
-    from semivl_jax import prepare_weights
-    from semivl_jax.weights import towers
+    from semivl_jax.weights import download, towers
 
-    published = published or prepare_weights.CLIP_VIT_B16
+    published = published or download.CLIP_VIT_B16
     directory = Path(options.weights_dir).expanduser()
     given = Path(options.given).expanduser() if options.given else None
     try:
         if options.check:
-            return 0 if prepare_weights.status(published, directory) else 1
-        path = prepare_weights.prepare(published, directory, given=given, source=options.source)
+            return 0 if download.status(published, directory) else 1
+        path = download.prepare(published, directory, given=given, source=options.source)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -39,11 +39,11 @@ import optax
 from absl import app, flags
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
-from semivl_jax.language import tokenizer
+from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.normalization import normalize
-from semivl_jax.models.text import TextTransformer
 from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.text import tokenizer
 from semivl_jax.types import PyTree
 from semivl_jax.weights import towers as towers_lib
 from tfds_builders.shapes import generator

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semivl_jax import command
-from semivl_jax import workdir as workdir_lib
+from semivl_jax.experiment import workdir as workdir_lib
 from semivl_jax.reporting import page, read
 
 NAME = "report.html"

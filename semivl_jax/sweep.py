@@ -25,7 +25,7 @@ from pathlib import Path
 from queue import Queue
 
 from semivl_jax import command
-from semivl_jax.workdir import write
+from semivl_jax.experiment.workdir import write
 
 _PUBLISHED = Path(__file__).with_name("published_results.json")
 _DONE = "finished.json"

@@ -9,7 +9,8 @@ import importlib
 import json
 import sys
 
-from semivl_jax import check, host_memory, run
+from semivl_jax import host_memory
+from semivl_jax.experiment import dry_run, run
 
 
 def config_of(spec):
@@ -22,5 +23,5 @@ def config_of(spec):
 
 if __name__ == "__main__":
     host_memory.collect_rarely()
-    reports = {spec: check.report(run.outlined(config_of(spec))) for spec in sys.argv[1:]}
+    reports = {spec: dry_run.report(run.outlined(config_of(spec))) for spec in sys.argv[1:]}
     print(json.dumps(reports))

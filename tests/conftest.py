@@ -24,17 +24,15 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # (eval_shape) and trees of other leaves (tree.map), which no shape annotation fits.
 ROOMS = (
     "models",
-    "augment",
     "data",
-    "language",
+    "text",
     "weights",
     "evaluation",
     "experiment",
-    "gallery",
-    "targets",
     "reporting",
 )
 TRAIN = (
+    "augment",
     "accumulation",
     "agreement",
     "losses",
@@ -42,11 +40,11 @@ TRAIN = (
     "objective",
     "mask_losses",
     "pseudo",
-    "teacher",
+    "ema",
     "optimizer",
     "sharding",
     "step",
-    "student",
+    "forward",
     "loop",
     "metrics",
 )

@@ -7,10 +7,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import tiny
-from semivl_jax import architecture, serving, words
-from semivl_jax.data.catalog import DatasetInfo
-from semivl_jax.models.text import TextTransformer
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.inference import bundle
+from semivl_jax.models import build
+from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.text import class_text
 from semivl_jax.weights import towers
 from tests.models.drawn import drawn
 
@@ -49,20 +51,20 @@ def config(**fields) -> ConfigDict:
 
 
 def text(info: DatasetInfo = INFO, mode: str = "name"):
-    return words.class_text(info, mode=mode, tower=words.TextTower.of(clip()), cache="")
+    return class_text.class_text(info, mode=mode, tower=class_text.TextTower.of(clip()), cache="")
 
 
 def make(folder: Path, *, info: DatasetInfo = INFO, seed: int = 0, **fields) -> Path:
     """`folder` with a model of configs/tiny.py, `fields` changed; weights drawn at random."""
     changed = config(**fields)
-    model = architecture.segmenter(changed, num_classes=info.num_classes, clip_sizes=clip().image)
+    model = build.segmenter(changed, num_classes=info.num_classes, clip_sizes=clip().image)
     about = text(info, changed.text.decoder)
     image = np.zeros((1, changed.data.crop, changed.data.crop, 3), np.float32)
-    serving.export(
+    bundle.export(
         folder,
         drawn(model, image, about, seed=seed),
         text=about,
-        tower=words.TextTower.of(clip()),
+        tower=class_text.TextTower.of(clip()),
         clip_sizes=clip().image,
         info=info,
         config=changed,

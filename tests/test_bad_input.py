@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import demo, tiny
-from semivl_jax import architecture, workdir
-from semivl_jax import run as run_lib
+from semivl_jax.config import validate
+from semivl_jax.experiment import run as run_lib
+from semivl_jax.experiment import workdir
+from semivl_jax.models import build
 from semivl_jax.train.checkpoint import Checkpoints, Progress
-from semivl_jax.validation import validate
 from semivl_jax.weights import towers
 from tests.command import run
 from tests.photos import make_folder
@@ -88,7 +89,7 @@ def test_our_own_configurations_keep_the_rules(config):
 )
 def test_taps_that_the_tower_or_the_decoder_cannot_use(taps, message):
     with pytest.raises(ValueError, match=message):
-        architecture.segmenter(
+        build.segmenter(
             changed(model__taps=taps), num_classes=2, clip_sizes=towers.IMAGE_SIZES["tiny"]
         )
 

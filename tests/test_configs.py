@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from configs import base, demo, folder, tiny
-from semivl_jax import check, experiment
-from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.config import validate
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.experiment import dry_run, experiment
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.train import sharding
-from semivl_jax.validation import validate
 from semivl_jax.weights import towers
 
 CONFIGS = {
@@ -35,7 +35,7 @@ def test_check_reports_the_step(name):
     config = CONFIGS[name]()
     validate(config)
     info = DatasetInfo(name="toy", classes=("ground", "disc", "box"))
-    report = check.report(experiment.build(config, info, images_per_epoch=100))
+    report = dry_run.report(experiment.build(config, info, images_per_epoch=100))
     assert f"{config.steps:,} steps of {config.batch} + {config.batch} images" in report
     modules = re.findall(r"^\| \w+/\w+ +\| \d+ +\| ([\d,]+) +\|$", report, re.MULTILINE)
     total = int(re.search(r"of ([\d,]+) parameters$", report, re.MULTILINE)[1].replace(",", ""))

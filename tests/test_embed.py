@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from semivl_jax import embed, words
-from semivl_jax.data.catalog import DatasetInfo
-from semivl_jax.language import cache as cache_lib
-from semivl_jax.language import names
+from semivl_jax import embed
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.text import cache as cache_lib
+from semivl_jax.text import class_names, class_text
 from semivl_jax.weights import store, towers
 from tests import served
 from tests.golden_files import Golden, assert_close, files
@@ -36,8 +36,11 @@ def run(*arguments):
     ],
 )
 def test_the_eight_published_files_have_these_rows(dataset, mode, published):
-    text = words.class_text(
-        names.dataset_info(dataset), mode=mode, tower=words.TextTower.of(served.clip()), cache=""
+    text = class_text.class_text(
+        class_names.dataset_info(dataset),
+        mode=mode,
+        tower=class_text.TextTower.of(served.clip()),
+        cache="",
     )
     assert text.embeddings.shape[0] == published[0], published[1]
 
@@ -71,7 +74,7 @@ def test_own_classes_with_definitions(tmp_path):
         run("--classes_file", str(tmp_path / "classes.txt"), "--definitions", "--out", str(out))
         == 0
     )
-    tower = words.TextTower.of(served.clip())
+    tower = class_text.TextTower.of(served.clip())
     rows = tower.embed([f"a photo of a {name}" for name in ("road", "car", "bus")])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     np.testing.assert_allclose(np.load(out), rows, atol=1e-6)
@@ -108,7 +111,7 @@ def test_rows_of_the_published_tower(name, monkeypatch):
     heads = golden.meta["kwargs"]["transformer_heads"]
     clip = converted.text_tower(golden.weights(), num_heads=heads)
     wanted = golden["out/text_features"]
-    rows = words.TextTower.of(clip).embed(strings[: len(wanted)])
+    rows = class_text.TextTower.of(clip).embed(strings[: len(wanted)])
     assert_close(rows, wanted, 1e-5)
 
 
@@ -156,12 +159,12 @@ def test_a_cache_that_cannot_be_written_is_said_and_harmless(tmp_path, capsys):
 
 
 def test_the_tower_s_digest_tells_weights_and_sizes_apart():
-    tower = words.TextTower.of(served.clip())
-    same = words.TextTower.of(served.clip())
+    tower = class_text.TextTower.of(served.clip())
+    same = class_text.TextTower.of(served.clip())
     assert tower.digest == same.digest
     params = {**tower.params, "pos_embedding": tower.params["pos_embedding"] + np.float32(1e-6)}
-    assert words.TextTower(sizes=tower.sizes, params=params).digest != tower.digest
-    other = words.TextTower(sizes={**tower.sizes, "num_heads": 1}, params=tower.params)
+    assert class_text.TextTower(sizes=tower.sizes, params=params).digest != tower.digest
+    other = class_text.TextTower(sizes={**tower.sizes, "num_heads": 1}, params=tower.params)
     assert other.digest != tower.digest
-    text = words.class_text(INFO, mode="name", tower=tower, cache="")
+    text = class_text.class_text(INFO, mode="name", tower=tower, cache="")
     assert text.num_classes == 2

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from semivl_jax import export, model_source
+from semivl_jax import export
+from semivl_jax.inference import load
+from semivl_jax.inference.segmenter import Segmenter
 from semivl_jax.models import normalization
-from semivl_jax.predictor import Segmenter
 from tests import served
-from tests.test_predictor import photo
+from tests.inference.test_segmenter import photo
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "run_exported.py"
 
@@ -60,7 +61,7 @@ def test_the_example_needs_only_jax_and_numpy(model, tmp_path):
 
 
 def test_sizes_batches_inputs_and_outputs(model):
-    opened = model_source.open_model(model, cache="")
+    opened = load.open_model(model, cache="")
     options = {"size": (24, 40), "batch": 0, "platforms": ["cpu"]}
     images = np.stack([photo((24, 40), seed) for seed in range(3)])
     logits = export.export_model(opened, images="uint8", output="logits", **options).call(images)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semivl_jax import outputs, predict
+from semivl_jax import predict
+from semivl_jax.inference import files as files_lib
 from tests import served
-from tests.test_predictor import photo
+from tests.inference.test_segmenter import photo
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
 def found(patterns, out="out"):
     from pathlib import Path
 
-    return outputs.find_images([str(p) for p in patterns], without=Path(out))
+    return files_lib.find_images([str(p) for p in patterns], without=Path(out))
 
 
 def test_images_by_folder_pattern_and_file_each_once(photos, tmp_path):
@@ -148,7 +149,7 @@ def test_names_are_unique_on_every_disk():
     from pathlib import Path
 
     def names(*paths):
-        return outputs.unique_names([outputs.Found(Path("/", p), Path(p)) for p in paths])
+        return files_lib.unique_names([files_lib.Found(Path("/", p), Path(p)) for p in paths])
 
     assert names("a.png", "b/a.png") == ["a", "b/a"]
     assert names("a.png", "a.jpg", "A.JPG") == ["a.png", "a.jpg", "A.JPG-2"]

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from configs import base
-from semivl_jax import experiment, prepare, workdir
+from semivl_jax import prepare
 from semivl_jax.data import published_splits
+from semivl_jax.experiment import experiment, workdir
 from tests.data import archive_files
 from tests.data.archive_files import SIZES
 from tests.data.file_server import serve

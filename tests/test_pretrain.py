@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from semivl_jax import pretrain
-from semivl_jax.data.catalog import DatasetInfo
-from semivl_jax.language import embeddings, tokenizer
-from semivl_jax.models.guidance import guidance_labels
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.models.clip_guidance import guidance_labels
+from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.normalization import normalize
-from semivl_jax.models.text import TextTransformer
 from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.text import embeddings, tokenizer
 from semivl_jax.weights import store, towers
 from tfds_builders.shapes import generator, words
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import hbm_traffic, model_flops, precision, restart, tpu_compile, workload
-from semivl_jax.models import convolution, layers
+from semivl_jax.models import conv, layers
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,11 +38,11 @@ def test_the_step_is_timed_without_the_packages_of_the_data(tmp_path):
 
 def test_the_formulas_count_what_the_compiler_counts(monkeypatch):
     """XLA also counts norms and the like, some per cent; it gets the convolutions as they are written."""
-    monkeypatch.setattr(convolution, "_form", lambda *_, **__: None)
+    monkeypatch.setattr(conv, "_form", lambda *_, **__: None)
     monkeypatch.setattr(
         layers.Upsampled,
         "convolved",
-        lambda self, kernel: [convolution.convolve(self.pixels(), kernel)],
+        lambda self, kernel: [conv.convolve(self.pixels(), kernel)],
     )
     config = workload.load_config("voc")
     work = workload.build(config)

@@ -31,9 +31,9 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from semivl_jax import progress
-from semivl_jax.data import download, host
-from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax import utils
+from semivl_jax.data import download, images
+from semivl_jax.data.dataset_info import DatasetInfo
 
 PARTS = ("train", "validation")
 
@@ -158,7 +158,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         seen: set[str] = set()
         problems: list[UnusableError] = []
         total = self.expected_sizes.get(part)
-        with progress.Progress(f"{self.name}, {part}", total=total, unit="images") as shown:
+        with utils.Progress(f"{self.name}, {part}", total=total, unit="images") as shown:
             for found in ordered_map(lambda sample: _inspected(sample, about), samples):
                 shown.update()
                 if isinstance(found, tuple):
@@ -248,11 +248,11 @@ def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
         image, or with values that are neither a class nor the ignore value.
     """
     origin = sample.origin or sample.id
-    data, image = _decode(sample.image, host.decode_image, f"image {origin}")
+    data, image = _decode(sample.image, images.decode_image, f"image {origin}")
     sample = dataclasses.replace(sample, image=data)
     if sample.label is None:
         return Inspected(sample, image.shape[:2], None)
-    data, label = _decode(sample.label, host.decode_label, f"label of {origin}")
+    data, label = _decode(sample.label, images.decode_label, f"label of {origin}")
     if label.shape != image.shape[:2]:
         (rows, columns), (height, width) = label.shape, image.shape[:2]
         turned = " (perhaps only one of them was turned upright)" * (

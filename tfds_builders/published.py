@@ -20,9 +20,9 @@ import tensorflow_datasets as tfds
 from PIL import ExifTags, Image
 
 from semivl_jax.data import download
-from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.download import RemoteFile
-from semivl_jax.language import names
+from semivl_jax.text import class_names
 from tfds_builders import archives, common
 
 SEMIVL_RELEASE = "https://github.com/google-research/semivl/releases/download/checkpoints"
@@ -83,7 +83,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
 
     def about(self) -> DatasetInfo:
         """Classes, definitions and colours of the data set."""
-        return names.dataset_info(self.WORDS or self.DATASET)
+        return class_names.dataset_info(self.WORDS or self.DATASET)
 
     def status(self) -> list[tuple[str, bool, str]]:
         """(file name, is it there?, words about it) for every archive."""

@@ -18,8 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from semivl_jax.data import host, window
-from semivl_jax.data.order import SampleOrder, Share, Stream, generator
+from semivl_jax.data import images, window
+from semivl_jax.data.sampler import SampleOrder, Share, Stream, generator
 from semivl_jax.data.source import Source
 
 Scale = Literal["ratio", "long_side"]
@@ -44,7 +44,7 @@ class Geometry:
 
     def __call__(
         self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray | None
-    ) -> host.Crop:
+    ) -> images.Crop:
         """Scale and crop an image uint8 [h, w, 3] and its label uint8 [h, w], if there is one.
 
         Raises:
@@ -121,14 +121,14 @@ class CropLoader:
 
     def _load_labelled(self, index: int, place: int) -> dict[str, np.ndarray]:
         record = self.source[index]
-        image = host.decode_image(record.image)
-        label = host.decode_label(record.label)
-        host.check_labels(label, num_classes=self.source.info.num_classes)
+        image = images.decode_image(record.image)
+        label = images.decode_label(record.label)
+        images.check_labels(label, num_classes=self.source.info.num_classes)
         crop = self.geometry(self._rng(Stream.LABELLED_GEOMETRY, place), image, label)
         return {"labelled/image": crop.image, "labelled/label": crop.label}
 
     def _load_unlabelled(self, index: int, place: int) -> dict[str, np.ndarray]:
-        image = host.decode_image(self.source[index].image)
+        image = images.decode_image(self.source[index].image)
         crops = self._unlabelled_crop("unlabelled", Stream.UNLABELLED_GEOMETRY, image, place)
         if self.with_partner:
             crops |= self._unlabelled_crop("partner", Stream.PARTNER_GEOMETRY, image, place)

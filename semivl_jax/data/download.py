@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semivl_jax import progress
+from semivl_jax import utils
 
 _CHUNK = 1 << 20
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be another one a moment later
@@ -226,7 +226,7 @@ def _attempt(file: RemoteFile, part: Path, timeout: float) -> bool:
 
 
 def _copy(stream: Any, part: Path, *, start: int, total: int | None, name: str) -> None:
-    bar = progress.Progress(name, total=total, unit="B", initial=start)
+    bar = utils.Progress(name, total=total, unit="B", initial=start)
     with bar, part.open("ab" if start else "wb") as out:
         # read1 hands on what has come: a broken connection loses nothing.
         while chunk := stream.read1(_CHUNK):

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from semivl_jax.data import host
+from semivl_jax.data import images
 from semivl_jax.data.source import Source
 
 
@@ -59,8 +59,8 @@ class EvalExamples:
         """
         record = self._source[self._indices[position]]
         try:
-            image, label = host.decode_image(record.image), host.decode_label(record.label)
-            host.check_labels(label, num_classes=self._source.info.num_classes)
+            image, label = images.decode_image(record.image), images.decode_label(record.label)
+            images.check_labels(label, num_classes=self._source.info.num_classes)
         except Exception as error:
             raise ValueError(
                 f"{self._source.part} image {record.id!r} of {self._source.directory} cannot be "

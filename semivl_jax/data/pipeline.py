@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from semivl_jax.data.crops import BatchLoader, CropLoader, Geometry
-from semivl_jax.data.order import SampleOrder, Share
+from semivl_jax.data.sampler import SampleOrder, Share
 from semivl_jax.data.source import Source
 
 HostBatch = dict[str, np.ndarray]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.data.dataset_info import DatasetInfo
 
 
 @dataclasses.dataclass(frozen=True)

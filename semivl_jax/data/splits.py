@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from semivl_jax.data.catalog import read_lines
+from semivl_jax.data.dataset_info import read_lines
 from semivl_jax.data.published_splits import PublishedList, image_id
 from semivl_jax.data.source import Source
 

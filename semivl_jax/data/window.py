@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from semivl_jax.data import host
+from semivl_jax.data import images
 
 Size = tuple[int, int]  # rows, columns
 
@@ -37,7 +37,7 @@ def draw_ratio_size(
 ) -> Size:
     """Size of an image fitted into long × short times a random factor."""
     factor = rng.uniform(*scale)
-    return host.fit_size(*shape, long=int(long * factor), short=int(short * factor))
+    return images.fit_size(*shape, long=int(long * factor), short=int(short * factor))
 
 
 def draw_long_side_size(
@@ -46,7 +46,7 @@ def draw_long_side_size(
     """Size of an image whose long side is itself times a random factor."""
     side = max(shape)
     long = int(rng.integers(int(side * scale[0]), int(side * scale[1]), endpoint=True))
-    return host.long_side_size(*shape, long=max(long, 1))
+    return images.long_side_size(*shape, long=max(long, 1))
 
 
 def draw_corner(rng: np.random.Generator, size: Size, *, crop: int) -> tuple[int, int]:
@@ -58,14 +58,14 @@ def draw_corner(rng: np.random.Generator, size: Size, *, crop: int) -> tuple[int
 
 
 def crop_opencv(
-    image: host.HostImage,
-    label: host.HostLabel | None,
+    image: images.HostImage,
+    label: images.HostLabel | None,
     *,
     size: Size,
     crop: int,
     left: int,
     top: int,
-) -> host.Crop:
+) -> images.Crop:
     """`host.crop_at` of `host.resize_opencv`.
 
     OpenCV reads pixel (i + 0.5) · scale − 0.5 counted from the upper left corner, so what lies right of
@@ -74,7 +74,7 @@ def crop_opencv(
     Raises:
       ValueError: the label has another size than the image.
     """
-    host.check_pair(image, label)
+    images.check_pair(image, label)
     (height, width), (rows, columns) = image.shape[:2], size
     bottom, right = min(top + crop, rows), min(left + crop, columns)
     # One pixel more is read and one is for the rounding.
@@ -84,7 +84,7 @@ def crop_opencv(
         factors = {"fx": columns / width, "fy": rows / height}
         return cv2.resize(pixels[used], None, **factors, interpolation=rule)[top:bottom, left:right]
 
-    return host.padded(
+    return images.padded(
         scaled(image, cv2.INTER_LINEAR),
         None if label is None else scaled(label, cv2.INTER_NEAREST),
         crop=crop,
@@ -92,31 +92,31 @@ def crop_opencv(
 
 
 def crop_pillow(
-    image: host.HostImage,
-    label: host.HostLabel | None,
+    image: images.HostImage,
+    label: images.HostLabel | None,
     *,
     size: Size,
     crop: int,
     left: int,
     top: int,
-) -> host.Crop:
+) -> images.Crop:
     """`host.crop_at` of `host.resize_pillow`.
 
     Raises:
       ValueError: the label has another size than the image.
     """
-    host.check_pair(image, label)
+    images.check_pair(image, label)
     bottom, right = min(top + crop, size[0]), min(left + crop, size[1])
     place = np.s_[top:bottom, left:right]
     if _columns_first(image.shape[:2], size):
         pixels = _antialiased(image, size, place)
     else:
-        pixels = host.resize_pillow(image, None, size=size)[0][place]
+        pixels = images.resize_pillow(image, None, size=size)[0][place]
     if label is None:
-        return host.padded(pixels, None, crop=crop)
+        return images.padded(pixels, None, crop=crop)
     from_row = _nearest(label.shape[0], size[0])[top:bottom]
     from_column = _nearest(label.shape[1], size[1])[left:right]
-    return host.padded(pixels, label[from_row][:, from_column], crop=crop)
+    return images.padded(pixels, label[from_row][:, from_column], crop=crop)
 
 
 def _columns_first(shape: Size, size: Size) -> bool:
@@ -131,7 +131,7 @@ def _columns_first(shape: Size, size: Size) -> bool:
 
 
 def _antialiased(
-    image: host.HostImage, size: Size, place: tuple[slice, slice]
+    image: images.HostImage, size: Size, place: tuple[slice, slice]
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """Pillow's two passes one by one: along x for the rows that the crop needs, then along y for its
     columns. Each pass sees the whole length of its axis, since a part of it would have other weights.

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Float64, Int32, Int64, UInt8
 
 from semivl_jax.evaluation import confusion as counting
-from semivl_jax.evaluation import processes, sliding
+from semivl_jax.evaluation import processes, sliding_window
 from semivl_jax.evaluation.scores import Apply, WindowScores, gather, normalize
 from semivl_jax.types import IGNORE_INDEX, PyTree
 
@@ -98,10 +98,10 @@ class Evaluator:
     ) -> None:
         if not 1 <= num_classes <= IGNORE_INDEX:
             raise ValueError(f"{num_classes} classes: labels are uint8, choose 1 to {IGNORE_INDEX}")
-        if resize is not None and mode not in sliding.RESIZES_SCORES:
+        if resize is not None and mode not in sliding_window.RESIZES_SCORES:
             raise ValueError(
                 f"evaluation.mode={mode!r} scores pixels of the image, but evaluation.short_side resizes "
-                f"it: set short_side to None or choose {' or '.join(sliding.RESIZES_SCORES)}"
+                f"it: set short_side to None or choose {' or '.join(sliding_window.RESIZES_SCORES)}"
             )
         self._classes, self._resize = num_classes, resize
         self._scores = WindowScores(

@@ -29,7 +29,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float32, UInt8
 
-from semivl_jax.evaluation import sliding
+from semivl_jax.evaluation import sliding_window
 from semivl_jax.types import IMAGENET_MEAN, IMAGENET_STD, PyTree
 
 Tag = TypeVar("Tag")
@@ -61,7 +61,7 @@ class _Flight(Generic[Tag]):
     """An image on its way: its windows still to run, and the tiles as far as they are summed."""
 
     image: Pixels
-    axes: tuple[sliding.Axis, sliding.Axis]
+    axes: tuple[sliding_window.Axis, sliding_window.Axis]
     tag: Tag
     tile_count: int
     waiting: int
@@ -95,14 +95,14 @@ class WindowScores:
     ) -> None:
         if window_batch < 1:
             raise ValueError(f"evaluation.window_batch={window_batch}: choose at least 1")
-        pixels = sliding.resolve_stride(mode, stride, crop=crop)
+        pixels = sliding_window.resolve_stride(mode, stride, crop=crop)
         self.compilations: Counter[str] = Counter()
         self.window_batch = -(-window_batch // len(devices)) * len(devices)
         self.side = -(-crop // len(devices)) * len(devices)
         self._apply, self._classes, self._crop = apply, num_classes, crop
         self._patch, self._mode = patch_size, mode
         # Data sets repeat a few image sizes: a small cache saves most of the matrix building.
-        axis = partial(sliding.axis, mode, crop=crop, stride=pixels, via_square=via_square)
+        axis = partial(sliding_window.axis, mode, crop=crop, stride=pixels, via_square=via_square)
         self._axis = lru_cache(8)(axis)
 
         mesh = Mesh(np.asarray(devices), ("data",))
@@ -144,7 +144,7 @@ class WindowScores:
     def output_size(self, image: tuple[int, int], label: tuple[int, int]) -> tuple[int, int]:
         """Size of the score map of an image whose label has a given size."""
         return tuple(
-            sliding.output_length(self._mode, *lengths, crop=self._crop)
+            sliding_window.output_length(self._mode, *lengths, crop=self._crop)
             for lengths in zip(image, label, strict=True)
         )
 
@@ -174,7 +174,7 @@ class WindowScores:
     def _shape(self, window: _Window) -> tuple[int, int]:
         rows, cols = _spans(window)
         return tuple(
-            sliding.network_length(span.window, crop=self._crop, patch=self._patch)
+            sliding_window.network_length(span.window, crop=self._crop, patch=self._patch)
             for span in (rows, cols)
         )
 
@@ -229,7 +229,7 @@ class WindowScores:
         window = jax.lax.dynamic_index_in_dim(logits, index, keepdims=False)
         exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
         scores = exact("ti,iun->tun", rows, exact("uj,ijn->iun", cols, window))
-        if self._mode in sliding.SUMS_PROBABILITIES:
+        if self._mode in sliding_window.SUMS_PROBABILITIES:
             # Resizing weights sum to 1, so a row of zeros is a pixel outside the window.
             inside = rows.any(axis=1)[:, None, None] & cols.any(axis=1)[None, :, None]
             scores = jnp.where(inside, jax.nn.softmax(scores), 0)
@@ -254,15 +254,15 @@ def _windows(flight: _Flight) -> Iterator[_Window]:
             yield _Window(flight, row, col)
 
 
-def _spans(window: _Window) -> tuple[sliding.Span, sliding.Span]:
+def _spans(window: _Window) -> tuple[sliding_window.Span, sliding_window.Span]:
     rows, cols = window.flight.axes
     return rows.spans[window.row], cols.spans[window.col]
 
 
-def _tile_parts(axis: sliding.Axis, span: int, side: int) -> dict[int, np.ndarray]:
+def _tile_parts(axis: sliding_window.Axis, span: int, side: int) -> dict[int, np.ndarray]:
     """Matrices of a span for the tiles that it touches, by tile number."""
     tiles = range(-(-axis.length // side))
-    parts = {i: sliding.tile_rows(axis.weights[span], i, side=side) for i in tiles}
+    parts = {i: sliding_window.tile_rows(axis.weights[span], i, side=side) for i in tiles}
     return {i: part for i, part in parts.items() if part is not None}
 
 

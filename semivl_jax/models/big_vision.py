@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.normalization import symmetric
-from semivl_jax.models.position import table_at
+from semivl_jax.models.pos_embed import table_at
 from semivl_jax.models.transformer import (
     Encoder,
     Mlp,

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from semivl_jax.models.position import table_at
+from semivl_jax.models.pos_embed import table_at
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.transformer import (
     Remat,

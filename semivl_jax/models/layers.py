@@ -21,7 +21,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
-from semivl_jax.models import convolution
+from semivl_jax.models import conv
 
 Initializer = Callable[..., Array]
 Norm = Literal["group", "batch"]
@@ -92,9 +92,9 @@ class Upsampled:
         """
         dtype = self.x.dtype
         if self.kernel.shape[0] != 2:
-            return [convolution.convolve(self.pixels(), kernel.astype(dtype))]
-        bias = convolution.upsampled_constant(self.bias, kernel, size=self.shape[1:3])
-        return [convolution.upsampled(self.x, self.kernel, kernel), bias.astype(dtype)]
+            return [conv.convolve(self.pixels(), kernel.astype(dtype))]
+        bias = conv.upsampled_constant(self.bias, kernel, size=self.shape[1:3])
+        return [conv.upsampled(self.x, self.kernel, kernel), bias.astype(dtype)]
 
 
 class Conv(nn.Module):
@@ -147,7 +147,7 @@ class Conv(nn.Module):
             if (self.kernel_size, self.stride, self.dilation) == (3, 1, 1):
                 return x.convolved(kernel)
             x = x.pixels()
-        out = convolution.convolve(
+        out = conv.convolve(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             stride=self.stride,

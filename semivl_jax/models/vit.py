@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from semivl_jax.models.layers import l2_normalize
-from semivl_jax.models.position import table_at
+from semivl_jax.models.pos_embed import table_at
 from semivl_jax.models.transformer import (
     Encoder,
     Remat,

@@ -20,8 +20,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
-from semivl_jax.models import partition
-from semivl_jax.models.guidance import classes_in_order, rows_in_class_order
+from semivl_jax.models import mesh_axes
+from semivl_jax.models.clip_guidance import classes_in_order, rows_in_class_order
 from semivl_jax.models.layers import (
     ASPP,
     Conv,
@@ -167,7 +167,7 @@ class VLGDecoder(nn.Module):
         embeddings = rows_in_class_order(text)
         sim = similarity(features.maps[-1], embeddings)
         b, k, rows, cols = sim.shape
-        maps = partition.over_classes(sim.reshape(-1, rows, cols, 1))
+        maps = mesh_axes.over_classes(sim.reshape(-1, rows, cols, 1))
         x = self._conv("conv1", self.channels, self.kernel_size)(maps)
         pyramid, semantic, doubling = (
             rematerialized(part, self.remat) for part in (ASPP, SemanticLayer, UpBlock)

@@ -18,9 +18,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
-from semivl_jax.models.guidance import classes_in_order, rows_in_class_order
+from semivl_jax.models.clip_guidance import classes_in_order, rows_in_class_order
 from semivl_jax.models.layers import l2_normalize, uniform
-from semivl_jax.models.position import table_at
+from semivl_jax.models.pos_embed import table_at
 from semivl_jax.models.transformer import (
     Remat,
     check_heads,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from semivl_jax.models.partition import BATCH
+from semivl_jax.models.mesh_axes import BATCH
 from semivl_jax.train import sharding
 from semivl_jax.train.noise import Noise
 from semivl_jax.types import PyTree

@@ -18,11 +18,11 @@ from types import FrameType
 import jax
 from tqdm import tqdm
 
-from semivl_jax.progress import on_terminal
 from semivl_jax.train.checkpoint import Checkpoints, Progress
 from semivl_jax.train.metrics import MetricWriter
 from semivl_jax.train.state import TrainState
 from semivl_jax.types import Batch
+from semivl_jax.utils import on_terminal
 
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 

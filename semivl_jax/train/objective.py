@@ -15,8 +15,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int32
 
 from semivl_jax.train import losses, mask_losses, pseudo
+from semivl_jax.train.forward import StudentLogits
 from semivl_jax.train.recipe import Recipe
-from semivl_jax.train.student import StudentLogits
 from semivl_jax.types import PseudoLabels, Views
 
 Metrics = dict[str, Array]

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.types import PyTree
-from semivl_jax.weights import groups as groups_lib
 from semivl_jax.weights import tree as tree_lib
 
 OptimizerName = Literal["adamw", "sgd"]

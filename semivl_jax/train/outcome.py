@@ -5,8 +5,8 @@ from __future__ import annotations
 from flax import struct
 from jaxtyping import Array, Float
 
+from semivl_jax.train.forward import StudentLogits
 from semivl_jax.train.objective import Metrics
-from semivl_jax.train.student import StudentLogits
 from semivl_jax.types import PyTree
 
 

@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 from semivl_jax.models.segmenter import Segmenter
-from semivl_jax.weights.groups import Group
+from semivl_jax.train.param_groups import Group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from semivl_jax.models.partition import AXES, BATCH, FSDP
+from semivl_jax.models.mesh_axes import AXES, BATCH, FSDP
 from semivl_jax.types import PyTree
 
 Arguments = ParamSpec("Arguments")

@@ -8,8 +8,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int32
 
+from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.types import ClassText, PyTree
-from semivl_jax.weights import groups as groups_lib
 
 
 @struct.dataclass

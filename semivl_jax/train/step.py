@@ -18,18 +18,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int32
 
-from semivl_jax.augment import views as views_lib
-from semivl_jax.models import guidance as guidance_lib
+from semivl_jax.models import clip_guidance as guidance_lib
 from semivl_jax.models import normalization
 from semivl_jax.models import segmenter as segmenter_lib
-from semivl_jax.train import accumulation, objective, pseudo, sharding, teacher
+from semivl_jax.train import accumulation, ema, objective, pseudo, sharding
 from semivl_jax.train import noise as noise_lib
+from semivl_jax.train.augment import views as views_lib
+from semivl_jax.train.forward import StudentLogits, student_forward
 from semivl_jax.train.noise import Noise
 from semivl_jax.train.objective import Metrics, Targets
 from semivl_jax.train.outcome import Outcome
 from semivl_jax.train.recipe import Parts
 from semivl_jax.train.state import Constants, TrainState
-from semivl_jax.train.student import StudentLogits, student_forward
 from semivl_jax.types import Batch, Features, Key, PseudoLabels, PyTree, Views
 
 
@@ -151,11 +151,9 @@ def apply_outcome(parts: Parts, state: TrainState, outcome: Outcome) -> tuple[Tr
     finite = jnp.isfinite(outcome.loss) & jnp.isfinite(norm)
     updates, opt_state = parts.optimizer.update(outcome.gradients, state.opt_state, state.trained)
     trained, stats = optax.apply_updates(state.trained, updates), outcome.batch_stats
-    decay = teacher.ema_decay(state.step, ceiling=parts.recipe.ema_decay)
+    decay = ema.ema_decay(state.step, ceiling=parts.recipe.ema_decay)
     kept = state.ema is not None
-    average = functools.partial(
-        teacher.ema_update, decay=decay, key=_step_key(parts, state, "average")
-    )
+    average = functools.partial(ema.ema_update, decay=decay, key=_step_key(parts, state, "average"))
     candidate = state.replace(
         trained=trained,
         batch_stats=stats,

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semivl_jax.models.position import resize_table, square_grid
-from semivl_jax.models.text import TextTransformer
+from semivl_jax.models.clip_text import TextTransformer
+from semivl_jax.models.pos_embed import resize_table, square_grid
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import PyTree
 from semivl_jax.weights import files

@@ -16,7 +16,7 @@ import numpy as np
 
 from semivl_jax.models.dinov2 import DinoV2
 from semivl_jax.models.imagenet_vit import ImageNetViT
-from semivl_jax.models.position import square_grid
+from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resnet import ResNet, ResNetV1c
 from semivl_jax.weights import files
 from semivl_jax.weights.blueprint import checked, image_like, tupled

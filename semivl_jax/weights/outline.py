@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from semivl_jax.models.position import Grid
+from semivl_jax.models.pos_embed import Grid
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import PyTree
 from semivl_jax.weights.towers import IMAGE_SIZES, TEXT_SIZES, Clip

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.dpt import DPTHead
-from semivl_jax.models.position import square_grid
+from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resnet import ResNetV1c
 from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.vit import VisionTransformer

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from semivl_jax.models.position import Grid, resize_table, square_grid
+from semivl_jax.models.pos_embed import Grid, resize_table, square_grid
 from semivl_jax.types import PyTree
 from semivl_jax.weights.layout import Rule, attention_in, attention_out, conv, convert, layer, norm
 

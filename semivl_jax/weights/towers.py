@@ -23,8 +23,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float32
 
-from semivl_jax.models.position import Grid, Resizing, resize_table, square_grid
-from semivl_jax.models.text import TextTransformer
+from semivl_jax.models.clip_text import TextTransformer
+from semivl_jax.models.pos_embed import Grid, Resizing, resize_table, square_grid
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import PyTree
 from semivl_jax.weights import clip, files, store

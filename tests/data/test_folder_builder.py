@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semivl_jax import progress
-from semivl_jax.data import host
+from semivl_jax import utils
+from semivl_jax.data import images
 from semivl_jax.data.source import open_source
 from semivl_jax.data.splits import describe_split, resolve_split
 from tests.data.photos import make_folder, prepared, write_pair
@@ -34,7 +34,7 @@ def test_records_hold_what_the_folder_holds(toy_folder, toy_source):
     mask = np.asarray(Image.open(toy_folder / "masks/train/train03.png"))
     record = toy_source[3]
     assert record.image == photo.read_bytes()
-    np.testing.assert_array_equal(host.decode_label(record.label), mask)
+    np.testing.assert_array_equal(images.decode_label(record.label), mask)
     assert toy_source.pixels[3] == {v: int((mask == v).sum()) for v in np.unique(mask)}
     assert toy_source[8].label is None
 
@@ -50,7 +50,7 @@ def test_neither_preparing_nor_reading_needs_tensorflow(tmp_path):
 
 
 def test_preparing_shows_how_far_it_is(folder, monkeypatch, capfd):
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(utils, "EVERY", 0.0)
     common.prepare(FolderSemi(folder, data_dir=folder.parent / "prepared"))
     said = capfd.readouterr().err
     assert re.search(r"^folder_semi\S*, train: 3 images, [\d.,]+/s$", said, re.MULTILINE), said
@@ -96,7 +96,7 @@ def test_flat_layout_other_formats_and_val_list(tmp_path):
     assert source.ids == ("a", "b", "c c")
     assert source.labels_exist().tolist() == [True, False, True]
     original = np.asarray(Image.open(root / "images/b.bmp"))
-    np.testing.assert_array_equal(host.decode_image(source[1].image), original)
+    np.testing.assert_array_equal(images.decode_image(source[1].image), original)
     assert open_source(source.directory, "validation").ids == ("sub/d",)
 
 
@@ -324,7 +324,7 @@ def test_photos_are_turned_upright_before_sizes_are_compared(tmp_path):
     pixels = RNG.integers(0, 256, (30, 24, 3), dtype=np.uint8)  # stored lying down
     Image.fromarray(pixels).save(root / "images/train/train00.jpg", exif=exif)
     source = prepared(root)  # its mask is 24 rows of 30
-    assert host.decode_image(source[0].image).shape == (24, 30, 3)
+    assert images.decode_image(source[0].image).shape == (24, 30, 3)
     Image.fromarray(np.zeros((30, 24), np.uint8)).save(root / "masks/train/train00.png")
     with pytest.raises(
         ValueError, match=r"is 24x30 pixels but the image is 30x24 .perhaps only one"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from semivl_jax.data.crops import Geometry
-from semivl_jax.data.order import SampleOrder, Share, Stream, permutation
 from semivl_jax.data.pipeline import TrainPipeline
+from semivl_jax.data.sampler import SampleOrder, Share, Stream, permutation
 from semivl_jax.data.source import open_source
 from tests.data.photos import make_folder, prepared
 

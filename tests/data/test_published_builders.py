@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semivl_jax.data import host
+from semivl_jax.data import images
 from semivl_jax.data.source import open_source
 from tests.data import archive_files
 from tests.data.archive_files import mask, pack, photo
@@ -67,9 +67,9 @@ def test_prepares_what_the_archives_hold(dataset, server, tmp_path):
     assert sorted(train.ids) == sorted(ids) and validation.ids == val_ids
     assert train.labels_exist().all()
     record = train[train.ids.index(ids[0])]
-    label = host.decode_label(record.label)
+    label = images.decode_label(record.label)
     assert sorted({*np.unique(label)} - {255}) == values
-    assert host.decode_image(record.image).shape == (20, 28, 3)
+    assert images.decode_image(record.image).shape == (20, 28, 3)
     assert dataset.startswith(train.info.name) and build.info.citation and build.info.homepage
     asked = len(server.requests)
     assert common.prepare(build) == directory
@@ -220,7 +220,7 @@ def test_orientation_data_are_dropped_and_pixels_kept(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = photo(1, exif=exif)
-    assert host.decode_image(turned).shape == (28, 20, 3)
+    assert images.decode_image(turned).shape == (28, 20, 3)
     assert published.as_stored(turned) == photo(1)
     for same in (photo(1), photo(1, kind="png"), b"no image", b""):
         assert published.as_stored(same) == same

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from semivl_jax.data.catalog import DatasetInfo, distinct_palette, parse_classes
+from semivl_jax.data.dataset_info import DatasetInfo, distinct_palette, parse_classes
 from semivl_jax.data.source import open_source
 from tfds_builders import common
 

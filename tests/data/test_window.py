@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 
 from benchmarks import photos
-from semivl_jax.data import host, window
+from semivl_jax.data import images, window
 from semivl_jax.data.crops import Geometry
 
 RULES = {
-    "opencv": (window.crop_opencv, host.resize_opencv),
-    "pillow": (window.crop_pillow, host.resize_pillow),
+    "opencv": (window.crop_opencv, images.resize_opencv),
+    "pillow": (window.crop_pillow, images.resize_pillow),
 }
 
 
@@ -24,7 +24,7 @@ def assert_same_as_scaling_everything(rule: str, image, label, **place) -> None:
     cut, resize = RULES[rule]
     size = place.pop("size")
     ours = cut(image, label, size=size, **place)
-    whole = host.crop_at(*resize(image, label, size=size), **place)
+    whole = images.crop_at(*resize(image, label, size=size), **place)
     np.testing.assert_array_equal(ours.image, whole.image, err_msg=f"{image.shape} {size} {place}")
     np.testing.assert_array_equal(ours.label, whole.label, err_msg=f"{image.shape} {size} {place}")
     assert ours.size == whole.size
@@ -96,15 +96,15 @@ def test_draws_stay_in_their_order():
             draws = rng(seed)
             if geometry.resize == "ratio":
                 factor = draws.uniform(0.5, 2.0)
-                size = host.fit_size(30, 50, long=int(240 * factor), short=int(60 * factor))
-                whole = host.resize_opencv(image, label, size=size)
+                size = images.fit_size(30, 50, long=int(240 * factor), short=int(60 * factor))
+                whole = images.resize_opencv(image, label, size=size)
             else:
                 long = int(draws.integers(25, 100, endpoint=True))
-                size = host.long_side_size(30, 50, long=long)
-                whole = host.resize_pillow(image, label, size=size)
+                size = images.long_side_size(30, 50, long=long)
+                whole = images.resize_pillow(image, label, size=size)
             left = int(draws.integers(0, max(size[1] - 32, 0) + 1))
             top = int(draws.integers(0, max(size[0] - 32, 0) + 1))
-            expected = host.crop_at(*whole, crop=32, left=left, top=top)
+            expected = images.crop_at(*whole, crop=32, left=left, top=top)
             ours = geometry(rng(seed), image, label)
             np.testing.assert_array_equal(ours.image, expected.image)
             np.testing.assert_array_equal(ours.label, expected.label)

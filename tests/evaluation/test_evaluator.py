@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from semivl_jax.evaluation import confusion, sliding
+from semivl_jax.evaluation import confusion, sliding_window
 from semivl_jax.evaluation.evaluator import Evaluator
 from tests.evaluation import toy
 
@@ -42,7 +42,7 @@ def slow_confusion(variables, examples, mode, stride):
     return total
 
 
-@pytest.mark.parametrize("mode", sliding.MODES)
+@pytest.mark.parametrize("mode", sliding_window.MODES)
 def test_totals_equal_those_of_the_loop_over_windows(mode):
     variables = toy.make_variables()
     examples = [toy.make_example(i, size) for i, size in enumerate(SIZES)]

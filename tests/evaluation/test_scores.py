@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from semivl_jax import architecture
-from semivl_jax.evaluation import sliding
+from semivl_jax.evaluation import sliding_window
 from semivl_jax.evaluation.scores import WindowScores, gather
+from semivl_jax.models import build as build_lib
 from semivl_jax.models.resize import bilinear
 from tests import golden_models
 from tests.evaluation import toy
@@ -29,26 +29,26 @@ def build(mode, *, window_batch=3, devices=1, patch_size=toy.PATCH):
         crop=toy.CROP,
         patch_size=patch_size,
         mode=mode,
-        stride=7 if mode in sliding.STRIDED else None,
+        stride=7 if mode in sliding_window.STRIDED else None,
         window_batch=window_batch,
         devices=jax.devices()[:devices],
     )
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("mode", sliding.MODES)
+@pytest.mark.parametrize("mode", sliding_window.MODES)
 def test_every_mode_and_size_equals_the_loop_over_windows(mode, devices):
     variables = toy.make_variables()
     images = [toy.normalize(toy.make_example(i, size).image) for i, size in enumerate(SIZES)]
     labels = [size if i % 2 else (size[0] + 9, size[1] - 2) for i, size in enumerate(SIZES)]
-    if mode not in sliding.RESIZES_SCORES:
+    if mode not in sliding_window.RESIZES_SCORES:
         labels = SIZES
     scores = build(mode, devices=devices)
     for image, size, found in zip(
         images, labels, score_maps(scores, variables, images, labels), strict=True
     ):
         expected = toy.slow_scores(
-            variables, image, size, mode=mode, stride=7 if mode in sliding.STRIDED else None
+            variables, image, size, mode=mode, stride=7 if mode in sliding_window.STRIDED else None
         )
         assert_close(found, expected, 2e-6, f"{mode} {image.shape} → {size}")
 
@@ -92,7 +92,7 @@ def test_logits_of_the_windows_size_are_only_placed(mode):
         logits = toy.apply(variables, images)
         return bilinear(logits, images.shape[1:3], align_corners=False)
 
-    stride = 7 if mode in sliding.STRIDED else None
+    stride = 7 if mode in sliding_window.STRIDED else None
     scores = WindowScores(
         apply,
         num_classes=toy.CLASSES,
@@ -152,10 +152,10 @@ def golden_network(golden):
     options = {
         "num_classes": text.num_classes,
         "crop": crop,
-        "patch_size": architecture.padding_patch(model),
+        "patch_size": build_lib.padding_patch(model),
     }
     variables = golden_models.imported(golden, golden.weights())
-    return architecture.window_network(model, text), variables, options
+    return build_lib.window_network(model, text), variables, options
 
 
 def golden_scores(golden, mode, stride):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semivl_jax.evaluation import sliding
+from semivl_jax.evaluation import sliding_window
 from semivl_jax.models.resize import avg_pool, bilinear
 from semivl_jax.types import IMAGENET_MEAN, IMAGENET_STD
 
@@ -66,7 +66,7 @@ def slow_scores(variables, image, size, *, mode, stride):
             top, left = (h - side[0]) // 2, (w - side[1]) // 2
             return np.asarray(forward(image[top : top + side[0], left : left + side[1]]))
         return np.asarray(bilinear(jnp.asarray(forward(image))[None], size, align_corners=True)[0])
-    step = sliding.resolve_stride(mode, stride, crop=CROP)
+    step = sliding_window.resolve_stride(mode, stride, crop=CROP)
     if mode == "zegclip_sliding_window":
         total, visits = np.zeros((h, w, CLASSES)), np.zeros((h, w, 1))
         for i in range(max(h - CROP + step - 1, 0) // step + 1):

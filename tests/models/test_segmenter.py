@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.models import guidance, normalization
+from semivl_jax.models import clip_guidance, normalization
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.resnet import ResNetV1c
@@ -96,7 +96,7 @@ def test_guidance_labels_as_published(file):
         prefix = f"out/{name}/maskclip_label_"
         for key in golden.keys(prefix):
             threshold = float(key.removeprefix(prefix))
-            labels = guidance.guidance_labels(
+            labels = clip_guidance.guidance_labels(
                 dense, concepts, size=image.shape[1:3], threshold=threshold
             )
             sure = np.abs(np.asarray(labels.confidence) - threshold) > 1e-5

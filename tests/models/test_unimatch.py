@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax import architecture
+from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resnet import EXPANSION, ResNet
 from semivl_jax.models.segmenter import Segmenter, perturb
@@ -186,9 +186,9 @@ def test_logits_go_straight_to_the_images_size_with_corners_aligned():
     model = Segmenter(Columns(), Ramp(1), crop=4, via_square=False, align_corners=True)
     image = jnp.broadcast_to(jnp.arange(13.0)[None, None, :, None], (1, 9, 13, 3))
     np.testing.assert_allclose(model.apply({}, image, None), image[..., :1], atol=1e-5)
-    network = architecture.window_network(model, None)
+    network = build.window_network(model, None)
     np.testing.assert_allclose(network({}, image), image[..., :1], atol=1e-5)
-    assert architecture.padding_patch(model) is None
+    assert build.padding_patch(model) is None
 
 
 def test_another_stem_is_named():

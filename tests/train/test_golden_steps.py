@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.models import guidance
+from semivl_jax.models import clip_guidance
 from semivl_jax.train import optimizer
+from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import state as state_lib
 from semivl_jax.train import step as step_lib
 from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Parts, Recipe
 from semivl_jax.types import UnlabelledViews, Views
-from semivl_jax.weights import groups as groups_lib
 from semivl_jax.weights.semivl import import_backbone
 from semivl_jax.weights.tree import flatten
 from tests.golden_files import Golden, assert_close, files, nhwc
@@ -201,7 +201,7 @@ def test_predictions_and_guidance_of_the_first_iteration(finished):
     if run.parts.segmenter.renormalize:
         images = step_lib.normalization.renormalize(images)
     dense = tower.apply({"params": run.constants.guidance_params}, images).maps[-1]
-    labels = guidance.guidance_labels(
+    labels = clip_guidance.guidance_labels(
         dense, run.constants.guidance_text, size=images.shape[1:3],
         threshold=run.parts.recipe.guidance_threshold,
     )  # fmt: skip

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from semivl_jax.models import resize
+from semivl_jax.train import ema
 from semivl_jax.train import step as step_lib
-from semivl_jax.train import teacher
 from semivl_jax.weights.tree import flatten
 from tests.train.test_step import batch_of, build
 
@@ -85,7 +85,7 @@ def test_a_half_precision_average_moves():
 
     def at_random(average, step):
         key = jax.random.fold_in(jax.random.key(0), step)
-        return teacher.ema_update(average, student, jnp.asarray(decay), key=key), None
+        return ema.ema_update(average, student, jnp.asarray(decay), key=key), None
 
     def to_nearest(average, _):
         mixed = decay * average.astype(jnp.float32) + (1 - decay) * student["w"]
@@ -103,7 +103,7 @@ def test_a_half_precision_average_moves():
 
 def test_random_rounding_leaves_what_bfloat16_can_hold():
     average = jnp.asarray([0.0, -1.5, 3.0, 2.0**-20, -(2.0**20)], jnp.bfloat16)
-    same = teacher.ema_update(
+    same = ema.ema_update(
         {"w": average}, {"w": average.astype(jnp.float32)}, jnp.asarray(0.5), key=jax.random.key(1)
     )
     np.testing.assert_array_equal(same["w"], average)

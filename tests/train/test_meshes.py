@@ -18,15 +18,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import tiny
-from semivl_jax import experiment
-from semivl_jax.data.catalog import DatasetInfo
-from semivl_jax.models import partition
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.experiment import experiment
+from semivl_jax.models import mesh_axes
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.train import accumulation, objective, programs, sharding
 from semivl_jax.train import step as step_lib
+from semivl_jax.train.forward import StudentLogits
 from semivl_jax.train.noise import Noise
 from semivl_jax.train.recipe import Recipe
-from semivl_jax.train.student import StudentLogits
 from semivl_jax.types import (
     Batch,
     ClassText,
@@ -153,13 +153,13 @@ def test_classes_and_parameters_split_over_devices(alone):
     assert_same(found, alone)
 
 
-@pytest.mark.parametrize(("classes", "spec"), [(1, P(("data", "fsdp"))), (2, P(partition.AXES))])
+@pytest.mark.parametrize(("classes", "spec"), [(1, P(("data", "fsdp"))), (2, P(mesh_axes.AXES))])
 def test_maps_of_images_and_classes_lie_on_all_axes(classes, spec):
     mesh = sharding.make_mesh(jax.devices(), fsdp=2, classes=classes)
     images = jax.device_put(jnp.ones((8, 3)), sharding.batch_sharding(mesh))
 
     def maps(images):
-        return partition.over_classes(jnp.repeat(images, 4, axis=0))
+        return mesh_axes.over_classes(jnp.repeat(images, 4, axis=0))
 
     assert jax.jit(sharding.on_mesh(maps, mesh))(images).sharding.spec[0] == spec[0]
 
@@ -330,6 +330,6 @@ def test_batches_and_models_that_the_devices_cannot_share(fields, message):
 
 def test_without_a_mesh_nothing_is_asked_of_the_compiler():
     x = jnp.ones((4, 2))
-    assert partition.over_classes(x) is x
+    assert mesh_axes.over_classes(x) is x
     assert sharding.together({"kernel": x})["kernel"] is x
     assert sharding.apart({"kernel": x})["kernel"] is x

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from semivl_jax import architecture, experiment
-from semivl_jax.data import feed
+from semivl_jax.config import validate
+from semivl_jax.data import prefetch
+from semivl_jax.experiment import experiment
+from semivl_jax.models import build
 from semivl_jax.train import sharding
 from semivl_jax.train.checkpoint import Checkpoints, Progress
 from semivl_jax.train.step import train_step
-from semivl_jax.validation import validate
 
 STEPS = 20
 DEEPLAB = {"model.decoder": "deeplab", "model.taps": (1, 2), "method.guidance": False}
@@ -76,7 +77,7 @@ def shapes(tmp_path_factory):
 def small(monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
-    monkeypatch.setitem(architecture.RESNET_BLOCKS, "resnet101", (1, 1, 1, 1))
+    monkeypatch.setitem(build.RESNET_BLOCKS, "resnet101", (1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -91,7 +92,7 @@ def test_twenty_steps_are_finite_and_resume_exactly(method, shapes, tmp_path):
     place = sharding.batch_sharding(built.mesh)
 
     def train(state, start, stop):
-        with feed.feed(built.pipeline(data), start, sharding=place, ahead=1) as batches:
+        with prefetch.feed(built.pipeline(data), start, sharding=place, ahead=1) as batches:
             for _ in range(start, stop):
                 state, metrics = step(built.constants, state, next(batches))
                 assert np.isfinite(metrics["loss"])

@@ -4,8 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from semivl_jax.train import optimizer, teacher
-from semivl_jax.weights.groups import Group
+from semivl_jax.train import ema, optimizer
+from semivl_jax.train.param_groups import Group
 
 GROUPS = (Group("slow", "a/.*", 0.1), Group("fast", "b/.*", 10.0, decay=0.0))
 
@@ -69,9 +69,7 @@ def test_two_sgd_steps_in_closed_form():
 
 
 def test_teacher_starts_at_the_student_and_ends_at_the_ceiling():
-    decays = [
-        float(teacher.ema_decay(jnp.asarray(i), ceiling=0.996)) for i in (0, 1, 2, 249, 10**6)
-    ]
+    decays = [float(ema.ema_decay(jnp.asarray(i), ceiling=0.996)) for i in (0, 1, 2, 249, 10**6)]
     np.testing.assert_allclose(decays, [0.0, 0.5, 2 / 3, 0.996, 0.996], rtol=1e-6)
 
 
@@ -79,6 +77,6 @@ def test_teacher_starts_at_the_student_and_ends_at_the_ceiling():
 def test_average_of_leaves_keeps_its_dtype(dtype):
     old = {"w": jnp.array([1.0, 3.0], dtype)}
     new = {"w": jnp.array([2.0, 5.0])}
-    mixed = jax.jit(teacher.ema_update)(old, new, jnp.asarray(0.75), key=jax.random.key(0))
+    mixed = jax.jit(ema.ema_update)(old, new, jnp.asarray(0.75), key=jax.random.key(0))
     assert mixed["w"].dtype == dtype
     np.testing.assert_allclose(mixed["w"].astype(jnp.float32), [1.25, 3.5])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from semivl_jax import assembly, experiment
-from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.experiment import experiment, step_modules
 from semivl_jax.models import segmenter as segmenter_lib
 from semivl_jax.train import loop, programs, sharding
 from semivl_jax.train import step as step_lib
@@ -196,7 +196,7 @@ def decoded_in_training(**fields):
             original = getattr(segmenter_lib, name)
             patch.setattr(segmenter_lib, name, counting(original, train))
         step = functools.partial(step_lib.train_step, built.parts)
-        batch = assembly.abstract_batch(built.config)
+        batch = step_modules.abstract_batch(built.config)
         jax.eval_shape(step, built.constants, built.abstract_state(), batch)
     teachers = [count for count, train in seen if not train]
     assert max(teachers, default=0) <= built.config.batch

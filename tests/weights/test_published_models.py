@@ -9,10 +9,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import base
-from semivl_jax import convert, run
+from semivl_jax import convert
+from semivl_jax.experiment import run
+from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import sharding
 from semivl_jax.weights import checkpoints, kinds, towers
-from semivl_jax.weights import groups as groups_lib
 from semivl_jax.weights.checkpoints import Checkpoint
 from tests.golden_files import OWN, golden_dir
 from tests.photos import make_folder

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semivl_jax import convert
-from semivl_jax.models.text import TextTransformer
+from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.weights import kinds, towers
 from tests.golden_files import assert_close

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from semivl_jax.data import host
+from semivl_jax.data import images
 from semivl_jax.data.download import RemoteFile
 from tfds_builders import published
 
@@ -61,7 +61,7 @@ class Ade20kSemi(published.PublishedBuilder):
         }
 
     def _label(self, stored: bytes) -> bytes:
-        label = host.decode_label(stored)
+        label = images.decode_label(stored)
         if label.max() > 150:  # 255 would become 254, which is no class either but says less
             raise ValueError(f"it has the value {label.max()}; ADE20K stores 0 to 150")
         return published.encode_png(label - np.uint8(1))  # 0 - 1 = 255 in 8 bits

@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from semivl_jax.data import host
-from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.data import images
+from semivl_jax.data.dataset_info import DatasetInfo
 from tfds_builders import common
 from tfds_builders.folder_semi.scan import Found, parse_label_map, scan
 
@@ -93,7 +93,7 @@ class FolderSemi(common.SegmentationBuilder):
                 problems.append(error)
         if problems or found.image.suffix.lower() not in _AS_THEY_ARE:
             try:
-                pixels = _read(found.image, host.decode_image)
+                pixels = _read(found.image, images.decode_image)
                 sample = dataclasses.replace(sample, image=_encode(pixels))
             except common.UnusableError as error:
                 problems.append(error)
@@ -104,7 +104,7 @@ class FolderSemi(common.SegmentationBuilder):
         table = np.arange(256, dtype=np.uint8)
         for old, new in self.label_map.items():
             table[old] = new
-        label = table[_read(path, host.decode_label)]
+        label = table[_read(path, images.decode_label)]
         about = self.folder.about
         for value in np.unique(label):
             if value >= about.num_classes and value != about.ignore:

@@ -24,7 +24,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from semivl_jax.data.catalog import (
+from semivl_jax.data.dataset_info import (
     IGNORE_INDEX,
     IMAGE_SUFFIXES,
     DatasetInfo,

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from semivl_jax.data.catalog import DatasetInfo
+from semivl_jax.data.dataset_info import DatasetInfo
 from tfds_builders.common import Sample, SegmentationBuilder, ordered_map
 from tfds_builders.shapes import generator, words
 

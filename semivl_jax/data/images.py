@@ -1,0 +1,257 @@
+"""Files to arrays, and the geometry of whole images: decoding, scaling, padding, cropping.
+
+In: encoded bytes. Between: images uint8 RGB [h, w, 3] and labels uint8 [h, w] (class indices, 255 = void).
+Out: square crops, black and 255 where they reach beyond the image.
+
+The two ways to scale (METHOD section 6):
+
+    OpenCV     bilinear without antialias for the image, nearest (rounds down) for the label
+    Pillow     bilinear with antialias for the image, nearest (pixel centres) for the label
+
+Nothing here is random and no function uses JAX; `window` draws scales and places and computes only the
+part of the scaled image that a crop shows. Errors do not name the file: whoever read the bytes knows its
+name and adds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from semivl_jax.data.dataset_info import IGNORE_INDEX
+
+HostImage = UInt8[np.ndarray, "h w 3"]
+# Letters of its own: a label of another size is the user's mistake, and the message says so.
+HostLabel = UInt8[np.ndarray, "label_h label_w"]
+ScaledImage = UInt8[np.ndarray, "new_h new_w 3"]
+ScaledLabel = UInt8[np.ndarray, "new_h new_w"]
+
+# Modes of Pillow whose samples are no 8-bit values.
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+_PLAIN = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_ORIENTATION = 0x0112  # EXIF tag; 1 = upright
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A square crop; `size` = (rows, columns) of it that are image, the rest is right and below."""
+
+    image: UInt8[np.ndarray, "s s 3"]
+    label: UInt8[np.ndarray, "s s"] | None
+    size: tuple[int, int]
+
+
+def decode_image(data: bytes) -> HostImage:
+    """An image file of any kind as RGB, turned upright as its EXIF data says; transparency is dropped.
+
+    Raises:
+      ValueError: bytes that are no complete image, or samples of more than 16 bits.
+    """
+    if _is_plain_jpeg(data):
+        # The same pixels as Pillow's (a test compares them), without Pillow's copies.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _PLAIN)
+        if pixels is not None:
+            return pixels
+    return to_rgb(_open(data))
+
+
+def to_rgb(image: Image.Image) -> HostImage:
+    """A decoded image of any mode as RGB; transparency is dropped.
+
+    Raises:
+      ValueError: samples of more than 16 bits.
+    """
+    if image.mode in _DEEP_MODES:
+        gray = np.asarray(image)
+        if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
+            raise ValueError(
+                f"image of mode {image.mode} with values {gray.min()} … {gray.max()}; save it as 8-bit RGB"
+            )
+        return np.repeat((gray >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def decode_label(data: bytes) -> HostLabel:
+    """A label file: the palette indices or the grey values of its pixels.
+
+    Raises:
+      ValueError: bytes that are no complete image, a colour image, or values beyond 255.
+    """
+    image = _open(data)
+    if image.mode in ("P", "L", "1"):
+        return np.asarray(image).astype(np.uint8, copy=False)
+    if image.mode in _DEEP_MODES and image.mode != "F":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError(
+                f"label map with the values {values.min()} … {values.max()}; class indices must be 0 … 254, "
+                "and 255 where nothing is labelled"
+            )
+        return values.astype(np.uint8)
+    raise ValueError(
+        f"label map of mode {image.mode}, that is colours instead of class indices; save one channel "
+        "(grey or palette) whose values are the indices"
+    )
+
+
+def check_labels(label: HostLabel, *, num_classes: int) -> None:
+    """Every value must be a class index or 255.
+
+    Raises:
+      ValueError: another value; METHOD trap 16: the published metric counts it to the last class.
+    """
+    wrong = (label >= num_classes) & (label != IGNORE_INDEX)
+    if wrong.any():
+        values = ", ".join(str(value) for value in np.unique(label[wrong])[:5])
+        raise ValueError(
+            f"label map with the value {values}, but the {num_classes} classes have the indices 0 … "
+            f"{num_classes - 1}; correct the map, add the class, or write {IGNORE_INDEX} there (not counted)"
+        )
+
+
+def fit_size(height: int, width: int, *, long: float, short: float) -> tuple[int, int]:
+    """(height, width) at the largest scale where neither side exceeds its limit, sides rounded."""
+    factor = min(long / max(height, width), short / min(height, width))
+    return _at_least_one(height * factor), _at_least_one(width * factor)
+
+
+def long_side_size(height: int, width: int, *, long: int) -> tuple[int, int]:
+    """(height, width) with the long side given, the other rounded."""
+    if height > width:
+        return long, _at_least_one(width * long / height)
+    return _at_least_one(height * long / width), long
+
+
+def resize_short_side(image: HostImage, *, short: int) -> ScaledImage:
+    """Bring the short side to `short`, without a limit for the long one (METHOD trap 17)."""
+    height, width = image.shape[:2]
+    long = short * max(height, width) / min(height, width)
+    return resize_opencv(image, None, size=fit_size(height, width, long=long, short=short))[0]
+
+
+def resize_for_windows(image: HostImage, *, short: int, least: int, most: int) -> ScaledImage:
+    """Like `resize_short_side` (`short` = 0: as it is), for images of any size and shape.
+
+    The short side has `least` pixels at least. Nothing is enlarged beyond `most` pixels in all, so that an
+    extremely thin image may become thicker than its shape allows.
+    """
+    height, width = image.shape[:2]
+    wanted = max(short or min(height, width), least)
+    if wanted == min(height, width):
+        return image
+    if wanted < min(height, width) or wanted**2 * max(height, width) / min(height, width) <= most:
+        return resize_short_side(image, short=wanted)
+    factor = max(1.0, (most / (height * width)) ** 0.5)
+    size = max(int(height * factor), least), max(int(width * factor), least)
+    return image if size == (height, width) else resize_opencv(image, None, size=size)[0]
+
+
+def resize_to_area(image: HostImage, *, most: int) -> ScaledImage:
+    """Reduced to at most `most` pixels in all, or as it is."""
+    height, width = image.shape[:2]
+    factor = (most / (height * width)) ** 0.5
+    if factor >= 1:
+        return image
+    size = max(int(height * factor), 1), max(int(width * factor), 1)
+    return resize_opencv(image, None, size=size)[0]
+
+
+def resize_opencv(
+    image: HostImage, label: HostLabel | None, *, size: tuple[int, int]
+) -> tuple[ScaledImage, ScaledLabel | None]:
+    """To (height, width): bilinear without antialias; the label's nearest pixel, rounding down."""
+    scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    if label is None:
+        return scaled, None
+    return scaled, cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def resize_pillow(
+    image: HostImage, label: HostLabel | None, *, size: tuple[int, int]
+) -> tuple[ScaledImage, ScaledLabel | None]:
+    """To (height, width): bilinear with antialias; the label's nearest pixel centre."""
+    bilinear, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+    scaled = np.asarray(Image.fromarray(image).resize(size[::-1], bilinear))
+    if label is None:
+        return scaled, None
+    return scaled, np.asarray(Image.fromarray(label).resize(size[::-1], nearest))
+
+
+def crop_at(image: HostImage, label: HostLabel | None, *, crop: int, left: int, top: int) -> Crop:
+    """The crop whose upper left pixel is (top, left); black and 255 where there is no image.
+
+    Raises:
+      ValueError: the label has another size than the image.
+    """
+    check_pair(image, label)
+    place = np.s_[top : top + crop, left : left + crop]
+    return padded(image[place], None if label is None else label[place], crop=crop)
+
+
+def padded(image: HostImage, label: HostLabel | None, *, crop: int) -> Crop:
+    """A window of at most crop × crop pixels as a crop: black and 255 on the right and below."""
+    rows, columns = image.shape[:2]
+    return Crop(
+        _filled(image, crop, 0),
+        None if label is None else _filled(label, crop, IGNORE_INDEX),
+        (rows, columns),
+    )
+
+
+def _filled(window: UInt8[np.ndarray, "..."], crop: int, value: int) -> UInt8[np.ndarray, "..."]:
+    rows, columns = window.shape[:2]
+    if rows == columns == crop:
+        return np.ascontiguousarray(window)
+    whole = np.full((crop, crop, *window.shape[2:]), value, np.uint8)
+    whole[:rows, :columns] = window
+    return whole
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """A JPEG of three colours, whole from its first to its last marker, that needs no turning."""
+    if not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
+        return False
+    try:
+        image = Image.open(io.BytesIO(data))  # reads the header alone
+        return image.mode == "RGB" and image.getexif().get(_ORIENTATION, 1) == 1
+    except Exception:  # `_open` will say what is wrong
+        return False
+
+
+def _open(data: bytes) -> Image.Image:
+    """Decoded and upright. Pillow reports broken files in many ways; all become ValueError."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
+    except Exception as error:
+        raise ValueError(
+            f"{len(data)} bytes that cannot be read as an image ({error}); replace the file"
+        ) from error
+
+
+def _at_least_one(length: float) -> int:
+    """Rounded; a thin image never loses its last row."""
+    return max(int(length + 0.5), 1)
+
+
+def check_pair(image: HostImage, label: HostLabel | None) -> None:
+    """Image and label must have one size.
+
+    Raises:
+      ValueError: they differ.
+    """
+    if label is not None and label.shape != image.shape[:2]:
+        (rows, columns), (height, width) = label.shape, image.shape[:2]
+        raise ValueError(
+            f"label map of {columns}×{rows} pixels for an image of {width}×{height}; give both one size"
+        )

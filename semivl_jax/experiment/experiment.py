@@ -1,0 +1,345 @@
+"""From a configuration to parts that run: the one place where data, models and training meet.
+
+    config ─▶ Data (sources, split, classes) ─▶ Experiment (segmenter, guidance, text, optimiser, clock)
+
+Nothing here computes a loss or moves a pixel; `run` puts the parts to work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from semivl_jax.data import images, published_splits, splits
+from semivl_jax.data import source as source_lib
+from semivl_jax.data.crops import Geometry
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.data.pipeline import TrainPipeline
+from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.experiment import init_weights, step_modules
+from semivl_jax.models import build as build_lib
+from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.zegclip import PromptedVisionTransformer
+from semivl_jax.text import class_names, class_text, embeddings
+from semivl_jax.train import distributed, sharding
+from semivl_jax.train import state as state_lib
+from semivl_jax.train.loop import Clock
+from semivl_jax.train.recipe import Parts
+from semivl_jax.types import Batch, ClassText, PyTree
+from semivl_jax.weights import outline as outline_lib
+from semivl_jax.weights import towers as towers_lib
+from tfds_builders import builders, common
+from tfds_builders.folder_semi import FolderSemi
+from tfds_builders.shapes.shapes_dataset_builder import Builder as ShapesBuilder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The images of a run: sources by part and which training images are labelled."""
+
+    info: DatasetInfo
+    train: source_lib.Source
+    validation: source_lib.Source
+    split: splits.Split
+
+    def lists(self) -> dict[str, list[str]]:
+        """Ids of the labelled and the unlabelled images."""
+        return {
+            "labelled": [self.train.ids[index] for index in self.split.labelled],
+            "unlabelled": [self.train.ids[index] for index in self.split.unlabelled],
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything a run needs, built from one configuration; `clip_sizes` are the image tower's."""
+
+    config: ConfigDict
+    info: DatasetInfo
+    mesh: Mesh
+    parts: Parts
+    constants: state_lib.Constants
+    clock: Clock
+    clip_start: PyTree | None
+    clip_sizes: dict[str, Any]
+    text_tower: class_text.TextTower | None
+
+    @property
+    def crop(self) -> int:
+        """Side of the training crop in pixels."""
+        return self.config.data.crop
+
+    def built_from(self) -> tuple[Any, ...]:
+        """What decided about the parts of the step, beside the configuration and the text's shapes."""
+        return self.info.num_classes, self.clip_sizes, self.parts.recipe.total_steps
+
+    def init_state(self) -> state_lib.TrainState:
+        """State before the first step, on the mesh."""
+        create = functools.partial(step_modules.create_state, self.parts, self.constants.text)
+        # Whole first: the generator that draws the weights gives other numbers to an array in pieces.
+        state = jax.jit(create, out_shardings=sharding.replicated(self.mesh))(self.start)
+        return jax.device_put(state, sharding.shardings(self.mesh, state))
+
+    @functools.cached_property
+    def start(self) -> PyTree | None:
+        """Variables that the first step begins with; what they lack is drawn.
+
+        ValueError for a file that is missing, damaged or of another model.
+        """
+        return init_weights.variables(
+            self.config, self.parts.segmenter, self.constants.text, clip=self.clip_start
+        )
+
+    def abstract_state(self) -> state_lib.TrainState:
+        """Shapes, dtypes and places of the state, without computing it."""
+        create = functools.partial(step_modules.create_state, self.parts, self.constants.text)
+        return sharding.abstract(self.mesh, jax.eval_shape(create, None))
+
+    @functools.cached_property
+    def local_constants(self) -> state_lib.Constants:
+        """The constants on devices of this process, for what every process computes by itself.
+
+        With several processes all must ask for them together.
+        """
+        return sharding.local(self.mesh, self.constants)
+
+    def abstract_batch(self) -> Batch:
+        """Shapes, dtypes and places of a global batch."""
+        place = sharding.batch_sharding(self.mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            step_modules.abstract_batch(self.config),
+        )
+
+    def pipeline(self, data: Data) -> TrainPipeline:
+        """The stream of training batches."""
+        settings, method = self.config.data, self.config.method
+        geometry = Geometry(
+            crop=settings.crop,
+            resize=settings.resize,
+            ratio_long=settings.ratio_long,
+            ratio_short=settings.ratio_short,
+            scale_min=settings.scale_min,
+            scale_max=settings.scale_max,
+        )
+        return TrainPipeline(
+            data.train,
+            data.split.labelled,
+            data.split.unlabelled if method.semi_supervised else (),
+            batch=self.config.batch,
+            geometry=geometry,
+            seed=self.config.seed,
+            partner=method.partner,
+            workers=settings.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def evaluator(self) -> Evaluator:
+        """Sliding-window evaluation of given variables."""
+        settings = self.config.evaluation
+        resize = functools.partial(images.resize_short_side, short=settings.short_side)
+        return Evaluator(
+            build_lib.window_network(self.parts.segmenter, self.local_constants.text),
+            num_classes=self.info.num_classes,
+            crop=self.crop,
+            patch_size=build_lib.padding_patch(self.parts.segmenter),
+            via_square=self.parts.segmenter.via_square,
+            mode=settings.mode,
+            stride=settings.stride,
+            window_batch=settings.window_batch,
+            resize=resize if settings.short_side else None,
+        )
+
+
+def open_data(config: ConfigDict) -> Data:
+    """Prepares the data set if it is not there yet and selects the labelled images."""
+    settings = config.data
+    directory = distributed.main_first(lambda: common.prepare(_builder(settings)))
+    train = source_lib.open_source(directory, "train")
+    published = None
+    if settings.split_seed == 0:
+        published = published_splits.labelled_ids(
+            settings.dataset, settings.split, Path(settings.directory).expanduser()
+        )
+    split = splits.resolve_split(
+        train,
+        settings.split,
+        published=published,
+        unlabelled=settings.unlabelled,
+        seed=settings.split_seed,
+        supervised=not config.method.semi_supervised,
+    )
+    validation = source_lib.open_source(directory, "validation")
+    return Data(info=train.info, train=train, validation=validation, split=split)
+
+
+def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
+    """Classes and images per epoch of a public data set, known without it being there.
+
+    None for other data sets, and for a split that only the images themselves decide.
+    """
+    settings = config.data
+    if settings.dataset not in builders.PUBLISHED or settings.unlabelled:
+        return None
+    train = builders.published_sizes(settings.dataset)["train"]
+    labelled = splits.labelled_count(
+        settings.split, train, published=published_splits.lists_of(settings.dataset)
+    )
+    if labelled is None:
+        return None
+    info = class_names.dataset_info(settings.dataset.removesuffix("_instances"))
+    return info, train - labelled if config.method.semi_supervised else labelled
+
+
+def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
+    directory = Path(settings.directory).expanduser()
+    if settings.dataset == "folder":
+        return FolderSemi(settings.folder, label_map=settings.label_map, data_dir=directory)
+    if settings.dataset in builders.PUBLISHED:
+        return builders.published_builder(
+            settings.dataset, data_dir=directory, manual_dir=settings.manual_dir
+        )
+    return ShapesBuilder(data_dir=directory)
+
+
+def build(
+    config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int, outline: bool = False
+) -> Experiment:
+    """Puts the parts together for a data set with these classes and so many images to pass over.
+
+    With `outline` weights that are not there are shapes only: enough to trace a step.
+    """
+    mesh = mesh_of(config)
+    total_steps, epoch = training_length(config, images_per_epoch)
+    clip = _ClipParts(constants=state_lib.Constants(text=None))
+    if build_lib.needs_clip(config):
+        clip = _clip_parts(config, info, mesh, outline=outline)
+        _check_classes(config, clip.constants.text)
+    parts = step_modules.build_parts(
+        config,
+        num_classes=info.num_classes,
+        clip_sizes=clip.sizes,
+        text=clip.constants.text,
+        total_steps=total_steps,
+    )
+    return Experiment(
+        config=config,
+        info=info,
+        mesh=mesh,
+        parts=parts,
+        constants=clip.constants,
+        clock=_clock(config, total_steps, epoch),
+        clip_start=clip.start,
+        clip_sizes=clip.sizes,
+        text_tower=clip.text_tower,
+    )
+
+
+def mesh_of(config: ConfigDict) -> Mesh:
+    """The devices of all processes as `config.mesh` arranges them.
+
+    Raises:
+      ValueError: they cannot be arranged so, or cannot share the batch.
+    """
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(config.batch, mesh, accumulation=config.accumulation)
+    return mesh
+
+
+def _check_classes(config: ConfigDict, text: ClassText) -> None:
+    """The devices along `classes` get the same number of descriptions each; ValueError if they cannot."""
+    rows, devices = text.embeddings.shape[0], config.mesh.classes
+    if rows % devices:
+        fitting = [size for size in range(2, rows) if rows % size == 0][:4]
+        remedy = f"choose {' or '.join(map(str, fitting))}" if fitting else "set it to 1"
+        raise ValueError(
+            f"mesh.classes = {devices} does not divide the {rows} texts that describe the classes "
+            f"(text.decoder = {config.text.decoder!r}); {remedy}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ClipParts:
+    """What a run takes from CLIP: `start` is what the trained tower begins with."""
+
+    constants: state_lib.Constants
+    sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    start: PyTree | None = None
+    text_tower: class_text.TextTower | None = None
+
+
+def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: bool) -> _ClipParts:
+    absent = outline and config.model.weights not in ("demo", "random")
+    if absent:
+        clip = outline_lib.clip_outline(config.model.tower)
+    else:
+        clip = towers_lib.load(config.model.weights, config.model.tower)
+    tower = None if absent else class_text.TextTower.of(clip)
+
+    def params(vision: VisionTransformer | PromptedVisionTransformer) -> PyTree:
+        if absent:
+            return outline_lib.image_shapes(clip.image, vision.grid)
+        resizing = init_weights.resizing_of(vision)
+        return towers_lib.resized(clip.image_params, vision.grid, resizing=resizing)
+
+    def text(mode: str) -> ClassText:
+        if tower is None:  # rows of the right number and length, meaning nothing
+            width = clip.text["out_dim"]
+            return embeddings.class_text(
+                info, mode=mode, embed=lambda rows: np.ones((len(rows), width))
+            )
+        return class_text.class_text(info, mode=mode, tower=tower, cache=config.text.cache)
+
+    constants = state_lib.Constants(text=text(config.text.decoder))
+    if step_modules.guided(config):
+        constants = constants.replace(
+            guidance_params=step_modules.cast(
+                params(build_lib.guidance_tower(config, clip.image)), config.model.guidance_dtype
+            ),
+            guidance_text=text(config.text.guidance),
+        )
+    if not absent:
+        constants = sharding.put(mesh, constants)
+    start = None
+    if config.model.backbone in build_lib.CLIP_BACKBONES and config.model.init == "clip":
+        start = params(build_lib.backbone(config, clip.image))
+    return _ClipParts(constants=constants, sizes=clip.image, start=start, text_tower=tower)
+
+
+def training_length(config: ConfigDict, images_per_epoch: int) -> tuple[int, int]:
+    """(steps of the whole training, steps of an epoch); an epoch is a pass over the unlabelled
+    images (over the labelled ones where only they are used), or as many images as `epoch_images` says.
+    """
+    epoch = max(1, (config.epoch_images or images_per_epoch) // config.batch)
+    return config.steps or max(1, round(config.epochs * epoch)), epoch
+
+
+def _clock(config: ConfigDict, total_steps: int, epoch: int) -> Clock:
+    """Evaluation after epochs 0, n, 2n, … (METHOD trap 22), or every so many steps."""
+    settings = config.evaluation
+    if settings.every_steps:
+        due = range(settings.every_steps, total_steps + 1, settings.every_steps)
+    else:
+        due = range(epoch, total_steps + 1, epoch * settings.every_epochs)
+    return Clock(
+        total_steps=total_steps,
+        evaluation_steps=frozenset(due),
+        checkpoint_every=config.checkpoint.every,
+        log_every=config.log_every,
+        max_skipped=config.max_skipped_steps,
+        batch=config.batch * (2 if config.method.semi_supervised else 1),
+    )
+
+
+def parameter_bytes(tree: PyTree) -> int:
+    """Memory of the leaves of a tree of (abstract) arrays."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

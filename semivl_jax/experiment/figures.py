@@ -1,0 +1,134 @@
+"""Pictures of a run: what the model, its teacher and the frozen CLIP see in validation images.
+
+For the first validation images one file `pictures/<step>/<id>.png` each with, side by side and the palette
+and names below: image, ground truth, prediction, pseudo-label, guidance label. For the report the same
+images and the ones with the lowest scores as single files in `samples/` (evaluation/samples.py), of the
+newest evaluation only. The prediction is the evaluated one (sliding windows); pseudo-label and guidance are
+made as in training, from one crop-sized view: the image fitted into the crop, pixels below the threshold
+left white.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from semivl_jax.data.examples import EvalExample, EvalExamples
+from semivl_jax.evaluation import visualize
+from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.evaluation.samples import Sample
+from semivl_jax.experiment.experiment import Experiment
+from semivl_jax.experiment.pseudo_label_quality import TargetMaker, Targets
+from semivl_jax.types import PyTree
+
+FIRST, WORST = "first", "lowest score"
+"""Why an image is among the samples; the first ones are the same at every evaluation."""
+
+
+class Gallery:
+    """Draws the first validation images and the worst ones."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        self._experiment, self._folder = experiment, folder
+        semi = experiment.parts.recipe.semi_supervised
+        self._targets = TargetMaker(experiment) if semi else None
+
+    def samples(
+        self,
+        teacher: PyTree,
+        examples: EvalExamples,
+        evaluator: Evaluator,
+        scores: Mapping[str, float],
+    ) -> Iterator[Sample]:
+        """The first images in their order, then the worst by `scores` (IoU by id), worst first.
+
+        `teacher` are its variables on devices of this process.
+        """
+        count = self._experiment.config.evaluation.pictures
+        ids = examples.ids
+        reasons = dict.fromkeys(ids[:count], FIRST)
+        known = (id for id in scores if not math.isnan(scores[id]))
+        for id in sorted(known, key=lambda id: scores[id])[:count]:
+            reasons.setdefault(id, WORST)
+        places = {id: place for place, id in enumerate(ids)}
+        chosen = [examples[places[id]] for id in reasons]
+        predictions = evaluator.predict(teacher, (example.image for example in chosen))
+        for example, prediction in zip(chosen, predictions, strict=True):
+            score = scores.get(example.id, math.nan)
+            yield self._sample(teacher, example, prediction, score, reasons[example.id])
+
+    def draw(
+        self, step: int, samples: Iterable[Sample]
+    ) -> Iterator[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]:
+        """Writes a panel of every sample that is drawn each time; yields (name, RGB picture)."""
+        info = self._experiment.info
+        folder = self._folder / f"{step:07d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for sample in samples:
+            if sample.chosen != FIRST:
+                continue
+            labels = {
+                "ground truth": sample.truth,
+                "prediction": sample.prediction,
+                "pseudo-label": sample.pseudo,
+                "guidance": sample.guidance,
+            }
+            columns = [("image", sample.image)]
+            for title, label in labels.items():
+                if label is not None:
+                    columns.append((title, visualize.colorize(label, info.palette)))
+            picture = visualize.panel(columns, classes=info.classes, palette=info.palette)
+            name = re.sub(r"[^\w.-]+", "_", sample.id)
+            Image.fromarray(picture).save(folder / f"{name}.png")
+            yield name, picture
+
+    def _sample(
+        self,
+        teacher: PyTree,
+        example: EvalExample,
+        prediction: UInt8[np.ndarray, "_ _"],
+        score: float,
+        reason: str,
+    ) -> Sample:
+        # In the mode `center_crop` only the centre is predicted, so only that is shown.
+        image, truth = (
+            _centre(array, prediction.shape) for array in (example.image, example.label)
+        )
+        made = self._training_targets(teacher, image)
+        if truth.shape != prediction.shape:  # beside each other pixels are compared one by one
+            size = prediction.shape[::-1]
+            truth = np.asarray(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))
+        return Sample(
+            id=example.id,
+            iou=score,
+            chosen=reason,
+            image=image,
+            truth=truth,
+            prediction=prediction,
+            pseudo=made.pseudo if made else None,
+            confidence=made.confidence if made else None,
+            guidance=made.guidance if made else None,
+        )
+
+    def _training_targets(
+        self, teacher: PyTree, image: UInt8[np.ndarray, "_ _ 3"]
+    ) -> Targets | None:
+        """Pseudo-label and guidance label, at the size at which training would see the image."""
+        if self._targets is None:
+            return None
+        factor = self._experiment.crop / max(image.shape[:2])
+        rows, cols = (max(1, round(length * factor)) for length in image.shape[:2])
+        fitted = Image.fromarray(image).resize((cols, rows), Image.Resampling.BILINEAR)
+        return self._targets(teacher, np.asarray(fitted))
+
+
+def _centre(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of an image or a label that is larger than `size` along an axis."""
+    top, left = (max(0, (n - m) // 2) for n, m in zip(array.shape, size, strict=False))
+    return array[top : top + size[0], left : left + size[1]]

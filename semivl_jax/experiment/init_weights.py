@@ -1,0 +1,105 @@
+"""What a training begins with: weights from files, in the place of drawn ones.
+
+In: a configuration and the segmenter that it describes. Out: variables {"params": {part: …}, "batch_stats":
+{part: …}} of whole parts of the segmenter, float32 NumPy arrays; parts that no file holds are not there.
+In the order of who wins:
+
+    model.checkpoint             every part: a converted segmenter, or the `serving/` folder of a run
+    model.backbone_weights       the backbone: an image encoder with ImageNet or DINOv2 weights
+    model.conv_encoder_weights   the convolutional encoder
+    model.weights                the backbone, where model.init = "clip"
+
+Names and shapes must be exactly the model's; only position tables are resized to its grid.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from semivl_jax.experiment import step_modules
+from semivl_jax.models.big_vision import PlainViT
+from semivl_jax.models.dinov2 import DinoV2
+from semivl_jax.models.pos_embed import Resizing, resize_table, square_grid
+from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.zegclip import PromptedVisionTransformer
+from semivl_jax.types import ClassText, PyTree
+from semivl_jax.weights import files
+from semivl_jax.weights.tree import check
+
+_RESIZING: dict[type[nn.Module], Resizing] = {
+    PromptedVisionTransformer: "bilinear",
+    DinoV2: "dinov2",
+}
+"""How towers that differ from SemiVL's resize their position tables."""
+
+
+def variables(
+    config: ConfigDict, segmenter: Segmenter, text: ClassText | None, *, clip: PyTree | None
+) -> PyTree | None:
+    """The variables to begin with, None where all are drawn; `clip` is the CLIP tower's parameters.
+
+    ValueError for a file that is missing, damaged or of another model.
+    """
+    model = config.model
+    if model.checkpoint:
+        like = jax.eval_shape(lambda: step_modules.init_variables(segmenter, text, config.seed))
+        return _load_segmenter(_file_in(model.checkpoint), segmenter, like)
+    start: PyTree = {"params": {} if clip is None else {"backbone": clip}, "batch_stats": {}}
+    for part in ("backbone", "conv_encoder"):
+        key = f"{part}_weights"
+        if model[key]:
+            found = _load_part(Path(model[key]).expanduser(), getattr(segmenter, part), key=key)
+            start["params"][part] = found["params"]
+            if found["batch_stats"]:
+                start["batch_stats"][part] = found["batch_stats"]
+    return start if start["params"] else None
+
+
+def _file_in(path: str) -> Path:
+    """The weights themselves where `path` is a folder that a run leaves for prediction."""
+    found = Path(path).expanduser()
+    return found / "model.safetensors" if found.is_dir() else found
+
+
+def _load_part(path: Path, module: nn.Module, *, key: str) -> PyTree:
+    weights = files.load(path, expect=(files.BACKBONE, files.SIGLIP))
+    tree = weights.tree
+    if weights.format == files.SIGLIP:
+        tree = {"params": tree["params"]["img"], "batch_stats": {}}
+    tree["params"] = _at_grid(tree["params"], module, path)
+    image = jnp.zeros((1, 64, 64, 3))  # the parameters are the same for every size
+    like = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
+    check(tree, {"batch_stats": {}, **like}, source=f"model.{key} = {path}")
+    return tree
+
+
+def _load_segmenter(path: Path, segmenter: Segmenter, like: PyTree) -> PyTree:
+    tree = files.load(path, expect=files.SEGMENTER).tree
+    if "backbone" in tree["params"]:
+        tree["params"]["backbone"] = _at_grid(tree["params"]["backbone"], segmenter.backbone, path)
+    check(tree, like, source=f"model.checkpoint = {path}")
+    return tree
+
+
+def _at_grid(params: PyTree, encoder: nn.Module, path: Path) -> PyTree:
+    """An encoder's parameters with their position table for the grid that it was built for."""
+    table, grid = params.get("pos_embedding"), getattr(encoder, "grid", None)
+    if grid is None or table is None or table.ndim != 3:
+        return params  # no table; or one so wrong that comparing names and shapes says more
+    # big_vision's tables have no row for the class token; they get one for the time of resizing.
+    extra = int(isinstance(encoder, PlainViT))
+    table = np.pad(table, ((0, 0), (extra, 0), (0, 0)))
+    stored = square_grid(table.shape[1], source=str(path))
+    resized = resize_table(table, stored, grid, resizing=resizing_of(encoder))
+    return {**params, "pos_embedding": resized[:, extra:]}
+
+
+def resizing_of(encoder: nn.Module) -> Resizing:
+    """How the position table of an encoder gets to another grid."""
+    return _RESIZING.get(type(encoder), "bicubic")

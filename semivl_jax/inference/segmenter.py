@@ -1,0 +1,222 @@
+"""Segmentation in three lines of Python.
+
+    from semivl_jax import Segmenter
+
+    segmenter = Segmenter.load("runs/photos")
+    segmentation = segmenter("photo.jpg")
+    segmentation.overlay().save("overlay.png")
+
+Images are paths, Pillow images, or uint8 RGB arrays [h, w, 3]; results have their size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps
+
+from semivl_jax.data import images as images_lib
+from semivl_jax.evaluation import visualize
+from semivl_jax.evaluation.predict_windows import Predictor
+from semivl_jax.inference import load as load_lib
+from semivl_jax.text import class_text
+
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+
+MOST_ENLARGED = 1 << 25
+"""Pixels beyond which no image is enlarged."""
+_WHOLE = 4
+"""An image that the network sees whole (mode `original`) has at most so many times the crop's area."""
+OVERLAY_SIDE = 2048
+"""Longer side of an overlay; larger images are reduced for it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What was found in an image.
+
+    Attributes:
+      labels: class of every pixel, an index into `names`.
+      scores: float32 per pixel and class, in the order of `names` (see `Prediction`); None where they were
+        not asked for.
+      names: the classes.
+      image: the image itself.
+      palette: colour of every class.
+    """
+
+    labels: UInt8[np.ndarray, "h w"]
+    scores: Float32[np.ndarray, "h w n"] | None
+    names: tuple[str, ...]
+    image: UInt8[np.ndarray, "h w 3"]
+    palette: UInt8[np.ndarray, "n 3"]
+
+    def overlay(self) -> Image.Image:
+        """The image tinted with its classes above a legend of those that occur."""
+        image, labels = self.image, self.labels
+        if max(labels.shape) > OVERLAY_SIDE:
+            factor = OVERLAY_SIDE / max(labels.shape)
+            size = tuple(max(1, round(length * factor)) for length in labels.shape)
+            image, labels = images_lib.resize_opencv(image, labels, size=size)
+        tinted = visualize.overlay(image, labels, self.palette)
+        return Image.fromarray(
+            visualize.captioned(tinted, labels, classes=self.names, palette=self.palette)
+        )
+
+    def mask(self) -> Image.Image:
+        """The labels as a picture with palette."""
+        picture = Image.fromarray(self.labels)
+        picture.putpalette(self.palette.tobytes())
+        return picture
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the labels as a PNG with palette."""
+        self.mask().save(path, format="PNG")
+
+
+class Segmenter:
+    """A model that segments images into named classes."""
+
+    def __init__(
+        self,
+        model: load_lib.Model,
+        *,
+        devices: list[jax.Device] | None = None,
+        batch: int | None = None,
+    ) -> None:
+        """Puts the model on devices; `batch` windows go through it at a time."""
+        self.names: tuple[str, ...] = model.info.classes
+        self.palette: UInt8[np.ndarray, "n 3"] = model.info.palette
+        if model.mode == "original":
+            resize = functools.partial(_whole, model)
+        else:
+            resize = functools.partial(_for_windows, model)
+        self._predictor = Predictor(
+            model.network,
+            num_classes=model.info.num_classes,
+            crop=model.crop,
+            patch_size=model.padding_patch,
+            via_square=model.via_square,
+            mode=model.mode,
+            stride=model.stride,
+            window_batch=batch or model.window_batch,
+            least_side=model.least_side,
+            resize=resize,
+            devices=devices or jax.local_devices(),
+        )
+        self._variables = self._predictor.place(model.variables)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        classes: class_text.Classes | None = None,
+        definitions: str | None = None,
+        device: str | None = None,
+        batch: int | None = None,
+        cache: str = class_text.CACHE,
+        window: int | None = None,
+    ) -> Segmenter:
+        """A model from where it lies.
+
+        Args:
+          source: working directory of a run or its folder `serving`, `hf://USER/REPO`, or `clip:WEIGHTS`
+            (`clip:demo`): the frozen CLIP, which was never trained to segment.
+          classes: other classes than those of the training: a list of names, names with their concepts,
+            "a, b, c", or a file with one `name` or `name: concept, concept` per line.
+          definitions: "concept" or "concept_average": describe classes by their concepts.
+          device: cpu, gpu, tpu, …; whatever JAX prefers by default.
+          batch: windows that go through the network at a time.
+          cache: folder that keeps text embeddings; empty: none.
+          window: side of the windows of `clip:`, in pixels.
+
+        Raises:
+          ValueError: what is wrong with one of them, in a sentence.
+        """
+        devices = find_devices(device)
+        with jax.default_device(devices[0]):
+            model = load_lib.open_model(
+                source, classes=classes, definitions=definitions, cache=cache, window=window
+            )
+        return cls(model, devices=devices, batch=batch)
+
+    def __call__(self, image: ImageLike) -> Segmentation:
+        """Segments one image; ValueError where it cannot be read."""
+        return next(self.segment([image]))
+
+    def segment(
+        self, images: Iterable[ImageLike], *, scores: bool = True
+    ) -> Iterator[Segmentation]:
+        """Segments many images, in order, windows of several side by side.
+
+        Without `scores` the memory per image is a few bytes per pixel; with them it is four more bytes per
+        pixel and class.
+        """
+        waiting: deque[np.ndarray] = deque()
+
+        def read() -> Iterator[np.ndarray]:
+            for image in images:
+                waiting.append(as_rgb(image))
+                yield waiting[-1]
+
+        for found in self._predictor(self._variables, read(), scores=scores):
+            yield Segmentation(
+                found.labels, found.scores, self.names, waiting.popleft(), self.palette
+            )
+
+
+def as_rgb(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
+    """Any accepted kind of image as uint8 RGB, turned upright.
+
+    Raises:
+      ValueError: a file that is no image, or an array of another kind; the file is named.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(
+                f"array of {image.dtype} and shape {image.shape} is no image; give uint8 RGB [h, w, 3]"
+            )
+        return image
+    if isinstance(image, Image.Image):
+        return images_lib.to_rgb(ImageOps.exif_transpose(image))
+    path = Path(image)
+    try:
+        return images_lib.decode_image(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {_reason(error)}") from error
+
+
+def find_devices(kind: str | None) -> list[jax.Device]:
+    """This process's devices of a kind; ValueError where there is none."""
+    if kind is None:
+        return jax.local_devices()
+    try:
+        return jax.local_devices(backend=kind)
+    except RuntimeError as error:
+        here = ", ".join(sorted({device.platform for device in jax.local_devices()}))
+        raise ValueError(
+            f"there is no device of the kind {kind!r}, JAX finds {here} here; choose that, or install the "
+            "extra for the device"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error.strerror if isinstance(error, OSError) and error.strerror else error)
+
+
+def _for_windows(model: load_lib.Model, image: np.ndarray) -> np.ndarray:
+    return images_lib.resize_for_windows(
+        image, short=model.short_side, least=model.least_side, most=MOST_ENLARGED
+    )
+
+
+def _whole(model: load_lib.Model, image: np.ndarray) -> np.ndarray:
+    return images_lib.resize_to_area(_for_windows(model, image), most=_WHOLE * model.crop**2)

@@ -1,0 +1,105 @@
+"""Colours, overlays and panels, looked at through their pixels."""
+
+import numpy as np
+import pytest
+
+from semivl_jax.evaluation import visualize
+
+PALETTE = np.array([[200, 30, 30], [30, 200, 30], [255, 255, 255]], np.uint8)
+NAMES = ("ball", "traffic light", "snow")
+
+
+def test_colours_are_the_palette_and_ignored_pixels_look_like_no_class():
+    label = np.array([[0, 1], [2, 1]]).repeat(20, 0).repeat(20, 1)
+    label[:10, :10] = 255
+    picture = visualize.colorize(label, PALETTE)
+    np.testing.assert_array_equal(picture[label != 255], PALETTE[label[label != 255]])
+    assert {tuple(c) for c in picture[:10, :10].reshape(-1, 3).tolist()} == set(visualize.VOID)
+    with pytest.raises(ValueError, match="label value 3 has no colour"):
+        visualize.colorize(np.full((2, 2), 3), PALETTE)
+
+
+def test_overlay_tints_keeps_ignored_pixels_and_draws_borders():
+    image = np.full((12, 12, 3), 100, np.uint8)
+    label = np.zeros((12, 12), np.uint8)
+    label[:, 6:], label[8:] = 1, 255
+    picture = visualize.overlay(image, label, PALETTE, alpha=0.5)
+    np.testing.assert_array_equal(picture[8:], image[8:])
+    np.testing.assert_array_equal(picture[2, 2], [150, 65, 65])
+    np.testing.assert_array_equal(picture[2, 5], PALETTE[0])
+    with pytest.raises(ValueError, match=r"alpha=1\.5"):
+        visualize.overlay(image, label, PALETTE, alpha=1.5)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (64, 64), (375, 500), (1024, 2048)])
+def test_panels_hold_every_column_at_one_height(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    label = np.zeros((48, max(1, round(48 * size[1] / size[0]))), np.uint8)
+    columns = [("image", image), ("guidance", visualize.colorize(label, PALETTE))]
+    sheet = visualize.panel(columns, classes=NAMES, palette=PALETTE)
+    assert sheet.dtype == np.uint8
+    red = (sheet == PALETTE[0]).all(-1)
+    height = red.sum(0).max() - visualize.SWATCH * (red.sum(0).max() > 10**6)
+    longer = max(size)
+    expected = size[0] * (-(-240 // longer) if longer < 240 else min(1, 480 / longer))
+    assert abs(height - expected) <= 1 + visualize.SWATCH
+    assert sheet.shape[0] >= expected and sheet.shape[1] >= 2 * expected * size[1] / size[0]
+
+
+def test_small_label_maps_are_magnified_without_new_colours():
+    label = np.arange(64).reshape(8, 8) % 3
+    picture = visualize.colorize(label, PALETTE)
+    sheet = visualize.panel([("truth", picture)], classes=NAMES, palette=PALETTE)
+    top, left = visualize.MARGIN + visualize.TITLE, visualize.MARGIN
+    np.testing.assert_array_equal(
+        sheet[top : top + 240, left : left + 240], picture.repeat(30, 0).repeat(30, 1)
+    )
+
+
+def test_legends_of_many_classes_name_those_that_occur():
+    palette = np.arange(90 * 3).reshape(90, 3).astype(np.uint8)
+    names = [f"class {i}" for i in range(90)]
+    label = np.full((30, 30), 7)
+    photo = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
+
+    def entries(label):
+        columns = [photo, visualize.colorize(label, palette)]
+        return [name for name, _ in visualize._legend_entries(columns, names, palette)]
+
+    assert entries(label) == ["class 7"]
+    label[5:20, 5:20] = 255
+    label[0, 0] = 80
+    assert entries(label) == ["class 7", "class 80", "ignored"]
+    few = visualize._legend_entries([photo], NAMES, PALETTE)
+    assert [name for name, _ in few] == list(NAMES)
+
+
+def test_a_long_legend_wraps_inside_the_sheet():
+    names = [f"a rather long class name {i}" for i in range(20)]
+    palette = np.linspace(0, 250, 60).reshape(20, 3).astype(np.uint8)
+    picture = visualize.colorize(np.zeros((40, 40), int), palette)
+    sheet = visualize.panel([("truth", picture)], classes=names, palette=palette)
+    assert (sheet[:, -10:] == 255).all()
+    assert sheet.shape[0] > 240 + 5 * visualize.LINE
+
+
+def test_panels_say_what_is_missing():
+    with pytest.raises(ValueError, match="at least one column"):
+        visualize.panel([], classes=NAMES, palette=PALETTE)
+    with pytest.raises(ValueError, match="3 colours for 2 classes"):
+        visualize.panel([("a", np.zeros((4, 4, 3), np.uint8))], classes=NAMES[:2], palette=PALETTE)
+
+
+def test_the_legend_below_a_picture_names_what_occurs_and_leaves_the_picture_alone():
+    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    label = np.full((50, 60), 1)
+    label[:5] = 255
+    sheet = visualize.captioned(picture, label, classes=NAMES, palette=PALETTE)
+    np.testing.assert_array_equal(sheet[:200:4, :240:4], picture)
+    np.testing.assert_array_equal(sheet[3:200:4, 3:240:4], picture)
+    below = {tuple(c) for c in sheet[200:].reshape(-1, 3).tolist()}
+    assert tuple(PALETTE[1]) in below and tuple(PALETTE[0]) not in below
+    wide = visualize.captioned(
+        picture.repeat(20, 1), label.repeat(20, 1), classes=NAMES, palette=PALETTE
+    )
+    assert wide.shape[1] == 60 * 20

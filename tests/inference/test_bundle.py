@@ -1,0 +1,173 @@
+"""The folder that prediction reads: whole, replaced as a whole, and readable without the run."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.inference import bundle
+from semivl_jax.text import class_text
+from semivl_jax.types import ClassText
+from semivl_jax.weights import store
+from tests import served
+
+INFO = DatasetInfo(name="toy", classes=("ground", "disc"), definitions=(("floor",), ("disc", "ø")))
+TEXT = ClassText(jnp.eye(3), jnp.array([0, 1, 1]), 2)
+
+
+def variables(value):
+    return {"params": {"decoder": {"kernel": jnp.full((2, 3), value)}}, "batch_stats": {}}
+
+
+def export(folder, value, tower=None):
+    bundle.export(
+        folder,
+        variables(value),
+        text=TEXT,
+        tower=tower or class_text.TextTower.of(served.clip()),
+        clip_sizes=served.clip().image,
+        info=INFO,
+        config=served.config(),
+        metrics={"eval/miou": 1.5},
+    )
+
+
+def test_everything_comes_back(tmp_path):
+    export(tmp_path / "serving", 1.5)
+    for path in (tmp_path, tmp_path / "serving"):
+        back = bundle.load(path)
+        assert sorted(p.name for p in back.folder.iterdir()) == sorted(bundle.FILES)
+        kernel = back.variables["params"]["decoder"]["kernel"]
+        np.testing.assert_array_equal(kernel, np.full((2, 3), 1.5))
+        np.testing.assert_array_equal(back.text.embeddings, TEXT.embeddings)
+        np.testing.assert_array_equal(back.text.class_of, TEXT.class_of)
+        assert back.info.to_json() == INFO.to_json()
+        assert back.config.to_json() == served.config().to_json()
+        assert back.clip_sizes == served.clip().image
+        assert back.metrics == {"eval/miou": 1.5}
+        words_before = class_text.TextTower.of(served.clip()).embed(["a photo of a disc"])
+        # float16 keeps 11 bits of every weight.
+        np.testing.assert_allclose(
+            back.tower.embed(["a photo of a disc"]),
+            words_before,
+            atol=2e-3 * abs(words_before).max(),
+        )
+
+
+def test_the_next_best_replaces_the_folder_and_remains_of_a_kill_go(tmp_path):
+    folder = tmp_path / "serving"
+    export(folder, 1.0)
+    for remains in ("serving.tmp", "serving.old"):
+        (tmp_path / remains).mkdir()
+        (tmp_path / remains / "half").write_text("")
+    export(folder, 2.0)
+    tree, _ = store.load_tree(folder / "model.safetensors")
+    assert tree["params"]["decoder"]["kernel"][0, 0] == 2.0
+    assert [path.name for path in tmp_path.iterdir()] == ["serving"]
+
+
+def test_the_text_tower_is_written_once_and_again_if_it_is_another(tmp_path):
+    folder = tmp_path / "serving"
+    export(folder, 1.0)
+    first = (folder / "text_tower.safetensors").stat()
+    export(folder, 2.0)
+    again = (folder / "text_tower.safetensors").stat()
+    assert (again.st_ino, again.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    tower = class_text.TextTower.of(served.clip())
+    other = {**tower.params, "pos_embedding": tower.params["pos_embedding"] + 1}
+    export(folder, 3.0, class_text.TextTower(sizes=tower.sizes, params=other))
+    written = bundle.load(folder).tower.params["pos_embedding"]
+    np.testing.assert_allclose(written, other["pos_embedding"], atol=1e-3)
+    (folder / "text_tower.safetensors").write_bytes(b"half")
+    export(folder, 4.0)
+    assert bundle.load(folder).tower is not None
+
+
+def test_an_export_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "serving"
+    export(folder, 1.0)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(store, "save_tree", full)
+    with pytest.raises(OSError, match="no space left"):
+        export(folder, 2.0)
+    monkeypatch.undo()
+    tree, _ = store.load_tree(folder / "model.safetensors")
+    assert tree["params"]["decoder"]["kernel"][0, 0] == 1.0
+
+
+def test_a_configuration_of_an_earlier_version_gets_defaults_for_later_keys(tmp_path):
+    export(tmp_path, 1.0)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    del facts["text"]["cache"], facts["method"]
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    back = bundle.load(tmp_path)
+    assert back.config.method.teacher == "ema" and back.config.data.crop == 32
+    facts["model"]["wings"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"config\.json has a key .*wings.* use the version"):
+        bundle.load(tmp_path)
+
+
+def _old_model(folder):
+    tree, _ = store.load_tree(folder / "model.safetensors")
+    store.save_tree(folder / "model.safetensors", tree, {"format": "semivl_jax segmenter"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda f: (f / "model.safetensors").unlink(),
+            "holds no model; name the working directory",
+        ),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\x01" * 9),
+            "not a readable safetensors",
+        ),
+        (_old_model, "does not state the sizes of its image tower: an early version"),
+        (lambda f: (f / "classes.json").write_text("{"), r"classes\.json cannot be read"),
+        (lambda f: (f / "classes.json").write_text("{}"), r"classes\.json lacks or garbles"),
+        (lambda f: (f / "config.json").unlink(), r"config\.json cannot be read"),
+        (lambda f: (f / "text.safetensors").unlink(), r"text\.safetensors: no such file"),
+        (
+            lambda f: shutil.copy(f / "text.safetensors", f / "text_tower.safetensors"),
+            "is no text tower of semivl_jax",
+        ),
+    ],
+)
+def test_what_is_missing_or_damaged_is_named(tmp_path, damage, message):
+    folder = tmp_path / "serving"
+    export(folder, 1.0)
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        bundle.load(folder)
+
+
+def test_a_run_before_its_first_evaluation(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="a run without a model yet"):
+        bundle.load(tmp_path)
+
+
+def test_a_model_without_words_leaves_no_text(tmp_path):
+    bundle.export(
+        tmp_path / "serving",
+        variables(1.0),
+        text=None,
+        tower=None,
+        clip_sizes={},
+        info=INFO,
+        config=served.config(
+            model__backbone="resnet50", model__decoder="deeplab", method__guidance=False
+        ),
+        metrics={},
+    )
+    back = bundle.load(tmp_path)
+    assert back.text is None and back.tower is None and back.clip_sizes == {}
+    assert not list(back.folder.glob("text*"))

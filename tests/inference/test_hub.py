@@ -1,0 +1,96 @@
+"""Models on the hub, through huggingface_hub and a server on this machine that speaks its protocol."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from semivl_jax.inference import bundle, hub
+from tests import served
+from tests.inference import hub_server
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return served.make(tmp_path_factory.mktemp("run") / "serving")
+
+
+def python(script, server, home):
+    """Another process: the library reads its endpoint when it is imported."""
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_TOKEN": "hf_x",
+                   "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "JAX_PLATFORMS": "cpu",
+                   "no_proxy": "127.0.0.1"}  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_model_gets_to_the_hub_and_back(folder, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    with hub_server.serving() as server:
+        done = python(
+            "from semivl_jax import export, hub, serving\n"
+            f"assert export.main(['--model', {str(folder)!r}, '--push_to_hub', 'me/photos']) == 0\n"
+            "served = serving.load(hub.download('hf://me/photos'))\n"
+            "print(served.folder, served.info.classes, served.tower is not None)\n"
+            "try: hub.download('hf://me/nothing')\n"
+            "except ValueError as error: print(error)\n",
+            server,
+            tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        pushed = server.files["me/photos"]
+    assert sorted(pushed) == sorted([*bundle.FILES, "README.md"])
+    for name in bundle.FILES:
+        assert pushed[name] == (folder / name).read_bytes()
+    page, loaded, missing = done.stdout.splitlines()
+    assert page.startswith("on the hub: ") and page.endswith("/me/photos")
+    assert "('ground', 'disc', 'box') True" in loaded
+    assert missing.startswith("hf://me/nothing cannot be fetched:")
+
+
+def test_the_card_says_what_the_model_is(folder):
+    card = hub.card(bundle.load(folder), "me/photos")
+    _, front, text = card.split("---\n", 2)
+    # Every line is `key: JSON`, which is YAML too.
+    head = {
+        key: json.loads(value)
+        for key, value in (line.split(": ", 1) for line in front.splitlines())
+    }
+    assert head["pipeline_tag"] == "image-segmentation" and head["license"] == "apache-2.0"
+    result = head["model-index"][0]["results"][0]
+    assert result["metrics"][0] == {"type": "mean_iou", "value": 34.25, "name": "mIoU, percent"}
+    assert result["dataset"]["name"] == "toy"
+    assert 'Segmenter.load("hf://me/photos")' in text and "classes=[...]" in text
+    assert "- box: box, crate, parcel" in text and "| eval/iou/ground | 50.00 |" in text
+    assert '"dataset": "shapes"' in text
+
+
+def test_the_card_is_what_the_library_reads(folder):
+    library = pytest.importorskip("huggingface_hub")
+    card = library.ModelCard(hub.card(bundle.load(folder), "me/photos"))
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert card.data.eval_results[0].metric_value == 34.25
+
+
+@pytest.mark.parametrize("address", ["hf://me", "hf://me/a/b", "hf://", "hf://me/pho tos"])
+def test_addresses_that_are_none(address):
+    with pytest.raises(ValueError, match="is no model on the hub; write hf://USER/REPO"):
+        hub.download(address)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"install the extra: pip install 'semivl_jax\[hub\]'"):
+        hub.download("hf://me/photos")

@@ -1,0 +1,304 @@
+"""The Python interface: three lines, any kind of image, other classes, CLIP alone."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.inference import bundle, load
+from semivl_jax.inference.segmenter import Segmenter, as_rgb, find_devices
+from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.text import class_text
+from semivl_jax.weights import towers
+from semivl_jax.weights.semivl import import_backbone
+from tests import golden_models, served
+from tests.golden_files import Golden, nhwc
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return served.make(tmp_path_factory.mktemp("run") / "serving").parent
+
+
+@pytest.fixture(scope="module")
+def segmenter(folder):
+    return Segmenter.load(folder, cache="")
+
+
+def photo(size=(40, 48), seed=0):
+    """Blocks of colour, so that neighbouring pixels are alike as in a photo."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def test_three_lines(folder, segmenter, tmp_path):
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    found = segmenter(tmp_path / "photo.png")
+    assert found.names == served.INFO.classes
+    assert found.labels.dtype == np.uint8 and found.labels.shape == (40, 48)
+    assert found.scores.dtype == np.float32 and found.scores.shape == (40, 48, 3)
+    np.testing.assert_array_equal(found.labels, found.scores.argmax(-1))
+    overlay = found.overlay()
+    assert overlay.mode == "RGB" and overlay.height > 40
+    found.save(tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert mask.mode == "P"
+        np.testing.assert_array_equal(np.asarray(mask), found.labels)
+        palette = np.array(mask.getpalette()[: 3 * 3]).reshape(3, 3)
+    np.testing.assert_array_equal(palette, served.INFO.palette)
+
+
+def test_it_is_what_the_evaluation_of_the_run_computes(folder, segmenter):
+    model = load.open_model(folder, cache="")
+    evaluator = Evaluator(
+        model.network,
+        num_classes=3,
+        crop=model.crop,
+        patch_size=model.padding_patch,
+        mode=model.mode,
+        stride=model.stride,
+        window_batch=2,
+    )
+    images = [photo((40, 48)), photo((33, 90), 1)]
+    expected = list(evaluator.predict(model.variables, images))
+    for mine, labels in zip(segmenter.segment(images), expected, strict=True):
+        np.testing.assert_array_equal(mine.labels, labels)
+
+
+def test_arrays_pillow_images_and_files_are_the_same(segmenter, tmp_path):
+    image = photo()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    kinds = [image, Image.fromarray(image), tmp_path / "a.png", str(tmp_path / "a.png")]
+    scores = [found.scores for found in segmenter.segment(kinds)]
+    for other in scores[1:]:
+        np.testing.assert_allclose(other, scores[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (3, 200), (300, 2)])
+def test_any_size(segmenter, size):
+    found = segmenter(photo(size))
+    assert found.labels.shape == size and np.isfinite(found.scores).all()
+    assert found.overlay().width >= size[1]
+
+
+def test_kinds_of_files(tmp_path):
+    image = Image.fromarray(photo())
+    upright = np.asarray(image)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter
+    image.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "rgb.tiff")
+    image.convert("RGBA").save(tmp_path / "rgba.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.tiff")
+    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("P").save(tmp_path / "palette.gif")
+    deep = (np.asarray(image.convert("L")).astype(np.uint16) << 8) + 77
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    grey = np.asarray(image.convert("L"))[:, :, None].repeat(3, axis=2)
+    expected = {"turned.png": upright, "rgb.tiff": upright, "rgba.png": upright,
+                "cmyk.tiff": upright, "grey.png": grey, "deep.png": grey, "palette.gif": None}  # fmt: skip
+    for name, pixels in expected.items():
+        found = as_rgb(tmp_path / name)
+        assert found.dtype == np.uint8 and found.shape == (40, 48, 3), name
+        if pixels is not None:
+            assert abs(found.astype(int) - pixels).max() <= 1, name
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3)), "array of float64 and shape .* give uint8 RGB"),
+        (np.zeros((4, 4), np.uint8), r"shape \(4, 4\) is no image"),
+        (np.zeros((0, 4, 3), np.uint8), "is no image"),
+        ("nowhere/photo.jpg", r"nowhere/photo\.jpg: No such file"),
+    ],
+)
+def test_what_is_no_image(image, message):
+    with pytest.raises(ValueError, match=message):
+        as_rgb(image)
+
+
+def test_other_classes_are_described_and_decoded(folder):
+    names = ["sky", "box", "a very long name of a class that nobody trained", "ground"]
+    other = Segmenter.load(folder, classes=names, cache="")
+    found = other(photo())
+    assert found.names == tuple(names) and found.scores.shape == (40, 48, 4)
+    # The same list in another order is the same segmentation: no class has a place of its own.
+    turned = Segmenter.load(folder, classes=names[::-1], cache="")(photo())
+    np.testing.assert_allclose(turned.scores, found.scores[..., ::-1], atol=2e-4)
+
+
+def test_definitions_are_what_the_decoder_is_given(folder):
+    """One row per concept, or their mean before it is normalised."""
+    loaded = bundle.load(folder)
+    sentences = [f"a photo of a {c}" for d in served.INFO.definitions for c in d]
+    rows = loaded.tower.embed(sentences)
+    info, text = load._text(loaded, None, "concept", "")
+    assert info is loaded.info and np.asarray(text.class_of).tolist() == [0, 0, 1, 2, 2, 2]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(text.embeddings, unit, atol=1e-6)
+    _, text = load._text(loaded, None, "concept_average", "")
+    mean = np.stack([rows[:2].mean(0), rows[2], rows[3:].mean(0)])
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    np.testing.assert_allclose(text.embeddings, mean, atol=1e-6)
+
+
+def test_known_classes_keep_their_definitions_and_given_ones_win(folder):
+    asked = {"box": ["carton"], "disc": ["disc"], "ground": ["ground"]}
+    read = class_text.read_classes(asked)
+    described = load._described(read, served.INFO)
+    assert described.definitions == (("carton",), ("disc",), ("ground", "floor"))
+
+
+def test_a_decoder_of_fixed_classes_refuses_others(tmp_path):
+    served.make(tmp_path, model__decoder="deeplab", model__taps=(0, 2))
+    assert Segmenter.load(tmp_path, cache="")(photo()).scores.shape == (40, 48, 3)
+    for options in ({"classes": ["a"]}, {"definitions": "concept"}):
+        with pytest.raises(ValueError, match=r"'deeplab', which knows the classes of its training"):
+            Segmenter.load(tmp_path, **options)
+
+
+def test_a_folder_of_an_early_version_says_what_it_lacks(tmp_path):
+    served.make(tmp_path)
+    (tmp_path / "text_tower.safetensors").unlink()
+    assert Segmenter.load(tmp_path, cache="").names == served.INFO.classes
+    with pytest.raises(ValueError, match=r"has no text_tower\.safetensors, without which no other"):
+        Segmenter.load(tmp_path, classes=["a", "b"])
+
+
+def test_weights_that_do_not_fit_the_configuration(tmp_path):
+    served.make(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"mlp_dim": 32', '"mlp_dim": 48'))
+    with pytest.raises(ValueError, match=r"model\.safetensors does not fit the model\. of another"):
+        Segmenter.load(tmp_path, cache="")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("", "class 0 has no name"),
+        ("a,,b", "class 1 has no name"),
+        ("a, b, a ", r"names the class 'a' twice \(values 0 and 2\)"),
+        ("names.txt", "names.txt is no file; correct the path"),
+        ([], "names no class"),
+        ({"a": []}, "class 'a' has an empty concept"),
+        ({"a": ["b", " "]}, "class 'a' has an empty concept"),
+        ([str(i) for i in range(256)], "names 256 classes, a mask can tell 255 apart"),
+    ],
+)
+def test_classes_that_cannot_be_used(classes, message):
+    with pytest.raises(ValueError, match=message):
+        class_text.read_classes(classes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("car: \n", r"names\.txt line 1: class 'car' has an empty concept"),
+        ("car\ntruck: van,, lorry", r"line 2: class 'truck' has an empty concept"),
+        ("car\n\ncar: van", r"line 3 names the class 'car' twice"),
+        (": van", "line 1 has concepts but no class name"),
+        ("\n\n", "names no class"),
+    ],
+)
+def test_class_files_that_cannot_be_used(tmp_path, text, message):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        class_text.read_classes(tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ValueError, match="cannot be read as text"):
+        class_text.read_classes(tmp_path / "names.txt")
+
+
+def test_class_files_hold_names_and_concepts(tmp_path):
+    (tmp_path / "names.txt").write_text("\ufefftree\n  two-wheeler : bicycle,  motor  bike,\n")
+    info = class_text.read_classes(str(tmp_path / "names.txt"))
+    assert info.classes == ("tree", "two-wheeler")
+    assert info.definitions == (("tree",), ("bicycle", "motor bike"))
+
+
+def test_unknown_device():
+    with pytest.raises(ValueError, match=r"no device of the kind 'tpu', JAX finds cpu here"):
+        find_devices("tpu")
+
+
+def test_importing_the_package_stays_light():
+    script = (
+        "import sys, semivl_jax; assert 'jax' not in sys.modules;"
+        "from semivl_jax import Segmenter, Segmentation; assert 'jax' in sys.modules;"
+        "assert Segmenter.__module__ == 'semivl_jax.predictor'"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.golden
+def test_zero_shot_is_the_published_guidance(monkeypatch):
+    """CLIP alone through `clip:` labels as published: argmax where the published label is sure."""
+    golden = Golden("maskclip_guidance")
+    meta = golden.meta
+    images = nhwc(golden["in/sq/img"])
+    side = images.shape[1]
+    sizes, params = _golden_tower(golden, side)
+    concepts = [[str(row) for row in rows] for rows in meta["class_to_concept_idx"].values()]
+    info = DatasetInfo(
+        name="golden",
+        classes=tuple(meta["class_to_concept_idx"]),
+        definitions=tuple(tuple(c) for c in concepts),
+    )
+    clip = towers.Clip(image=sizes, image_params=params, text={}, text_params={}, logit_scale=100.0)
+    monkeypatch.setattr(towers, "load", lambda *_: clip)
+    for variant, mode in (("class", "name"), ("concept", "concept")):
+        text = golden_models.class_text(
+            golden[f"in/text_{variant}"],
+            meta["class_to_concept_idx"] if variant == "concept" else None,
+        )
+        monkeypatch.setattr(class_text, "class_text", lambda *_, text=text, **__: text)
+        model = load.open_model(
+            "clip:golden",
+            classes=dict(zip(info.classes, info.definitions, strict=True)),
+            definitions=mode,
+            window=side,
+        )
+        logits = jax.jit(model.network)(model.variables, jnp.asarray(images))
+        probability = np.asarray(jax.nn.softmax(logits).max(-1))
+        published = golden[f"out/sq/{variant}_renorm0/max_prob"]
+        np.testing.assert_allclose(probability, published, atol=1e-5)
+        label = golden[f"out/sq/{variant}_renorm0/label_0.5"]
+        sure = (label != 255) & (published > 0.501)
+        np.testing.assert_array_equal(np.asarray(logits).argmax(-1)[sure], label[sure])
+
+
+def _golden_tower(golden, side):
+    kwargs = golden.meta["encoder_kwargs"]
+    out_dim = golden["w/clip_encoder.proj.weight"].shape[0]
+    tower = golden_models.vision_tower(kwargs, table_of=side, out_dim=out_dim)
+    assert isinstance(tower, VisionTransformer)
+    state = {
+        name.removeprefix("clip_encoder."): array
+        for name, array in golden.weights().items()
+        if name.startswith("clip_encoder.")
+    }
+    params = import_backbone(state, num_heads=kwargs["num_heads"])
+    names = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
+    return {name: getattr(tower, name) for name in names}, params
+
+
+def test_zero_shot_needs_classes_and_an_existing_file(tmp_path):
+    with pytest.raises(ValueError, match="clip:demo knows no classes of its own"):
+        Segmenter.load("clip:demo")
+    with pytest.raises(ValueError, match="no such file; check the path of the weights"):
+        Segmenter.load(f"clip:{tmp_path}/none.safetensors", classes="a,b")
+    with pytest.raises(ValueError, match="a window is for clip:"):
+        Segmenter.load(tmp_path, window=64)
+
+
+def test_the_small_clip_labels_without_training():
+    found = Segmenter.load("clip:demo", classes="background, tiger", cache="")(photo((90, 120)))
+    assert found.labels.shape == (90, 120) and found.names == ("background", "tiger")

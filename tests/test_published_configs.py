@@ -1,0 +1,294 @@
+"""Every published configuration and argument: its step can be traced, its numbers are the published.
+
+Arguments that differ in nothing that a step is made of (split, length, seed, learning rates) share one report
+of `--mode=check`.
+"""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import ade, arguments, base, cityscapes, coco, unimatch_v2, voc, voc_ablation
+from semivl_jax.config import validate
+from semivl_jax.data import published_splits
+from semivl_jax.experiment import experiment, run, step_modules
+from semivl_jax.models import dpt
+from semivl_jax.train import param_groups as groups_lib
+from semivl_jax.train import sharding
+from semivl_jax.weights.tree import flatten
+from tests.checked_recipes import config_of
+from tests.command import compiled_quickly
+from tests.golden_files import Golden
+
+PUBLISHED = json.loads(Path(__file__).with_name("published_models.json").read_text())
+FAMILIES = {"voc": voc, "coco": coco, "ade": ade, "cityscapes": cityscapes}
+NAMED = {"ade_158": "ade:1_128", "voc_92": "voc:92", "coco_232": "coco:1_512",
+         "cityscapes_100": "cityscapes:1_30"}  # fmt: skip
+SPECS = [
+    *(f"{family}:{split},recipe={recipe}" for family, module in FAMILIES.items()
+      for split, recipe in itertools.product(module.SPLITS, arguments.RECIPES)),
+    *(f"voc_ablation:{row},{split},recipe={recipe}" for row, split, recipe
+      in itertools.product(reversed(voc_ablation.ROWS), voc.SPLITS, arguments.RECIPES)),
+    *(f"unimatch_v2:{dataset},{split},backbone={backbone},finetune={finetune}"
+      for dataset, module in unimatch_v2.FAMILIES.items()
+      for split, backbone, finetune
+      in itertools.product(module.SPLITS, unimatch_v2.BACKBONES, unimatch_v2.FINETUNE)),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
+        yield
+
+
+def count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def signature(config) -> str:
+    """What decides the shapes and operations of a step."""
+    decoders = [name for name in config if name.endswith("_decoder")]
+    sections = ("batch", "dtype", "model", "method", "text", *decoders)
+    fields = config.to_dict()
+    kept = {key: fields[key] for key in sections}
+    kept["data"] = {"crop": config.data.crop, "dataset": config.data.dataset}
+    kept["optimizer"] = config.optim.name
+    if not step_modules.guided(config):
+        kept["text"] = config.text.decoder
+    return json.dumps(kept, sort_keys=True, default=list)
+
+
+GROUPS = {}
+for _spec in SPECS:
+    GROUPS.setdefault(signature(config_of(_spec)), []).append(_spec)
+
+
+def test_every_argument_describes_a_published_training():
+    known = set(base.get_config().to_dict())
+    for spec in SPECS:
+        config = config_of(spec)
+        validate(config)
+        assert set(config.to_dict()) == known
+        _, images = experiment.published_facts(config)
+        assert experiment.training_length(config, images)[0] > 5000
+
+
+@pytest.mark.slow
+def test_every_step_can_be_checked():
+    """As a user checks it: in processes of their own, without the shape checks of the tests."""
+    specs = [specs[0] for specs in GROUPS.values()]
+    half = len(specs) // 2
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **compiled_quickly(devices=1)}
+    command = [sys.executable, "-m", "tests.checked_recipes"]
+    started = [
+        subprocess.Popen([*command, *part], env=environment, stdout=subprocess.PIPE, text=True)
+        for part in (specs[:half], specs[half:])
+    ]
+    reports = {}
+    for process in started:
+        out, _ = process.communicate()
+        assert process.returncode == 0
+        reports |= json.loads(out.splitlines()[-1])
+    assert list(reports) == specs
+    for spec, report in reports.items():
+        trained, everything = re.search(r"trained ([\d,]+) of ([\d,]+) parameters", report).groups()
+        assert (trained != everything) == (config_of(spec).model.finetune != "all"), spec
+        assert float(re.search(r"([\d.,]+) GFLOP", report)[1].replace(",", "")) > 100
+
+
+MODELS = {
+    "voc_semivl": "voc:92",
+    "coco_semivl": "coco:1_512",
+    "ade_semivl": "ade:1_128",
+    "cityscapes_semivl": "cityscapes:1_30",
+    "voc_unimatch_r101": "voc_ablation:unimatch_r101,92",
+    "voc_unimatch_zegclip": "voc_ablation:unimatch_zegclip,92",
+    "voc_unimatch_vit": "voc_ablation:unimatch_vit,92",
+    "voc_clip_init": "voc_ablation:clip_init,92",
+    "voc_spatial_finetuning": "voc_ablation:spatial_finetuning,92",
+    "voc_language_decoder": "voc_ablation:language_decoder,92",
+    "voc_clip_guidance": "voc_ablation:clip_guidance,92",
+}
+
+
+# What the published models hold and their forward passes never use (docs/models.md): in each of three decoder
+# layers a self-attention of 512 channels and a norm; ImageNet's classifier.
+UNUSED = {
+    "voc_unimatch_zegclip": 3 * (4 * (512 * 512 + 512) + 2 * 512),
+    "voc_unimatch_vit": 1000 * (768 + 1),
+}
+
+
+@pytest.mark.parametrize(("model", "spec"), MODELS.items())
+def test_models_rates_and_decays_are_the_published_ones(model, spec):
+    expected, config = PUBLISHED[model], config_of(f"{spec},recipe=paper")
+    built = run.outlined(config)
+    state = built.abstract_state()
+    assert built.info.num_classes == expected["num_classes"]
+    assert config.data.crop == expected["crop"]
+    unused = UNUSED.get(model, 0)
+    assert count(state.trained) + unused == expected["trained"]
+    assert count((state.trained, state.frozen)) + unused == expected["total"]
+    assert count(built.constants.guidance_params) == expected["guidance_encoder"]
+    owners = groups_lib.assign(state.trained, built.parts.groups)
+    parts = {"backbone": "backbone", "decode_head": "decoder", "conv_encoder": "conv_encoder"}
+    for part, (lr, decay) in expected["rates"].items():
+        groups = {owner for path, owner in owners.items() if path.startswith(parts[part] + "/")}
+        assert {round(step_modules.base_lr(config) * group.lr, 15) for group in groups} == {
+            round(lr, 15)
+        }
+        assert {config.optim.weight_decay * group.decay for group in groups} == {decay}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "logged", "unused"),
+    [("dinov2_vits14", 24.8, 74_240), ("dinov2_vitb14", 97.5, 295_936)],
+)
+def test_unimatch_v2_is_the_published_one(backbone, logged, unused):
+    """Sizes as the published training logs give them, with what our models leave out (docs/models.md)."""
+    for finetune in unimatch_v2.FINETUNE:
+        config = config_of(f"unimatch_v2:voc,92,backbone={backbone},finetune={finetune}")
+        built = run.outlined(config)
+        state = built.abstract_state()
+        everything = count((state.trained, state.frozen)) + unused
+        assert round(everything / 1e6, 1) == logged
+        assert set(state.trained) == ({"backbone", "decoder"} if finetune == "all" else {"decoder"})
+        rates = {
+            path.split("/")[0]: step_modules.base_lr(config) * owner.lr
+            for path, owner in groups_lib.assign(state.trained, built.parts.groups).items()
+        }
+        assert rates.pop("decoder") == pytest.approx(2e-4)
+        assert rates == ({"backbone": 5e-6} if finetune == "all" else {})
+        assert built.clock.total_steps == 60 * ((voc.IMAGES - 92) // 16)
+
+
+@pytest.mark.parametrize("backbone", unimatch_v2.BACKBONES)
+def test_heads_are_those_of_the_encoder(backbone):
+    size = {"dinov2_vits14": "small", "dinov2_vitb14": "base"}[backbone]
+    assert unimatch_v2.BACKBONES[backbone] == dpt.SIZES[size]
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps", "evaluations"),
+    [("voc:92", 104_880, 80), ("coco:1_512", 147_560, 10), ("ade:1_128", 100_240, 40),
+     ("cityscapes:1_16", 83_760, 25)],
+)  # fmt: skip
+def test_lengths_are_the_published_ones(spec, steps, evaluations):
+    """Iterations of METHOD 8; an epoch drops the last incomplete batch."""
+    built = run.outlined(config_of(spec))
+    assert built.clock.total_steps == steps
+    assert len(built.clock.evaluation_steps | {steps}) == evaluations
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("number", "family"), [(40, "voc"), (44, "cityscapes")])
+def test_settings_are_those_of_the_published_runs(number, family):
+    runs = [item["cfg"] for item in Golden("param_groups").meta["items"] if item["exp"] == number]
+    assert runs
+    for theirs in runs:
+        config = config_of(f"{family}:{theirs['split']},recipe=paper")
+        keys = theirs["optimizer"]["paramwise_cfg"]["custom_keys"]
+        ours = {
+            "lr": config.optim.lr,
+            "decay": config.optim.weight_decay,
+            "backbone": config.optim.backbone_lr,
+            "conv_encoder": config.optim.conv_encoder_lr,
+            "head": config.optim.decoder_lr,
+            "crop": config.data.crop,
+            "batch": config.batch,
+            "mode": config.method.confidence_mode,
+            "threshold": config.method.confidence_threshold,
+            "rate": config.method.perturbation_rate,
+            "guidance": [config.method.guidance_start, config.method.guidance_end],
+            "guidance_threshold": config.method.guidance_threshold,
+            "reduction": config.method.guidance_reduction,
+            "evaluation": config.evaluation.mode,
+            "every": config.evaluation.every_epochs,
+            "renormalize": config.model.renormalize,
+            "steps": config.steps or None,
+        }
+        assert ours == {
+            "lr": theirs["optimizer"]["lr"],
+            "decay": theirs["optimizer"]["weight_decay"],
+            **{name: keys[name]["lr_mult"] for name in ("backbone", "conv_encoder", "head")},
+            "crop": theirs["crop_size"],
+            "batch": theirs["n_gpus"] * theirs["n_nodes"] * theirs["batch_size"],
+            "mode": theirs["conf_mode"],
+            "threshold": theirs["conf_thresh"],
+            "rate": theirs["fp_rate"],
+            "guidance": theirs["maskclip_consistency_lambda"],
+            "guidance_threshold": theirs["mcc_conf_thresh"],
+            "reduction": theirs["mcc_loss_reduce"],
+            "evaluation": theirs["eval_mode"],
+            "every": theirs["eval_every_n_epochs"],
+            "renormalize": theirs["model_args"].get("renorm_clip_img", False),
+            "steps": theirs["iters"],
+        }
+
+
+def test_labelled_counts_are_those_of_the_lists():
+    for family, module in FAMILIES.items():
+        dataset = config_of(f"{family}:").data.dataset
+        for split, published in published_splits.lists_of(dataset).items():
+            assert module.SPLITS[split] == published.count
+        assert set(module.SPLITS) >= set(published_splits.lists_of(dataset))
+
+
+@pytest.mark.parametrize(("name", "spec"), NAMED.items())
+def test_short_names_are_their_split(name, spec):
+    assert config_of(name).to_dict() == config_of(spec).to_dict()
+    assert config_of(f"{name}:recipe=paper") == config_of(f"{spec},recipe=paper")
+
+
+def test_paper_is_the_published_training():
+    config = config_of("voc:92,recipe=paper")
+    assert (config.method.teacher, config.method.partner) == ("student", "same_image")
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        (
+            "voc:93",
+            "split '93' in --config=configs/voc.py:93 is unknown; choose one of 92, 183, 366",
+        ),
+        (
+            "voc:92,recipe=papr",
+            "recipe 'papr' .* choose one of default, paper, fixmatch, supervised",
+        ),
+        ("voc:92,teacher=ema", "'teacher=ema' .* is unknown; it takes split=…, recipe=…"),
+        ("voc:92,split=183", "gives split twice"),
+        ("voc:92,paper,x", "'x' in .* is unknown; it takes split=…, recipe=…"),
+        ("unimatch_v2:coco,92", "split '92' .* choose one of 1_512, 1_256"),
+        ("unimatch_v2:pascal,92", "dataset 'pascal' .* choose one of voc, coco, ade, cityscapes"),
+        ("voc_ablation:clip", "row 'clip' .* choose one of unimatch_r101, unimatch_zegclip"),
+    ],
+)
+def test_unknown_arguments_are_refused_with_the_right_ones(spec, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        config_of(spec)
+
+
+def test_learning_rate_rule():
+    config = config_of("voc:92")
+    config.batch = 16
+    assert step_modules.base_lr(config) == 1e-4
+    config.optim.lr_scaling = "linear"
+    assert step_modules.base_lr(config) == 2e-4
+
+
+def test_every_trained_leaf_has_a_group():
+    state = run.outlined(config_of("cityscapes:1_30")).abstract_state()
+    assert {path.split("/")[0] for path in flatten(state.trained)} == {
+        "backbone", "conv_encoder", "decoder"
+    }  # fmt: skip

@@ -1,0 +1,282 @@
+"""Two processes with four devices each do what one process with eight does, as a user starts them."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from semivl_jax.reporting import read
+from semivl_jax.train import distributed
+from tests.command import ROOT, command, environment, run
+from tests.photos import make_folder
+from tests.test_resume import last_state
+
+STEPS = 5
+
+# What the library between the processes says: its threads write these pieces without waiting for each other.
+GLOO = re.compile(
+    r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : |\d+|\n"
+)
+
+# Notes what a process opens for writing, moves or makes; every Python process of the test imports it.
+AUDIT = """
+import os, sys
+log = os.environ.get("AUDIT_LOG")
+if log:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    def note(event, arguments):
+        if event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        if event in ("open", "os.rename", "os.mkdir", "os.remove"):
+            os.write(descriptor, f"{arguments[0]}\\n".encode("utf8", "replace"))
+    sys.addaudithook(note)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("processes")
+    make_folder(root / "photos", validation=3)  # shares of two images and one
+    (root / "audit").mkdir()
+    (root / "audit" / "sitecustomize.py").write_text(AUDIT)
+    return root
+
+
+def options(place, name, *more):
+    """Optimiser, rate and confidence: why is said in tests/train/test_meshes.py."""
+    return [
+        f"--config=configs/tiny.py:{place / 'photos'}",
+        f"--workdir={place / name}",
+        f"--config.data.directory={place / 'prepared'}",
+        f"--config.text.cache={place / 'text'}",
+        "--config.compilation_cache=",
+        f"--config.steps={STEPS}",
+        f"--config.evaluation.every_steps={STEPS}",
+        "--config.checkpoint.every=100",
+        "--config.batch=8",
+        "--config.log_every=1",
+        "--config.optim.name=sgd",
+        "--config.optim.lr=0.002",
+        "--config.method.confidence_mode=pixelavg",
+        "--config.method.strong_views=1",  # test_meshes has the whole method
+        "--config.method.guidance=False",
+        *more,
+    ]
+
+
+def start_two(place, name, *more):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    started = []
+    for index in range(2):
+        flags = [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}"]
+        variables = environment(place / "cache", devices=4)
+        variables["PYTHONPATH"] = f"{place / 'audit'}:{variables.get('PYTHONPATH', '')}"
+        variables["AUDIT_LOG"] = str(place / f"written-{index}")
+        process = subprocess.Popen(
+            command(*options(place, name, *flags, *more)),
+            cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        started.append(process)
+    return started
+
+
+def finish(started):
+    try:
+        return [process.communicate(timeout=600)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def stopped(place):
+    """Two processes, each with parameters split over its devices; the first one gets a signal.
+
+    It listens to signals once the folder of checkpoints is there, long before the first step.
+    """
+    started = start_two(place, "two", "--config.mesh.fsdp=4")
+    end = time.monotonic() + 600
+    while not (place / "two" / "checkpoints").exists():
+        assert all(process.poll() is None for process in started), finish(started)
+        assert time.monotonic() < end, finish(started)
+        time.sleep(0.05)
+    started[0].send_signal(signal.SIGTERM)
+    return started, finish(started)
+
+
+@pytest.fixture(scope="module")
+def two(place, stopped):
+    """The same two processes again, to the end."""
+    started = start_two(place, "two", "--config.mesh.fsdp=4")
+    outputs = finish(started)
+    assert [process.returncode for process in started] == [0, 0], "\n\n".join(outputs)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def one(place):
+    finished = run(*options(place, "one"), cache=place / "cache", devices=8)
+    assert finished.returncode == 0, finished.stdout
+    return finished
+
+
+def train_lines(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "train/loss" in line]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(place, stopped):
+    started, outputs = stopped
+    for process, output in zip(started, outputs, strict=True):
+        assert process.returncode == 128 + signal.SIGTERM, output
+        assert "Traceback" not in output
+    assert "stopped by SIGTERM; everything is saved" in outputs[0]
+
+
+@pytest.mark.slow
+def test_losses_and_weights_are_those_of_one_process(place, two, one):
+    ours, theirs = train_lines(place / "two"), train_lines(place / "one")
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    for name in ("train/loss", "train/loss_x", "train/loss_fp", "train/loss_s1"):
+        np.testing.assert_allclose(
+            [line[name] for line in ours], [line[name] for line in theirs], atol=1e-5, rtol=0
+        )
+    found, expected = (last_state(place / name, step=STEPS) for name in ("two", "one"))
+    assert found.keys() == expected.keys()
+    for path in (path for path in expected if not path.startswith("/opt_state")):
+        leaf = expected[path]
+        np.testing.assert_allclose(found[path], leaf, atol=1e-5, rtol=0, err_msg=path)
+
+
+@pytest.mark.slow
+def test_every_validation_image_counts_once(place, two, one):
+    found, expected = (read.load(place / name).evaluations[-1] for name in ("two", "one"))
+    assert found.image_iou.keys() == expected.image_iou.keys()
+    assert list(found.image_iou) == ["photo_00", "photo_01", "photo_02"]
+    for counts in ("student", "average", "pseudo"):
+        ours, theirs = getattr(found, counts), getattr(expected, counts)
+        np.testing.assert_array_equal(ours.sum(axis=1), theirs.sum(axis=1), err_msg=counts)
+        # Of a network that has hardly learnt, last bits decide about a pixel here and there; equal weights
+        # give equal counts (tests/evaluation/test_processes.py).
+        assert np.abs(ours - theirs).sum() <= theirs.sum() / 100, counts
+    assert "3 images" in two[0] and "3 images" in one.stdout
+
+
+@pytest.mark.slow
+def test_only_the_first_process_writes_and_speaks(place, two):
+    written = [
+        {path for path in (place / f"written-{index}").read_text().splitlines()
+         if path.startswith(str(place / "two")) and "/checkpoints" not in path}
+        for index in range(2)
+    ]  # fmt: skip
+    assert any("metrics.jsonl" in path for path in written[0])
+    assert not written[1]
+    assert "finished after" in two[0] and "evaluation at step" in two[0]
+    assert not GLOO.sub("", two[1])
+    sessions = read.load(place / "two").sessions
+    assert [session["outcome"] for session in sessions] == ["stopped", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_processes=2"], "--coordinator_address and --process_id must be given as well"),
+        (
+            ["--coordinator_address=localhost:1", "--num_processes=2", "--process_id=2"],
+            "--process_id = 2 is outside 0 … 1",
+        ),
+        (
+            ["--coordinator_address=localhost", "--num_processes=1", "--process_id=0"],
+            "'localhost' has no port; write HOST:PORT",
+        ),
+    ],
+)
+def test_flags_that_contradict_each_other(flags, message, monkeypatch):
+    named = dict(flag.removeprefix("--").split("=") for flag in flags)
+    numbers = {name: int(value) for name, value in named.items() if value.isdigit()}
+    with pytest.raises(ValueError, match=message):
+        distributed.start(**{**named, **numbers})
+
+
+def test_a_process_that_stays_alone_says_so(tmp_path):
+    flags = ["--coordinator_address=localhost:1", "--num_processes=2", "--process_id=1"]
+    done = run("--config=configs/tiny.py", *flags, "--start_timeout=1", cache=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert (
+        "error: --coordinator_address = localhost:1: nobody listened there for 1 s" in done.stdout
+    )
+
+
+# The second process does something else for a while before it comes to the meeting.
+MEETING = """
+import pathlib, sys, time
+from semivl_jax import processes
+address, index, done = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
+processes.start(coordinator_address=address, num_processes=2, process_id=index)
+if index == 1:
+    time.sleep(2)
+    done.touch()
+processes.meet("both")
+print("done before:", done.exists())
+
+# Then the first one prepares something, and the devices are asked whether that failed.
+made, exchange = done.with_name("made"), processes.multihost_utils.broadcast_one_to_all
+def make():
+    if index == 0:
+        time.sleep(2)
+        made.touch()
+    return made.exists()
+def looking(value):
+    print("made before an exchange:", made.exists())
+    return exchange(value)
+processes.multihost_utils.broadcast_one_to_all = looking
+for _ in range(2):
+    print("made:", processes.main_first(make))
+"""
+
+
+def test_processes_meet_before_the_devices_would_give_up(tmp_path):
+    """An exchange fails if one process comes to it half a minute late; two seconds show the order."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING, address, str(index), str(tmp_path / "done")],
+            cwd=ROOT, env=environment(tmp_path), text=True, stdout=subprocess.PIPE,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    for output in finish(started):
+        said = ["made before an exchange: True", "made: True"]
+        own = [line for line in output.splitlines() if line.startswith(("done", "made"))]
+        assert own == ["done before: True", *said, *said]
+
+
+@pytest.mark.parametrize(
+    ("environment", "several"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, False),  # a batch script, before srun
+        ({"SLURM_STEP_NUM_TASKS": "8"}, True),
+        ({"TPU_ML_PLATFORM": "JAX"}, True),
+        ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, False),
+        (
+            {"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "a,b"},
+            True,
+        ),
+    ],
+)
+def test_what_an_environment_says_about_other_processes(environment, several):
+    assert distributed.expected(environment) is several
