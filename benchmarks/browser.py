@@ -19,7 +19,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 
-from semivl_jax import command
+from semivl_jax import utils
 
 SIZES = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
 
@@ -105,7 +105,7 @@ class Browser:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("benchmarks.browser", __doc__)
+    made = utils.Parser("benchmarks.browser", __doc__)
     made.add_argument("report", type=Path, help="a report.html")
     made.add_argument("--out", default="report", help="path without -desktop.jpg")
     made.add_argument("--height", type=int, default=2600, help="most pixels of a picture's height")

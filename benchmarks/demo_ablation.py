@@ -28,7 +28,7 @@ _FROM_SCRATCH = {
     "model.init": "random",
     "model.finetune": "all",
     "model.decoder": "deeplab",
-    "model.taps": "(2,4)",
+    "model.out_indices": "(2,4)",
     "method.guidance": False,
 }
 
@@ -43,7 +43,7 @@ ROWS: tuple[tuple[str, dict[str, object]], ...] = (
         "+ CLIP initialisation, spatial fine-tuning",
         {"model.init": None, "model.finetune": None},
     ),
-    ("+ language-guided decoder", {"model.decoder": None, "model.taps": None}),
+    ("+ language-guided decoder", {"model.decoder": None, "model.out_indices": None}),
     ("+ CLIP guidance (class names)", {"method.guidance": None, "text.guidance": "name"}),
     ("+ class definitions", {"text.guidance": None}),
 )

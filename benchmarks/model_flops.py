@@ -47,10 +47,10 @@ def tower_forward(work: Workload) -> tuple[float, float]:
     tokens, width = patches + 1, tower.width
     block = 4 * width**2 + 2 * width * tower.mlp_dim
     value_path = width**2 + 2 * width * tower.mlp_dim
-    taps = len({*tower.taps, tower.depth - 1} - {tower.depth})
+    out_indices = len({*tower.out_indices, tower.depth - 1} - {tower.depth})
     embed = patches * 3 * tower.patch_size**2 * width + patches * width * tower.out_dim
     last = patches * width**2
-    weights = tokens * (tower.depth - 1) * block + last + patches * taps * value_path + embed
+    weights = tokens * (tower.depth - 1) * block + last + patches * out_indices * value_path + embed
     return 2.0 * weights, 2.0 * (tower.depth - 1) * 2 * tokens**2 * width
 
 
@@ -59,8 +59,8 @@ def decoder_forward(work: Workload) -> float:
     d, tower = work.parts.segmenter.decoder, work.parts.segmenter.backbone
     side = -(-work.config.data.crop // tower.patch_size)
     rows, area, grid, c = len(work.constants.text.class_of), side**2, side, d.channels
-    branches = sum(1.0 if rate == 1 else _taps(side, 3, rate) for rate in d.dilations)
-    first = _taps(side, d.kernel_size)
+    branches = sum(1.0 if rate == 1 else _out_indices(side, 3, rate) for rate in d.dilations)
+    first = _out_indices(side, d.kernel_size)
     per_class = area * (first * c + branches * c**2 + len(d.dilations) * c**2)
     pooled = area if d.pool_size is None else (side // d.pool_size[0]) * (side // d.pool_size[1])
     both = c + d.text_channels
@@ -68,17 +68,17 @@ def decoder_forward(work: Workload) -> float:
     per_class += d.num_layers * pooled * layer
     shared = area * tower.out_dim * rows
     for skip, up in zip(d.skip_channels, d.up_channels, strict=True):
-        shared += _taps(side, 3) * side**2 * tower.width * skip
+        shared += _out_indices(side, 3) * side**2 * tower.width * skip
         per_class += area * c * 4 * (c - skip)
         area, own, grid = 4 * area, c - skip, 2 * grid
-        per_class += _taps(grid, 3) * area * (own * up + up * up)
-        shared += _taps(grid, 3) * area * skip * up
+        per_class += _out_indices(grid, 3) * area * (own * up + up * up)
+        shared += _out_indices(grid, 3) * area * skip * up
         c = up
-    per_class += _taps(grid, 3) * area * c
+    per_class += _out_indices(grid, 3) * area * c
     return 2.0 * (rows * per_class + shared)
 
 
-def _taps(side: int, size: int, dilation: int = 1) -> float:
+def _out_indices(side: int, size: int, dilation: int = 1) -> float:
     """Taps of a square kernel that lie inside a square map, on average over its pixels."""
     offsets = (dilation * abs(i - size // 2) for i in range(size))
     return sum(max(0.0, 1 - offset / side) for offset in offsets) ** 2

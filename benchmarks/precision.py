@@ -21,7 +21,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import command, sweep
+from semivl_jax import sweep, utils
 
 # Evaluated at the end only, without pictures.
 _QUIET = {
@@ -60,7 +60,7 @@ class Row:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    made = command.Parser("benchmarks.precision", __doc__)
+    made = utils.Parser("benchmarks.precision", __doc__)
     option = made.add_argument
     option("--config", default="configs/demo.py", help="configuration of every run")
     option("--out", default="runs/precision", help="folder of the runs and of precision.json")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import browser
-from semivl_jax import command, report
+from semivl_jax import report, utils
 from semivl_jax.evaluation import confusion, samples
 
 _SCALARS = ("loss", "loss_x", "loss_s1", "loss_s2", "loss_fp", "guidance_s1", "guidance_s2",
@@ -112,7 +112,7 @@ def _sample(
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("benchmarks.report", __doc__)
+    made = utils.Parser("benchmarks.report", __doc__)
     made.add_argument("--classes", type=int, default=150, help="classes of the data set")
     made.add_argument("--steps", type=int, default=20000, help="steps, each with its scalars")
     made.add_argument("--images", type=int, default=16, help="validation images with pictures")

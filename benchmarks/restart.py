@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import command
+from semivl_jax import utils
 
 _READY = re.compile(r"training step: ([^;]*)")
 _STEPPED = re.compile(r"step (\d+)/")
@@ -27,7 +27,7 @@ _STEPPED = re.compile(r"step (\d+)/")
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("benchmarks.restart", __doc__)
+    made = utils.Parser("benchmarks.restart", __doc__)
     made.add_argument("--starts", type=int, default=3, help="starts after the first one")
     made.add_argument("options", nargs="+", help="options of semivl_jax.main, without --workdir")
     return made

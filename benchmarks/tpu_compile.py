@@ -34,7 +34,7 @@ import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from benchmarks import hbm_traffic, workload  # noqa: E402
-from semivl_jax import command  # noqa: E402
+from semivl_jax import utils  # noqa: E402
 from semivl_jax.experiment import flops  # noqa: E402
 from semivl_jax.train import programs, sharding  # noqa: E402
 
@@ -67,7 +67,7 @@ _COLLECTIVES = re.compile(
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("benchmarks.tpu_compile", __doc__)
+    made = utils.Parser("benchmarks.tpu_compile", __doc__)
     option = made.add_argument
     option("--recipes", default=",".join(workload.PUBLISHED), help="recipes to compile")
     option("--targets", default="v5e-8,v6e-8,v4-8", help="machines to compile for")

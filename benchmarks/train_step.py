@@ -31,7 +31,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from benchmarks import model_flops, workload  # noqa: E402
-from semivl_jax import command, host_memory  # noqa: E402
+from semivl_jax import host_memory, utils  # noqa: E402
 from semivl_jax.train import param_groups as groups_lib  # noqa: E402
 from semivl_jax.train import programs, sharding  # noqa: E402
 from semivl_jax.train import step as step_lib  # noqa: E402
@@ -39,7 +39,7 @@ from semivl_jax.train import step as step_lib  # noqa: E402
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("benchmarks.train_step", __doc__)
+    made = utils.Parser("benchmarks.train_step", __doc__)
     option = made.add_argument
     option("--config", default="voc", help="published recipe, or FILE[:ARGUMENT]")
     option("--set", action="append", default=[], metavar="KEY=VALUE", help="changes a field")

@@ -43,7 +43,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "cityscapes": {
         "text.decoder": "concept_average",
         "data.crop": 801,
-        "model.taps": (4, 12),
+        "model.out_indices": (4, 12),
         "model.conv_encoder": "resnet101_v1c",
         "model.renormalize": True,
         "vlg_decoder.skip_channels": (32, 32),
@@ -161,7 +161,7 @@ def build(config: ConfigDict) -> Workload:
         classes = tuple(f"class {index}" for index in range(8))
         info = DatasetInfo(name=config.data.dataset, classes=classes)
     clip_sizes = towers.IMAGE_SIZES[config.model.tower]
-    tower = build_lib.clip_tower(config, clip_sizes, taps=(clip_sizes["depth"],))
+    tower = build_lib.clip_tower(config, clip_sizes, out_indices=(clip_sizes["depth"],))
     pixels = jax.ShapeDtypeStruct((1, config.data.crop, config.data.crop, 3), jnp.float32)
     tower_params = jax.eval_shape(tower.init, jax.random.key(0), pixels)["params"]
 

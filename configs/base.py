@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.vlg_decoder = _vlg_decoder()
     config.deeplab_decoder = _deeplab_decoder()
     config.atm_decoder = ConfigDict({"num_layers": 3, "num_heads": 8})
-    config.dpt_decoder = ConfigDict({"channels": 128, "tap_channels": (96, 192, 384, 768)})
+    config.dpt_decoder = ConfigDict({"channels": 128, "out_channels": (96, 192, 384, 768)})
     config.text = _text()
     config.method = _method()
     config.optim = _optim()
@@ -72,7 +72,7 @@ def _data() -> ConfigDict:
 def _model() -> ConfigDict:
     model = ConfigDict()
     # clip_vit (CLIP's image tower as a dense encoder), prompted_clip_vit (the frozen tower with trained
-    # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the two taps are its
+    # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the two out_indices are its
     # first and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's ViT-B/16),
     # dinov2_vits14 or dinov2_vitb14
     model.backbone = "clip_vit"
@@ -88,7 +88,7 @@ def _model() -> ConfigDict:
     model.init = (
         "clip"  # clip, or random: the tower starts untrained (guidance still needs weights)
     )
-    model.taps = (
+    model.out_indices = (
         0,
         4,
         12,

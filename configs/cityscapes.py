@@ -37,7 +37,7 @@ def semivl(split: str) -> ConfigDict:
     config.steps = 83_760
     config.data.crop = 801
     config.data.resize = "long_side"
-    config.model.taps = (4, 12)
+    config.model.out_indices = (4, 12)
     config.model.conv_encoder = "resnet101_v1c"
     config.model.renormalize = True
     config.model.guidance_grid = 32  # as published, whatever the crop

@@ -23,7 +23,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.scale_min, config.data.scale_max = 0.75, 1.5
     config.data.workers = 0  # threads suffice for such small pictures
     config.model.weights = "demo"
-    config.model.taps = (0, 2, 4)
+    config.model.out_indices = (0, 2, 4)
     small_decoder(config)
     config.optim.lr = 3e-4
     config.optim.backbone_lr = 1.0

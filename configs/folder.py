@@ -33,7 +33,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.workers = 0
     config.model.weights = "demo"
     config.method.guidance = False  # this CLIP knows only the words of the drawn pictures
-    config.model.taps = (0, 2, 4)
+    config.model.out_indices = (0, 2, 4)
     demo.small_decoder(config)
     config.optim.lr = 3e-4
     config.optim.backbone_lr = 1.0

@@ -15,8 +15,8 @@ FAMILIES = {"voc": voc, "coco": coco, "ade": ade, "cityscapes": cityscapes}
 BATCH = {"voc": 16, "coco": 16, "ade": 8, "cityscapes": 8}
 EPOCHS = {"voc": 60.0, "coco": 20.0, "ade": 60.0, "cityscapes": 180.0}
 BACKBONES = {
-    "dinov2_vits14": {"channels": 64, "tap_channels": (48, 96, 192, 384)},
-    "dinov2_vitb14": {"channels": 128, "tap_channels": (96, 192, 384, 768)},
+    "dinov2_vits14": {"channels": 64, "out_channels": (48, 96, 192, 384)},
+    "dinov2_vitb14": {"channels": 128, "out_channels": (96, 192, 384, 768)},
 }
 """Encoder → the head that belongs to it."""
 FINETUNE = {
@@ -60,7 +60,7 @@ def _model(config: ConfigDict, backbone: str, finetune: str) -> None:
     config.model.backbone = backbone
     config.model.backbone_weights = f"{backbone}.safetensors"
     config.model.init = "random"
-    config.model.taps = (2, 5, 8, 11)
+    config.model.out_indices = (2, 5, 8, 11)
     config.model.finetune = finetune
     config.model.decoder = "dpt"
     config.dpt_decoder.update(BACKBONES[backbone])

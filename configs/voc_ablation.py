@@ -44,7 +44,7 @@ def spatial_finetuning(config: ConfigDict) -> None:
     """DeepLabV3+ head on the CLIP tower."""
     language_decoder(config)
     config.model.decoder = "deeplab"
-    config.model.taps = (4, 12)
+    config.model.out_indices = (4, 12)
 
 
 def clip_init(config: ConfigDict) -> None:
@@ -77,7 +77,7 @@ def unimatch_r101(config: ConfigDict) -> None:
 def unimatch_zegclip(config: ConfigDict) -> None:
     """Frozen CLIP with trained prompts, ZegCLIP's decoder and criterion."""
     config.model.backbone = "prompted_clip_vit"
-    config.model.taps = (12,)
+    config.model.out_indices = (12,)
     config.model.finetune = "prompts"
     config.model.decoder = "atm"
     config.method.criterion = "focal_dice"
@@ -90,7 +90,7 @@ def unimatch_vit(config: ConfigDict) -> None:
     """DeepLabV3+ head on a ViT-B/16 with ImageNet weights."""
     config.model.backbone = "imagenet_vit"
     config.model.init = "random"
-    config.model.taps = (4, 11)
+    config.model.out_indices = (4, 11)
     config.model.finetune = "all"
     config.model.weights = ""
     config.model.backbone_weights = "imagenet_vit_b16.safetensors"

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import command
+from semivl_jax import utils
 from semivl_jax.weights import checkpoints, files, kinds, npz
 from semivl_jax.weights.tree import flatten
 
@@ -115,7 +115,7 @@ def _sizes(sizes: object) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("semivl_jax.convert", __doc__)
+    made = utils.Parser("semivl_jax.convert", __doc__)
     made.add_argument("src", type=Path, help="a file, or a folder of the Hugging Face layout")
     made.add_argument(
         "--out",

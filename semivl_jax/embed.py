@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from semivl_jax import command
+from semivl_jax import utils
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.text import class_names, class_text, embeddings
 from semivl_jax.types import ClassText
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("semivl_jax.embed", __doc__)
+    made = utils.Parser("semivl_jax.embed", __doc__)
     source = made.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--dataset", choices=class_names.DATASETS, help="classes of a public data set"

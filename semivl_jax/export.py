@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from semivl_jax import command
+from semivl_jax import utils
 from semivl_jax.inference import hub, load
 from semivl_jax.models import normalization
 from semivl_jax.models.resize import bilinear
@@ -144,7 +144,7 @@ def _platforms(text: str) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("semivl_jax.export", __doc__)
+    made = utils.Parser("semivl_jax.export", __doc__)
     add = made.add_argument
     add(
         "--model",

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semivl_jax import command, utils
+from semivl_jax import utils
 from semivl_jax.inference import files
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _read(targets: Sequence[files.Target]) -> Iterator[tuple[files.Target, np.nd
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("semivl_jax.predict", __doc__)
+    made = utils.Parser("semivl_jax.predict", __doc__)
     add = made.add_argument
     add("--model", required=True, metavar="DIR|hf://USER/REPO|clip:WEIGHTS",
         help="working directory of a run, its folder serving, a model on the hub, or CLIP weights "

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semivl_jax import command
+from semivl_jax import utils
 from semivl_jax.data import download, published_splits
 from tfds_builders import builders, common
 from tfds_builders.published import PublishedBuilder
@@ -105,7 +105,7 @@ def _weights(options: argparse.Namespace, published: Published | None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("semivl_jax.prepare", __doc__)
+    made = utils.Parser("semivl_jax.prepare", __doc__)
     made.add_argument(
         "target",
         choices=TARGETS,

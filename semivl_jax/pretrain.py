@@ -180,7 +180,7 @@ class Towers:
             "context_length": CONTEXT,
         }
         grid = (LARGE // s.patch_size,) * 2
-        self.image = VisionTransformer(**self.image_sizes, grid=grid, taps=(s.depth,))
+        self.image = VisionTransformer(**self.image_sizes, grid=grid, out_indices=(s.depth,))
         short = {"vocab_size": len(words.token_ids), "context_length": words.context}
         self.text = TextTransformer(**self.text_sizes | short)
         self.words = words

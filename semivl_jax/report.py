@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import command
+from semivl_jax import utils
 from semivl_jax.experiment import workdir as workdir_lib
 from semivl_jax.reporting import page, read
 
@@ -75,7 +75,7 @@ def _names(workdirs: Sequence[Path]) -> list[tuple[Path, str]]:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("semivl_jax.report", __doc__)
+    made = utils.Parser("semivl_jax.report", __doc__)
     made.add_argument("workdir", nargs="+", help="folder of a run, such as runs/demo")
     made.add_argument(
         "--out", default="", help="the file to write; default: report.html in the workdir, with "

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
-from semivl_jax import command
+from semivl_jax import utils
 from semivl_jax.experiment.workdir import write
 
 _PUBLISHED = Path(__file__).with_name("published_results.json")
@@ -183,7 +183,7 @@ def plan(options: argparse.Namespace) -> dict[str, list[Run]]:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = command.Parser("semivl_jax.sweep", __doc__)
+    made = utils.Parser("semivl_jax.sweep", __doc__)
     made.add_argument("config", help="configuration FILE[:ARGUMENT] without the split")
     made.add_argument("--splits", required=True, help="published splits, such as 92,183")
     made.add_argument(

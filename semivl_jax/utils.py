@@ -1,20 +1,88 @@
-"""How far long work is: a bar on a terminal, a plain line now and then everywhere else.
+"""Helpers that every room shares: files written whole, ordered work in threads, progress, command lines, caches.
 
-Everything goes to the standard error stream, so results on the standard output stay as they are. There are no
-colours. A bar redraws its line; where that would be litter (a pipe, a file, TERM=dumb, or NO_COLOR is set)
-there is a new line every half minute instead, and none where the work takes less.
+Progress and messages go to standard error, so results on standard output stay as they are. There are no
+colours. A progress bar redraws its line; where that is not possible (a pipe, a file, TERM=dumb, or NO_COLOR is
+set) there is a new line every half minute instead, and none where the work takes less.
 """
 
 from __future__ import annotations
 
+import argparse
+import collections
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
-EVERY = 30.0
-"""Seconds between two lines."""
+T = TypeVar("T")
+R = TypeVar("R")
+
+COMPILATION_CACHE = "~/.cache/semivl_jax/xla"
+"""Default folder of compiled programs."""
+
+LINE_INTERVAL = 30.0
+"""Seconds between two progress lines where no bar can be drawn."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which replaces `path` if the block ends without an error.
+
+    A reader sees the old file, or the new one, never a part. Missing parent folders are created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf8")
+
+
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None
+) -> Iterator[R]:
+    """`map` in threads: results in the order of the items, at most two items per worker in flight.
+
+    An error of `function` is raised when its result is due; work that has not begun is then cancelled.
+    """
+    workers = workers or min(16, os.cpu_count() or 1)
+    pending: collections.deque[Future[R]] = collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Lets JAX keep compiled programs in a folder; an empty text keeps none."""
+    if not folder:
+        return
+    import jax  # builders of data sets use this module without JAX
+
+    path = Path(folder).expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def on_terminal() -> bool:
@@ -64,7 +132,7 @@ class Progress:
         self._done += number
         if self._bar is not None:
             self._bar.update(number)
-        elif self._lines and time.monotonic() - self._said >= EVERY:
+        elif self._lines and time.monotonic() - self._said >= LINE_INTERVAL:
             self._said = time.monotonic()
             print(self._line(self._said - self._began), file=sys.stderr, flush=True)
 
@@ -81,3 +149,25 @@ class Progress:
         if self._unit == "B":
             return tqdm.format_sizeof(value, "B")
         return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of `python -m MODULE`, written out in full; mistakes end with exit code 2.
+
+    Args:
+      module: dotted name of the module.
+      doc: its docstring: what the command does, examples, exit codes. `--help` shows it as it is written.
+    """
+
+    def __init__(self, module: str, doc: str | None) -> None:
+        super().__init__(
+            prog=f"python -m {module}",
+            description=(doc or "").rstrip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence instead of the whole usage."""
+        print(f"error: {message} (--help explains all options)", file=sys.stderr)
+        sys.exit(2)

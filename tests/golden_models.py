@@ -36,7 +36,7 @@ def vision_tower(kwargs: dict, *, table_of: int, out_dim: int) -> VisionTransfor
         mlp_dim=kwargs["mlp_ratio"] * kwargs["embed_dims"],
         out_dim=out_dim,
         grid=(table_of // kwargs["patch_size"],) * 2,
-        taps=(depth,) if indices is None else tuple(sorted(indices)),
+        out_indices=(depth,) if indices is None else tuple(sorted(indices)),
         eps=kwargs["norm_cfg"]["eps"],
     )
 

@@ -35,7 +35,7 @@ def test_all_commands_with_options_are_here():
     for path in (*(ROOT / "semivl_jax").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")):
         text = path.read_text(encoding="utf8")
         assert "argparse.ArgumentParser(" not in text or path.stem == "command", (
-            f"{path}: command.Parser has the common look of help and errors"
+            f"{path}: utils.Parser has the common look of help and errors"
         )
 
 

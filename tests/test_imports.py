@@ -12,12 +12,20 @@ PACKAGE = ROOT / "semivl_jax"
 ALLOWED = {
     "types": set(),
     "utils": set(),
-    "command": set(),
     "models": {"types"},
     "data": {"types", "utils"},
     "text": {"types", "data", "models", "weights"},
     "weights": {"types", "utils", "models"},
-    "train": {"types", "utils", "compilation", "host_memory", "sources", "models", "weights", "data"},
+    "train": {
+        "types",
+        "utils",
+        "compilation",
+        "host_memory",
+        "sources",
+        "models",
+        "weights",
+        "data",
+    },
     "evaluation": {"types", "utils", "models", "data"},
     "reporting": {"evaluation"},
 }

@@ -108,7 +108,7 @@ def zero_shot(demo):
     scenes = [generator.sample("train", index) for index in range(32)]
     images = np.stack([scene.image[:CROP, :CROP] for scene in scenes])
     grid = (CROP // demo.image["patch_size"],) * 2
-    vision = VisionTransformer(**demo.image, grid=grid, taps=(demo.image["depth"],))
+    vision = VisionTransformer(**demo.image, grid=grid, out_indices=(demo.image["depth"],))
     params = towers.resized(demo.image_params, grid)
     dense = jax.jit(lambda p, x: vision.apply({"params": p}, normalize(x)).maps[-1])(params, images)
     info = DatasetInfo(

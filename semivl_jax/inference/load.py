@@ -173,7 +173,9 @@ def _zero_shot(
         raise ValueError(
             f"a window of {side} pixels is smaller than a patch; choose {patch} or more"
         )
-    tower = VisionTransformer(**clip.image, grid=(side // patch,) * 2, taps=(clip.image["depth"],))
+    tower = VisionTransformer(
+        **clip.image, grid=(side // patch,) * 2, out_indices=(clip.image["depth"],)
+    )
 
     def network(variables: PyTree, images: jax.Array) -> jax.Array:
         scores = clip_guidance.class_scores(tower.apply(variables, images).maps[-1], text)

@@ -63,7 +63,7 @@ class PlainViT(nn.Module):
     """Image tower; with a class token it is AugReg's ViT, with a map head SigLIP's.
 
     grid   rows and columns of the stored position table
-    taps   blocks whose tokens are returned, ascending
+    out_indices   blocks whose tokens are returned, ascending
     """
 
     grid: tuple[int, int]
@@ -72,7 +72,7 @@ class PlainViT(nn.Module):
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
-    taps: tuple[int, ...] = (4, 11)
+    out_indices: tuple[int, ...] = (4, 11)
     class_token: bool = True
     map_head: bool = False
     dtype: DTypeLike = jnp.float32
@@ -82,11 +82,11 @@ class PlainViT(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
         """Encode; `train` changes nothing: there are no batch norms and no dropout.
 
-        ValueError for taps that the tower does not have or not in order, and for a tower that has neither
+        ValueError for out_indices that the tower does not have or not in order, and for a tower that has neither
         a class token nor a map head.
         """
         check_heads(self.num_heads, width=self.width)
-        check_taps(self.taps, last=self.depth - 1, meaning="the last block")
+        check_taps(self.out_indices, last=self.depth - 1, meaning="the last block")
         if not (self.class_token or self.map_head):
             raise ValueError("class_token=False and map_head=False leave nothing to pool with")
         patches = self._patches(image)
@@ -100,7 +100,7 @@ class PlainViT(nn.Module):
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
-            taps=self.taps,
+            out_indices=self.out_indices,
             tanh_gelu=True,
             eps=EPS,
             dtype=self.dtype,

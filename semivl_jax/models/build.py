@@ -55,7 +55,7 @@ def segmenter(config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, Any
     """The model that a configuration describes.
 
     `clip_sizes` are the constructor arguments of the CLIP image tower (`weights.towers.Clip.image`),
-    not read where the backbone is another. ValueError for taps that the tower does not have or the
+    not read where the backbone is another. ValueError for out_indices that the tower does not have or the
     decoder cannot use.
     """
     dtype, model = jnp.dtype(config.dtype), config.model
@@ -92,21 +92,21 @@ def segmenter(config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, Any
 
 
 def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
-    """The image encoder. ValueError for taps that it does not have."""
+    """The image encoder. ValueError for out_indices that it does not have."""
     dtype, model, crop = jnp.dtype(config.dtype), config.model, config.data.crop
     if model.backbone in RESNET_BLOCKS:
         return ResNet(blocks=RESNET_BLOCKS[model.backbone], dtype=dtype)
     if model.backbone == "clip_vit":
-        return clip_tower(config, clip_sizes, taps=_taps(config, clip_sizes["depth"]))
+        return clip_tower(config, clip_sizes, out_indices=_out_indices(config, clip_sizes["depth"]))
     if model.backbone == "prompted_clip_vit":
         # Whatever a file says of activation and epsilon: ZegCLIP keeps CLIP's own.
         sizes = {k: v for k, v in clip_sizes.items() if k not in ("quick_gelu", "eps")}
         depth, side = sizes["depth"], crop // sizes["patch_size"]
-        taps = _taps(config, depth)
+        out_indices = _out_indices(config, depth)
         return PromptedVisionTransformer(
             **sizes,
             grid=(side, side),
-            taps=taps,
+            out_indices=out_indices,
             prompt_depth=depth - 1,
             dtype=dtype,
             remat=model.remat,
@@ -114,26 +114,30 @@ def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
     sizes = VIT_SIZES[model.backbone]
     if model.tower == "tiny":
         sizes = TINY_VIT | {k: v for k, v in sizes.items() if isinstance(v, bool)}
-    taps = tuple(model.taps)
+    out_indices = tuple(model.out_indices)
     if model.backbone == "imagenet_vit":
         side = crop // sizes.get("patch_size", ImageNetViT.patch_size)
-        return ImageNetViT(**sizes, grid=(side, side), taps=taps, dtype=dtype, remat=model.remat)
+        return ImageNetViT(
+            **sizes, grid=(side, side), out_indices=out_indices, dtype=dtype, remat=model.remat
+        )
     if model.backbone in ("augreg_b16", "siglip_b16"):
         side = crop // sizes.get("patch_size", PlainViT.patch_size)
-        return PlainViT(**sizes, grid=(side, side), taps=taps, dtype=dtype, remat=model.remat)
+        return PlainViT(
+            **sizes, grid=(side, side), out_indices=out_indices, dtype=dtype, remat=model.remat
+        )
     # The position table keeps the published size whatever the crop.
-    return DinoV2(**sizes, taps=taps, dtype=dtype, remat=model.remat)
+    return DinoV2(**sizes, out_indices=out_indices, dtype=dtype, remat=model.remat)
 
 
 def clip_tower(
-    config: ConfigDict, clip_sizes: dict[str, Any], *, taps: tuple[int, ...], side: int = 0
+    config: ConfigDict, clip_sizes: dict[str, Any], *, out_indices: tuple[int, ...], side: int = 0
 ) -> VisionTransformer:
     """CLIP's image tower; its position table has `side` rows (0: the grid of the training crop)."""
     side = side or config.data.crop // clip_sizes["patch_size"]
     return VisionTransformer(
         **clip_sizes,
         grid=(side, side),
-        taps=taps,
+        out_indices=out_indices,
         dtype=jnp.dtype(config.dtype),
         remat=config.model.remat,
     )
@@ -142,7 +146,7 @@ def clip_tower(
 def guidance_tower(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTransformer:
     """The frozen tower that labels unlabelled images: only the dense embedding."""
     depth, side = clip_sizes["depth"], config.model.guidance_grid
-    return clip_tower(config, clip_sizes, taps=(depth,), side=side)
+    return clip_tower(config, clip_sizes, out_indices=(depth,), side=side)
 
 
 def window_network(
@@ -172,16 +176,21 @@ def padding_patch(segmenter: Segmenter) -> int | None:
     return segmenter.backbone.patch_size if dense and plain and segmenter.via_square else None
 
 
-def _taps(config: ConfigDict, depth: int) -> tuple[int, ...]:
-    taps = tuple(config.model.taps)
-    if not taps or taps != tuple(sorted(set(taps))) or taps[0] < 0 or taps[-1] > depth:
+def _out_indices(config: ConfigDict, depth: int) -> tuple[int, ...]:
+    out_indices = tuple(config.model.out_indices)
+    if (
+        not out_indices
+        or out_indices != tuple(sorted(set(out_indices)))
+        or out_indices[0] < 0
+        or out_indices[-1] > depth
+    ):
         raise ValueError(
-            f"model.taps = {taps} must rise and end at {depth} or before, because the tower "
+            f"model.out_indices = {out_indices} must rise and end at {depth} or before, because the tower "
             f"has {depth} blocks ({depth} means the dense embedding)"
         )
-    if config.model.decoder in ("vlg", "atm") and taps[-1] != depth:
+    if config.model.decoder in ("vlg", "atm") and out_indices[-1] != depth:
         raise ValueError(
-            f"model.taps = {taps} lack the dense embedding, which model.decoder = "
+            f"model.out_indices = {out_indices} lack the dense embedding, which model.decoder = "
             f"{config.model.decoder!r} compares with words; end them with {depth}"
         )
-    return taps
+    return out_indices

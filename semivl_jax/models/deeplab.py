@@ -43,7 +43,7 @@ class DeepLabHead(nn.Module):
         if len(features.maps) != 2:
             raise ValueError(
                 f"the DeepLabV3+ head takes two maps (low, high), the encoder gives "
-                f"{len(features.maps)}: choose two taps"
+                f"{len(features.maps)}: choose two out_indices"
             )
 
         def layer(name: str, width: int, size: int, *inputs: Array) -> Array:

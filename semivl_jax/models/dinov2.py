@@ -38,7 +38,7 @@ class DinoV2(nn.Module):
     """ViT with LayerScale, named as big_vision's.
 
     grid   rows and columns of the position table: 37×37 as published (518 pixels); other grids resize it
-    taps   blocks whose tokens are returned, ascending
+    out_indices   blocks whose tokens are returned, ascending
     """
 
     width: int
@@ -47,7 +47,7 @@ class DinoV2(nn.Module):
     mlp_dim: int
     patch_size: int = 14
     grid: tuple[int, int] = (37, 37)
-    taps: tuple[int, ...] = (2, 5, 8, 11)
+    out_indices: tuple[int, ...] = (2, 5, 8, 11)
     layer_scale: float = 1.0
     dtype: DTypeLike = jnp.float32
     remat: Remat = "none"
@@ -56,10 +56,10 @@ class DinoV2(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
         """Encode images; `train` changes nothing: there is no dropout.
 
-        ValueError for taps that the tower does not have or not in order.
+        ValueError for out_indices that the tower does not have or not in order.
         """
         check_heads(self.num_heads, width=self.width)
-        check_taps(self.taps, last=self.depth - 1, meaning="the last block")
+        check_taps(self.out_indices, last=self.depth - 1, meaning="the last block")
         size = tuple(self._whole_patches(side) for side in image.shape[1:3])
         image = bilinear(image, size, align_corners=True)
         embed = patch_embedding(self.width, self.patch_size, use_bias=True, dtype=self.dtype)
@@ -68,7 +68,7 @@ class DinoV2(nn.Module):
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
-            taps=self.taps,
+            out_indices=self.out_indices,
             layer_scale=self.layer_scale,
             dtype=self.dtype,
             remat=self.remat,

@@ -19,8 +19,8 @@ from semivl_jax.models.resize import bilinear
 from semivl_jax.types import ClassText, Features
 
 SIZES = {
-    "small": {"channels": 64, "tap_channels": (48, 96, 192, 384)},
-    "base": {"channels": 128, "tap_channels": (96, 192, 384, 768)},
+    "small": {"channels": 64, "out_channels": (48, 96, 192, 384)},
+    "base": {"channels": 128, "out_channels": (96, 192, 384, 768)},
 }
 """Constructor arguments of the published heads behind DINOv2's models of the same name."""
 
@@ -64,7 +64,7 @@ class DPTHead(nn.Module):
 
     num_classes: int
     channels: int = 128
-    tap_channels: tuple[int, int, int, int] = (96, 192, 384, 768)
+    out_channels: tuple[int, int, int, int] = (96, 192, 384, 768)
     patch_size: int = 14
     dtype: DTypeLike = jnp.float32
 
@@ -95,13 +95,13 @@ class DPTHead(nn.Module):
         if len(features.maps) != 4 or len(grids) != 1:
             raise ValueError(
                 f"the DPT head takes four maps on one grid, the encoder gives {len(features.maps)} on "
-                f"{sorted(grids)}: choose four taps of a vision transformer"
+                f"{sorted(grids)}: choose four out_indices of a vision transformer"
             )
         return grids.pop()
 
     def _level(self, i: int, x: Array) -> Array:
         """A tapped map at its own scale, with the channels of the fusion."""
-        width = self.tap_channels[i]
+        width = self.out_channels[i]
         x = self._conv(f"tap_{i}", width, 1)(x)
         if i < 2:
             factor = 4 if i == 0 else 2

@@ -26,10 +26,10 @@ from semivl_jax.types import Features
 
 
 class ImageNetViT(nn.Module):
-    """ViT as timm builds it, named as big_vision's; defaults are ViT-B/16 with the published taps.
+    """ViT as timm builds it, named as big_vision's; defaults are ViT-B/16 with the published out_indices.
 
     grid             rows and columns of the position table: the training size is grid · patch_size
-    taps             blocks whose tokens are returned, ascending
+    out_indices             blocks whose tokens are returned, ascending
     stochastic_depth share of images that skip the last block's attention or MLP, falling linearly to 0
                      in the first
     """
@@ -40,7 +40,7 @@ class ImageNetViT(nn.Module):
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
-    taps: tuple[int, ...] = (4, 11)
+    out_indices: tuple[int, ...] = (4, 11)
     stochastic_depth: float = 0.1
     eps: float = 1e-6
     dtype: DTypeLike = jnp.float32
@@ -50,10 +50,10 @@ class ImageNetViT(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
         """Encode; with `train` and a "dropout" key, blocks are skipped.
 
-        ValueError for taps that the tower does not have or not in order.
+        ValueError for out_indices that the tower does not have or not in order.
         """
         check_heads(self.num_heads, width=self.width)
-        check_taps(self.taps, last=self.depth - 1, meaning="the last block")
+        check_taps(self.out_indices, last=self.depth - 1, meaning="the last block")
         rows, cols = self.grid
         size = (rows * self.patch_size, cols * self.patch_size)
         image = bilinear(image, size, align_corners=False)
@@ -62,7 +62,7 @@ class ImageNetViT(nn.Module):
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
-            taps=self.taps,
+            out_indices=self.out_indices,
             drop_rate=self.stochastic_depth,
             eps=self.eps,
             dtype=self.dtype,

@@ -96,21 +96,21 @@ class ResNet(nn.Module):
     blocks, channels   per stage: residual blocks, and inner channels of each
     dilated            per stage but the first: whether its stride becomes a dilation. The first block of
                        such a stage still has the dilation of the stage before.
-    taps               stages whose maps are returned, ascending
+    out_indices               stages whose maps are returned, ascending
     """
 
     stem_channels: int = 128
     blocks: tuple[int, ...] = (3, 4, 23, 3)
     channels: tuple[int, ...] = (64, 128, 256, 512)
     dilated: tuple[bool, ...] = (False, False, True)
-    taps: tuple[int, ...] = (0, 3)
+    out_indices: tuple[int, ...] = (0, 3)
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
         """Encode; `train` uses (and updates) batch statistics.
 
-        ValueError for options of different lengths, and for taps that are no stages or not in order.
+        ValueError for options of different lengths, and for out_indices that are no stages or not in order.
         """
         self._check()
         x = _stem_and_pool(image, self.stem_channels, self.dtype, train=train)
@@ -128,7 +128,7 @@ class ResNet(nn.Module):
                     name=f"stage_{stage}_block_{i}",
                 )(x, train=train)
             maps.append(x)
-        return Features(maps=tuple(maps[tap] for tap in self.taps))
+        return Features(maps=tuple(maps[tap] for tap in self.out_indices))
 
     def _check(self) -> None:
         stages = len(self.blocks)
@@ -137,7 +137,7 @@ class ResNet(nn.Module):
                 f"blocks={self.blocks}, channels={self.channels} and dilated={self.dilated} do not "
                 "describe the same stages: give one of each per stage, dilated none for the first"
             )
-        check_taps(self.taps, last=stages - 1, meaning="the last stage")
+        check_taps(self.out_indices, last=stages - 1, meaning="the last stage")
 
 
 class ResNetV1c(nn.Module):

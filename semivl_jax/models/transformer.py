@@ -180,12 +180,12 @@ def with_class_token(
     return jnp.concatenate([first, patches.reshape(batch, rows * cols, width)], axis=1)
 
 
-def check_taps(taps: tuple[int, ...], *, last: int, meaning: str) -> None:
-    """ValueError unless `taps` ascend within 0 … `last`, which the message calls by its `meaning`."""
-    if not taps or any(tap not in range(last + 1) for tap in taps):
-        raise ValueError(f"taps={taps}: name one or more of 0 … {meaning}={last}")
-    if list(taps) != sorted(set(taps)):
-        raise ValueError(f"taps={taps} must ascend without repetition")
+def check_taps(out_indices: tuple[int, ...], *, last: int, meaning: str) -> None:
+    """ValueError unless `out_indices` ascend within 0 … `last`, which the message calls by its `meaning`."""
+    if not out_indices or any(tap not in range(last + 1) for tap in out_indices):
+        raise ValueError(f"out_indices={out_indices}: name one or more of 0 … {meaning}={last}")
+    if list(out_indices) != sorted(set(out_indices)):
+        raise ValueError(f"out_indices={out_indices} must ascend without repetition")
 
 
 def check_heads(num_heads: int, *, width: int) -> None:
@@ -313,7 +313,7 @@ class TappedEncoder(nn.Module):
     depth: int
     num_heads: int
     mlp_dim: int
-    taps: tuple[int, ...]
+    out_indices: tuple[int, ...]
     tanh_gelu: bool = False
     layer_scale: float | None = None
     drop_rate: float = 0.0
@@ -339,7 +339,7 @@ class TappedEncoder(nn.Module):
                 dtype=self.dtype,
                 name=f"encoderblock_{i}",
             )(x)
-            if i in self.taps:
+            if i in self.out_indices:
                 tapped.append(x)
         norm = layer_norm("encoder_norm", eps=self.eps, dtype=self.dtype)
         return norm(x), tuple(norm(tokens) for tokens in tapped)

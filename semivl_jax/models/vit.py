@@ -5,7 +5,7 @@ not divide are padded with zeros on the right and below. Out: `Features` on the 
 ⌈H/p⌉×⌈W/p⌉: value paths of the tapped blocks (raw, `dtype`) and the dense embedding (float32, unit
 length over channels); `pooled` is the image's embedding (float32, unit length).
 
-Dense embedding and taps come from the value path, where a token sees only itself: attention mixes
+Dense embedding and out_indices come from the value path, where a token sees only itself: attention mixes
 positions, which is what one embedding per pixel does not want (MaskCLIP). What a caller leaves
 unused (`pooled`, the last block's attention) is dropped by the compiler.
 """
@@ -35,7 +35,7 @@ class VisionTransformer(nn.Module):
     """ViT with class token, pre-norm and projection; the published size is ViT-B/16.
 
     grid   rows and columns of the stored position table (the training crop // patch_size)
-    taps   maps to return, ascending: i < depth is block i's value path, depth the dense embedding.
+    out_indices   maps to return, ascending: i < depth is block i's value path, depth the dense embedding.
            A tap on the last block is normed by the final norm, as published; the others are raw.
     """
 
@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
     mlp_dim: int
     out_dim: int
     grid: tuple[int, int]
-    taps: tuple[int, ...]
+    out_indices: tuple[int, ...]
     quick_gelu: bool = False
     eps: float = 1e-6
     dtype: DTypeLike = jnp.float32
@@ -56,11 +56,11 @@ class VisionTransformer(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
         """Encode images; `train` changes nothing: there are no batch norms and no dropout.
 
-        ValueError for taps that the tower does not have or not in order.
+        ValueError for out_indices that the tower does not have or not in order.
         """
         del train
         check_heads(self.num_heads, width=self.width)
-        check_taps(self.taps, last=self.depth, meaning="depth")
+        check_taps(self.out_indices, last=self.depth, meaning="depth")
         x = self._patches(image)
         batch, rows, cols, _ = x.shape
         x = self._tokens(x)
@@ -69,7 +69,7 @@ class VisionTransformer(nn.Module):
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
-            value_paths=tuple(sorted({*self.taps, self.depth - 1} - {self.depth})),
+            value_paths=tuple(sorted({*self.out_indices, self.depth - 1} - {self.depth})),
             quick_gelu=self.quick_gelu,
             eps=self.eps,
             dtype=self.dtype,
@@ -78,7 +78,7 @@ class VisionTransformer(nn.Module):
         )(x)
         project = nn.Dense(self.out_dim, use_bias=False, dtype=self.dtype, name="projection")
         values[self.depth] = l2_normalize(project(values[self.depth - 1]))
-        maps = tuple(values[tap].reshape(batch, rows, cols, -1) for tap in self.taps)
+        maps = tuple(values[tap].reshape(batch, rows, cols, -1) for tap in self.out_indices)
         return Features(maps=maps, pooled=l2_normalize(project(tokens[:, 0])))
 
     def _patches(self, image: Array) -> Array:

@@ -205,7 +205,7 @@ class VLGDecoder(nn.Module):
         if not len(skips) == len(self.skip_channels) == len(self.up_channels):
             raise ValueError(
                 f"{len(skips)} skip maps for skip_channels={self.skip_channels} and "
-                f"up_channels={self.up_channels}: give each as many entries as the encoder has taps "
+                f"up_channels={self.up_channels}: give each as many entries as the encoder has out_indices "
                 "before the dense embedding (plus one for conv features)"
             )
         return skips

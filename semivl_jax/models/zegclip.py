@@ -86,7 +86,7 @@ class PromptedEncoder(nn.Module):
     depth: int
     num_heads: int
     mlp_dim: int
-    taps: tuple[int, ...]
+    out_indices: tuple[int, ...]
     prompt_depth: int
     dtype: DTypeLike = jnp.float32
     remat: Remat = "none"
@@ -112,7 +112,7 @@ class PromptedEncoder(nn.Module):
                 name=f"encoderblock_{i}",
             )
             x, _ = block(jnp.concatenate(parts, axis=1))
-            if i in self.taps:
+            if i in self.out_indices:
                 tapped[i] = x[:, -patches:]
         norm = layer_norm("encoder_norm", eps=_CLIP_EPS, dtype=self.dtype)
         return norm(prompts.normalize(x)), tapped
@@ -122,7 +122,7 @@ class PromptedVisionTransformer(nn.Module):
     """ViT of CLIP with deep visual prompts; names of parameters are the dense tower's, and "prompt".
 
     grid           rows and columns of the stored position table (the training crop // patch_size)
-    taps           as of `VisionTransformer`: i < depth is block i, raw; depth is the dense embedding
+    out_indices           as of `VisionTransformer`: i < depth is block i, raw; depth is the dense embedding
     prompts        tokens added to each block
     prompt_depth   blocks after the first that get prompts of their own; published: all of them
     """
@@ -134,7 +134,7 @@ class PromptedVisionTransformer(nn.Module):
     mlp_dim: int
     out_dim: int
     grid: tuple[int, int]
-    taps: tuple[int, ...]
+    out_indices: tuple[int, ...]
     prompts: int = 10
     prompt_depth: int = 11
     prompt_dropout: float = 0.1
@@ -145,7 +145,7 @@ class PromptedVisionTransformer(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
         """Encode images; with `train` and a "dropout" key, prompts are dropped.
 
-        ValueError for taps or a depth of prompts that the tower does not have, and for an image without
+        ValueError for out_indices or a depth of prompts that the tower does not have, and for an image without
         a whole patch.
         """
         self._check(image.shape[1:3])
@@ -166,7 +166,7 @@ class PromptedVisionTransformer(nn.Module):
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
-            taps=self.taps,
+            out_indices=self.out_indices,
             prompt_depth=self.prompt_depth,
             dtype=self.dtype,
             remat=self.remat,
@@ -175,13 +175,13 @@ class PromptedVisionTransformer(nn.Module):
         project = nn.Dense(self.out_dim, use_bias=False, dtype=self.dtype, name="projection")
         maps[self.depth] = l2_normalize(project(tokens[:, -rows * cols :]))
         return Features(
-            maps=tuple(maps[tap].reshape(batch, rows, cols, -1) for tap in self.taps),
+            maps=tuple(maps[tap].reshape(batch, rows, cols, -1) for tap in self.out_indices),
             pooled=l2_normalize(project(tokens[:, 0])),
         )
 
     def _check(self, size: tuple[int, int]) -> None:
         check_heads(self.num_heads, width=self.width)
-        check_taps(self.taps, last=self.depth, meaning="depth")
+        check_taps(self.out_indices, last=self.depth, meaning="depth")
         if not 1 <= self.prompt_depth < self.depth or self.prompts < 1:
             raise ValueError(
                 f"prompts={self.prompts}, prompt_depth={self.prompt_depth}: choose at least one prompt, "
@@ -304,6 +304,6 @@ class MaskDecoder(nn.Module):
             raise ValueError(
                 f"the dense map has {width} channels, the image's embedding "
                 f"{features.pooled.shape[-1]}, the text's {embeddings.shape[-1]}: the mask decoder needs "
-                "all three from one vision-language model; end the taps with the dense embedding"
+                "all three from one vision-language model; end the out_indices with the dense embedding"
             )
         check_heads(self.num_heads, width=width)

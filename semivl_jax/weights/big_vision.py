@@ -92,7 +92,7 @@ def from_siglip(state: State, *, source: str) -> files.Weights:
 
 def plain_vit(sizes: Mapping[str, Any]) -> PlainViT:
     """The module of these sizes with its last block tapped."""
-    return PlainViT(**tupled(sizes), taps=(sizes["depth"] - 1,))
+    return PlainViT(**tupled(sizes), out_indices=(sizes["depth"] - 1,))
 
 
 def siglip(sizes: Mapping[str, Any]) -> Siglip:

@@ -180,7 +180,7 @@ def import_text(
 def image_shapes(sizes: Mapping[str, Any], table_rows: int, *, source: str) -> PyTree:
     """Shapes of an image tower of these sizes whose position table has so many rows."""
     grid = square_grid(table_rows, source=source)
-    return _image_shapes(VisionTransformer(**sizes, grid=grid, taps=(sizes["depth"],)))
+    return _image_shapes(VisionTransformer(**sizes, grid=grid, out_indices=(sizes["depth"],)))
 
 
 def text_shapes(tower: TextTransformer) -> PyTree:

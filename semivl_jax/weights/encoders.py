@@ -2,7 +2,7 @@
 
 In: state dicts as NumPy arrays: residual networks with ImageNet weights (stem of three 3×3 convolutions),
 vision transformers of timm, DINOv2. Out: sizes (constructor arguments of `ResNet`, `ResNetV1c`,
-`ImageNetViT`, `DinoV2` that shapes tell, so without taps and dilations), the module, and {"params",
+`ImageNetViT`, `DinoV2` that shapes tell, so without out_indices and dilations), the module, and {"params",
 "batch_stats"}. The classifier of ImageNet is dropped.
 """
 
@@ -109,13 +109,13 @@ def resnet(sizes: Mapping[str, Any]) -> ResNet:
 def imagenet_vit(sizes: Mapping[str, Any]) -> ImageNetViT:
     """The module of these sizes with its last block tapped."""
     facts = tupled(sizes)
-    return ImageNetViT(**facts, taps=(facts["depth"] - 1,))
+    return ImageNetViT(**facts, out_indices=(facts["depth"] - 1,))
 
 
-def dinov2(sizes: Mapping[str, Any], taps: tuple[int, ...] | None = None) -> DinoV2:
+def dinov2(sizes: Mapping[str, Any], out_indices: tuple[int, ...] | None = None) -> DinoV2:
     """The module of these sizes, the last block tapped unless told otherwise."""
     facts = tupled(sizes)
-    return DinoV2(**facts, taps=taps or (facts["depth"] - 1,))
+    return DinoV2(**facts, out_indices=out_indices or (facts["depth"] - 1,))
 
 
 def resnet_sizes(state: State, *, prefix: str, source: str) -> dict[str, Any]:

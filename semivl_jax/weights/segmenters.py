@@ -80,7 +80,7 @@ def from_vit_baseline(
     facts = encoders.vit_sizes(state, prefix="backbone.m.", heads=image_heads, source=source)
     head_sizes, decoder = _deeplab(state, source)
     sizes = {"backbone": facts, "deeplab_decoder": head_sizes}
-    backbone = encoders.imagenet_vit(facts).clone(taps=(0, facts["depth"] - 1))
+    backbone = encoders.imagenet_vit(facts).clone(out_indices=(0, facts["depth"] - 1))
     rules = (
         *placed(vit_rules(facts["num_heads"]), prefix="backbone.m.", branch="params/backbone"),
         *placed(published.DEEPLAB_RULES, prefix="decode_head.", branch="decoder"),
@@ -97,7 +97,7 @@ def from_zegclip(
     facts = _zegclip_sizes(state, image_heads, source)
     layers = count(state, r"decode_head\.decoder_1\.layers\.(\d+)\.")
     head_sizes = {"num_layers": layers, "num_heads": decoder_heads or _MASK_HEADS}
-    backbone = PromptedVisionTransformer(**tupled(facts), taps=(facts["depth"],))
+    backbone = PromptedVisionTransformer(**tupled(facts), out_indices=(facts["depth"],))
     model = Segmenter(backbone=backbone, decoder=MaskDecoder(**head_sizes), crop=64)
     rules = (
         *placed(
@@ -133,16 +133,16 @@ def from_unimatch(state: State, *, source: str) -> files.Weights:
 def from_unimatch_v2(state: State, *, source: str, image_heads: int | None = None) -> files.Weights:
     """UniMatch V2: DINOv2 and a DPT head."""
     facts = encoders.vit_sizes(state, prefix="backbone.", heads=image_heads, source=source)
-    taps = [shape(state, f"head.projects.{i}.weight", 4, source=source)[0] for i in range(4)]
+    out_indices = [shape(state, f"head.projects.{i}.weight", 4, source=source)[0] for i in range(4)]
     head_sizes = {
         "num_classes": shape(state, "head.scratch.output_conv.2.weight", 4, source=source)[0],
         "channels": shape(state, "head.scratch.layer1_rn.weight", 4, source=source)[0],
-        "tap_channels": taps,
+        "out_channels": out_indices,
         "patch_size": facts["patch_size"],
     }
     if facts["depth"] < 4:
         raise ValueError(f"{source} has {facts['depth']} blocks, too few for four maps")
-    backbone = encoders.dinov2(facts, taps=tuple(range(4)))
+    backbone = encoders.dinov2(facts, out_indices=tuple(range(4)))
     model = Segmenter(backbone=backbone, decoder=DPTHead(**tupled(head_sizes)), crop=64)
     rules = (
         *placed(encoder_rules(facts["num_heads"]), prefix="backbone.", branch="params/backbone"),
@@ -172,7 +172,7 @@ def _checked(
 
 def _clip_tower(sizes: Mapping[str, Any], maps: int) -> VisionTransformer:
     """The dense tower with so many maps, the last of them the dense embedding."""
-    return VisionTransformer(**tupled(sizes), taps=(*range(maps - 1), sizes["depth"]))
+    return VisionTransformer(**tupled(sizes), out_indices=(*range(maps - 1), sizes["depth"]))
 
 
 def _clip_sizes(state: State, heads: int | None, source: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 In: a safetensors file that says its own sizes, which `semivl_jax.convert` or `semivl_jax.pretrain` wrote, or
 OpenAI's CLIP under its own names. Out: `Clip`, float32 NumPy parameters and the constructor arguments of
-`VisionTransformer` (grid and taps are the caller's) and `TextTransformer`.
+`VisionTransformer` (grid and out_indices are the caller's) and `TextTransformer`.
 
 Files of `pretrain` are float16 and hold only the token embeddings that training saw. The others are
 what they were at the beginning of training: drawn again here from the seed in the file, the same on
@@ -183,7 +183,7 @@ def _untrained(tower: str) -> Clip:
     """Towers as they are initialised, with CLIP's own 14×14 position table."""
     image, text = IMAGE_SIZES[tower], TEXT_SIZES[tower]
     grid = (14, 14)
-    vision = VisionTransformer(**{**image, "depth": 1}, grid=grid, taps=(1,))
+    vision = VisionTransformer(**{**image, "depth": 1}, grid=grid, out_indices=(1,))
     pixels = jnp.zeros((1, *(side * vision.patch_size for side in grid), 3))
     ids = jnp.zeros((1, text["context_length"]), jnp.int32)
     return Clip(

@@ -24,7 +24,14 @@ from tests.weights import converted
 
 def model(grid=(4, 4), classes=3, conv=False):
     tower = VisionTransformer(
-        patch_size=8, width=8, depth=1, num_heads=2, mlp_dim=16, out_dim=8, grid=grid, taps=(0, 1)
+        patch_size=8,
+        width=8,
+        depth=1,
+        num_heads=2,
+        mlp_dim=16,
+        out_dim=8,
+        grid=grid,
+        out_indices=(0, 1),
     )
     return Segmenter(
         backbone=tower,
@@ -87,7 +94,9 @@ def test_the_position_table_follows_the_crop_and_nothing_else_may_differ(tmp_pat
 
 
 def test_encoders_start_alone(tmp_path):
-    backbone = ResNet(stem_channels=8, blocks=(1, 1), channels=(4, 8), dilated=(True,), taps=(0, 1))
+    backbone = ResNet(
+        stem_channels=8, blocks=(1, 1), channels=(4, 8), dilated=(True,), out_indices=(0, 1)
+    )
     segmenter = model(conv=True).clone(backbone=backbone)
     image = np.zeros((1, 64, 64, 3), np.float32)
     trees = {
@@ -114,7 +123,11 @@ def test_encoders_start_alone(tmp_path):
 @pytest.mark.parametrize("backbone", ["augreg_b16", "siglip_b16"])
 def test_towers_of_big_vision_start_at_the_grid_of_the_crop(tmp_path, backbone):
     config = tiny.get_config()
-    config.model.backbone, config.model.decoder, config.model.taps = backbone, "deeplab", (1, 3)
+    config.model.backbone, config.model.decoder, config.model.out_indices = (
+        backbone,
+        "deeplab",
+        (1, 3),
+    )
     config.model.init, config.model.finetune = "random", "all"
     config.method.guidance = False
     validate(config)
@@ -140,7 +153,11 @@ def test_converted_encoders_start_with_the_features_of_another_library(tmp_path,
     """A state dict under timm's names is converted by the command, named in the configuration and applied."""
     torch, transformers = hugging_face.libraries()
     config = tiny.get_config()
-    config.model.backbone, config.model.decoder, config.model.taps = backbone, "deeplab", (1, 3)
+    config.model.backbone, config.model.decoder, config.model.out_indices = (
+        backbone,
+        "deeplab",
+        (1, 3),
+    )
     config.model.init, config.model.finetune = "random", "all"
     config.method.guidance = False
     segmenter = build.segmenter(config, num_classes=3, clip_sizes={})
@@ -195,7 +212,7 @@ def test_what_the_file_lacks_is_drawn():
     config.method.semi_supervised = False
     config.method.guidance = False
     config.model.decoder = "deeplab"
-    config.model.taps = (0, 1)
+    config.model.out_indices = (0, 1)
     parts = step_modules.build_parts(
         config,
         num_classes=3,

@@ -228,7 +228,7 @@ VIT = {
 
 def vit_weights(**options):
     sizes = VIT | options
-    tower = PlainViT(**tupled(sizes), taps=(1,))
+    tower = PlainViT(**tupled(sizes), out_indices=(1,))
     params = drawn(tower, jnp.zeros((1, 24, 24, 3)))["params"]
     return sizes, tower, params
 
@@ -300,7 +300,7 @@ def test_augreg_computes_what_transformers_computes(tmp_path):
             flat[names[name]] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     weights = converted(tmp_path, flat)
     assert weights.sizes == {**VIT, "class_token": True, "map_head": False}
-    tower, image = PlainViT(**tupled(weights.sizes), taps=(1,)), random_image()
+    tower, image = PlainViT(**tupled(weights.sizes), out_indices=(1,)), random_image()
     with torch.no_grad():
         expected = theirs(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).last_hidden_state
     features = jax.jit(tower.apply)({"params": weights.tree["params"]}, ours(image))
@@ -360,7 +360,7 @@ def test_what_is_not_of_the_kind(tmp_path):
     with pytest.raises(ValueError, match="is of the NaFlex kind"):
         converted(tmp_path, flat)
     with pytest.raises(ValueError, match="nothing to pool with"):
-        tower = PlainViT(**tupled(VIT), taps=(1,), class_token=False)
+        tower = PlainViT(**tupled(VIT), out_indices=(1,), class_token=False)
         jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 24, 24, 3)))
     weights = files.Weights(format=files.BACKBONE, kind="resnet", sizes={}, tree={"params": flat})
     files.save(tmp_path / "resnet.safetensors", weights)

@@ -51,7 +51,7 @@ def vision_state() -> dict[str, np.ndarray]:
 
 def vision_tower(**changes) -> VisionTransformer:
     options = {"patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 32}
-    options |= {"out_dim": 6, "grid": (5, 4), "taps": (2,), **changes}
+    options |= {"out_dim": 6, "grid": (5, 4), "out_indices": (2,), **changes}
     return VisionTransformer(**options)
 
 
@@ -68,7 +68,7 @@ def test_weights_that_do_not_fit_are_listed_in_one_error():
     state = vision_state()
     del state["visual.ln_pre.bias"]
     with pytest.raises(ValueError) as error:
-        import_vision(state, vision_tower(out_dim=7, depth=1, taps=(1,)), source="clip.pt")
+        import_vision(state, vision_tower(out_dim=7, depth=1, out_indices=(1,)), source="clip.pt")
     text = str(error.value)
     assert text.startswith("clip.pt does not fit the model.")
     assert "missing: visual.ln_pre.bias" in text

@@ -44,7 +44,7 @@ def assert_same(ours, theirs, *arguments):
         (1, (5, 4), 2, 1),
         (7, (1, 6), 1, 1),  # thin
         (3, (6, 1), 1, 1),
-        (3, (5, 4), 1, 2),  # taps
+        (3, (5, 4), 1, 2),  # out_indices
         (3, (5, 4), 1, 6),
         (3, (5, 4), 1, 30),  # only the centre is left
         (3, (5, 4), 1, 1),  # Winograd

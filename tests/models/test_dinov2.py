@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 
 def small(**changes):
     options = {"width": 16, "depth": 3, "num_heads": 2, "mlp_dim": 64, "patch_size": 4}
-    return DinoV2(**{**options, "grid": (3, 3), "taps": (0, 2), **changes})
+    return DinoV2(**{**options, "grid": (3, 3), "out_indices": (0, 2), **changes})
 
 
 def test_numbers_are_those_of_another_library():
@@ -61,7 +61,7 @@ def test_checkpoints_of_unimatch_v2_convert():
     state |= {f"head.{name}": tensor.numpy() for name, tensor in head.items()}
     weights = converted.segmenter(state, image_heads=2)
     assert weights.kind == "unimatch_v2"
-    assert weights.sizes["dpt_decoder"]["tap_channels"] == [4, 6, 8, 10]
+    assert weights.sizes["dpt_decoder"]["out_channels"] == [4, 6, 8, 10]
     known = import_unimatch_v2(state, num_heads=2)
     converted.assert_equal_trees(weights.tree["params"], known["params"])
 
@@ -90,9 +90,9 @@ def test_images_of_other_sides_are_resized_to_whole_patches():
     whole = torch.nn.functional.interpolate(
         torch.from_numpy(image.transpose(0, 3, 1, 2)), (16, 8), mode="bilinear", align_corners=True
     )
-    tower = small(depth=1, taps=(0,))
+    tower = small(depth=1, out_indices=(0,))
     variables = drawn(tower, image)
-    ours = jax.jit(small(depth=1, taps=(0,), remat="blocks").apply)(variables, image)
+    ours = jax.jit(small(depth=1, out_indices=(0,), remat="blocks").apply)(variables, image)
     expected = jax.jit(tower.apply)(variables, nhwc(whole.numpy()))
     assert ours.maps[0].shape == (1, 4, 2, 16)
     assert_close(ours.maps[0], expected.maps[0], TOLERANCE)
@@ -136,10 +136,10 @@ def torch_head(torch, maps, state, patch_size):
     return functional.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
-def head_state(torch, width, channels, taps, classes):
+def head_state(torch, width, channels, out_indices, classes):
     """Random weights under UniMatch V2's names, those that it never uses included."""
     shapes = {"scratch.output_conv.2": (classes, channels, 1, 1)}
-    for i, tap in enumerate(taps):
+    for i, tap in enumerate(out_indices):
         shapes[f"projects.{i}"] = (tap, width, 1, 1)
         shapes[f"scratch.refinenet{i + 1}.out_conv"] = (channels, channels, 1, 1)
         for unit in (1, 2):
@@ -147,26 +147,26 @@ def head_state(torch, width, channels, taps, classes):
                 name = f"scratch.refinenet{i + 1}.resConfUnit{unit}.conv{number}"
                 shapes[name] = (channels, channels, 3, 3)
     shapes["scratch.output_conv.0"] = (channels, channels, 3, 3)
-    shapes["resize_layers.0"] = (taps[0], taps[0], 4, 4)
-    shapes["resize_layers.1"] = (taps[1], taps[1], 2, 2)
-    shapes["resize_layers.3"] = (taps[3], taps[3], 3, 3)
+    shapes["resize_layers.0"] = (out_indices[0], out_indices[0], 4, 4)
+    shapes["resize_layers.1"] = (out_indices[1], out_indices[1], 2, 2)
+    shapes["resize_layers.3"] = (out_indices[3], out_indices[3], 3, 3)
     state = {}
     torch.manual_seed(0)
     for name, shape in shapes.items():
         state[f"{name}.weight"] = torch.randn(shape) * np.prod(shape[1:]) ** -0.5
         state[f"{name}.bias"] = torch.randn(shape[0]) * 0.1
-    for i, tap in enumerate(taps):
+    for i, tap in enumerate(out_indices):
         state[f"scratch.layer{i + 1}_rn.weight"] = torch.randn(channels, tap, 3, 3) * 0.2
     return state
 
 
 def test_the_head_is_that_of_unimatch_v2():
     torch = pytest.importorskip("torch")
-    width, channels, taps, classes = 6, 8, (4, 5, 6, 7), 3
-    state = head_state(torch, width, channels, taps, classes)
-    maps = [torch.randn(2, width, 3, 5) for _ in taps]
+    width, channels, out_indices, classes = 6, 8, (4, 5, 6, 7), 3
+    state = head_state(torch, width, channels, out_indices, classes)
+    maps = [torch.randn(2, width, 3, 5) for _ in out_indices]
     expected = torch_head(torch, maps, state, 14)
-    head = DPTHead(classes, channels=channels, tap_channels=taps)
+    head = DPTHead(classes, channels=channels, out_channels=out_indices)
     features = Features(maps=tuple(jnp.asarray(nhwc(x.numpy())) for x in maps))
     tree = import_unimatch_v2({f"head.{k}": v.numpy() for k, v in state.items()}, num_heads=1)
     params = tree["params"]["decoder"]
@@ -196,8 +196,8 @@ def test_published_sizes(size, millions):
 
 
 def test_bfloat16_gives_float32_logits():
-    head = DPTHead(3, channels=4, tap_channels=(2, 2, 2, 2), patch_size=4, dtype=jnp.bfloat16)
-    model = Segmenter(small(depth=4, taps=(0, 1, 2, 3), dtype=jnp.bfloat16), head, crop=12)
+    head = DPTHead(3, channels=4, out_channels=(2, 2, 2, 2), patch_size=4, dtype=jnp.bfloat16)
+    model = Segmenter(small(depth=4, out_indices=(0, 1, 2, 3), dtype=jnp.bfloat16), head, crop=12)
     logits, variables = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, 12, 12, 3)), None)
     )
@@ -210,7 +210,7 @@ def test_wrong_taps_and_names_say_why():
     with pytest.raises(ValueError, match="takes four maps on one grid, the encoder gives 2"):
         DPTHead(2).init(jax.random.key(0), features)
     with pytest.raises(ValueError, match="name one or more of 0 … the last block=2"):
-        jax.eval_shape(small(taps=(3,)).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        jax.eval_shape(small(out_indices=(3,)).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     with pytest.raises(ValueError, match=r"v2\.pth has tensors of unknown name: register_tokens"):
         import_dinov2({"register_tokens": np.ones(1)}, num_heads=1, source="v2.pth")
     with pytest.raises(ValueError, match=r"v2\.pth has tensors of unknown name: neck\.weight"):

@@ -28,7 +28,7 @@ def golden_tower(golden):
         depth=kwargs["depth"],
         num_heads=kwargs["num_heads"],
         mlp_dim=int(kwargs["mlp_ratio"] * kwargs["embed_dim"]),
-        taps=tuple(sorted(wrapper["out_indices"])),
+        out_indices=tuple(sorted(wrapper["out_indices"])),
         stochastic_depth=wrapper["drop_path_rate"],
         eps=golden.meta["norm_eps"],
     )
@@ -51,7 +51,7 @@ def test_maps_and_class_token_as_published():
     assert golden.meta["inputs"]
     for name in golden.meta["inputs"]:
         features = encode({"params": params}, nhwc(golden[f"in/{name}/img"]))
-        assert len(features.maps) == len(tower.taps)
+        assert len(features.maps) == len(tower.out_indices)
         for i, ours in enumerate(features.maps):
             assert_close(ours, nhwc(golden[f"out/{name}/feat{i}"]), TOLERANCE, f"{name} feat{i}")
         assert_close(features.pooled, golden[f"out/{name}/cls"], TOLERANCE, f"{name} cls")
@@ -70,7 +70,7 @@ def test_published_sizes():
 
 def small(**changes):
     options = {"patch_size": 4, "width": 16, "depth": 3, "num_heads": 2, "mlp_dim": 32}
-    return ImageNetViT(**{**options, "grid": (2, 2), "taps": (0, 2), **changes})
+    return ImageNetViT(**{**options, "grid": (2, 2), "out_indices": (0, 2), **changes})
 
 
 def test_numbers_are_those_of_another_library():
@@ -103,7 +103,7 @@ def test_numbers_are_those_of_another_library():
 def test_stochastic_depth_acts_only_in_training_with_a_key():
     image = jax.random.normal(jax.random.key(1), (64, 8, 8, 3))
     tower, saving = (
-        small(depth=2, taps=(0, 1), stochastic_depth=0.5, remat=remat)
+        small(depth=2, out_indices=(0, 1), stochastic_depth=0.5, remat=remat)
         for remat in ("none", "blocks")
     )
     variables = drawn(tower, image)
@@ -148,4 +148,4 @@ def test_a_position_table_is_resized_at_load_and_unknown_names_are_listed():
 
 def test_taps_that_are_no_blocks_are_an_error():
     with pytest.raises(ValueError, match="name one or more of 0 … the last block=2"):
-        jax.eval_shape(small(taps=(3,)).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        jax.eval_shape(small(out_indices=(3,)).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

@@ -117,7 +117,7 @@ CITYSCAPES = {
 }
 
 
-def vit_b16(crop, taps):
+def vit_b16(crop, out_indices):
     return VisionTransformer(
         patch_size=16,
         width=768,
@@ -126,7 +126,7 @@ def vit_b16(crop, taps):
         mlp_dim=3072,
         out_dim=512,
         grid=(crop // 16, crop // 16),
-        taps=taps,
+        out_indices=out_indices,
     )
 
 
@@ -171,7 +171,7 @@ def tiny_model(**changes):
         mlp_dim=16,
         out_dim=16,
         grid=(4, 4),
-        taps=(0, 2),
+        out_indices=(0, 2),
     )
     decoder = DeepLabHead(num_classes=3, channels=8, low_channels=4)
     return Segmenter(backbone=tower, decoder=decoder, crop=16, **changes)

@@ -60,7 +60,9 @@ def test_evaluation_and_perturbation_as_published(golden):
 
     @jax.jit
     def run(image):
-        every = golden_model(golden, taps=(0, 1, 2, 3)).apply(variables, image, method="encode")
+        every = golden_model(golden, out_indices=(0, 1, 2, 3)).apply(
+            variables, image, method="encode"
+        )
         features = model.apply(variables, image, method="encode")
         other = perturb(features, masks, rate=0.5)
         size = image.shape[1:3]
@@ -130,7 +132,7 @@ def test_stages_of_several_blocks_are_those_of_torch(dilated):
         blocks=(2, 1, 2, 3),
         channels=(4, 8, 8, 12),
         dilated=dilated,
-        taps=(0, 1, 2, 3),
+        out_indices=(0, 1, 2, 3),
     )
     image = np.random.default_rng(0).normal(size=(1, 45, 66, 3)).astype(np.float32)
     variables = drawn(model, image)
@@ -200,8 +202,11 @@ def test_another_stem_is_named():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"taps": (0, 4)}, r"taps=\(0, 4\): name one or more of 0 … the last stage=3"),
-        ({"taps": (3, 0)}, "must ascend"),
+        (
+            {"out_indices": (0, 4)},
+            r"out_indices=\(0, 4\): name one or more of 0 … the last stage=3",
+        ),
+        ({"out_indices": (3, 0)}, "must ascend"),
         ({"dilated": (True,)}, "do not describe the same stages"),
     ],
 )
@@ -212,7 +217,9 @@ def test_an_encoder_that_cannot_be_built_says_why(changes, sentence):
 
 def test_bfloat16_keeps_statistics_and_logits_in_float32():
     model = Segmenter(
-        ResNet(blocks=(1, 1), channels=(4, 8), dilated=(False,), taps=(0, 1), dtype=jnp.bfloat16),
+        ResNet(
+            blocks=(1, 1), channels=(4, 8), dilated=(False,), out_indices=(0, 1), dtype=jnp.bfloat16
+        ),
         DeepLabHead(3, channels=8, low_channels=4, dtype=jnp.bfloat16),
         crop=16,
     )

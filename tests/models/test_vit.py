@@ -26,14 +26,14 @@ def build(kwargs: dict, out_dim: int) -> VisionTransformer:
         mlp_dim=kwargs["mlp_ratio"] * width,
         out_dim=out_dim,
         grid=tuple(side // patch for side in kwargs["img_size"]),
-        taps=(depth,) if indices is None else tuple(sorted(indices)),
+        out_indices=(depth,) if indices is None else tuple(sorted(indices)),
         eps=kwargs["norm_cfg"]["eps"],
     )
 
 
 def small(**changes) -> VisionTransformer:
     options = dict(patch_size=4, width=16, depth=2, num_heads=2, mlp_dim=32, out_dim=8)  # noqa: C408
-    return VisionTransformer(**{**options, "grid": (2, 3), "taps": (0, 2), **changes})
+    return VisionTransformer(**{**options, "grid": (2, 3), "out_indices": (0, 2), **changes})
 
 
 def drawn(module, example):
@@ -137,9 +137,9 @@ def test_query_and_key_of_the_last_block_get_no_gradient_from_the_maps():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"taps": (0, 3)}, r"taps=\(0, 3\): name one or more of 0 … depth=2"),
-        ({"taps": ()}, r"taps=\(\): name one or more"),
-        ({"taps": (2, 0)}, r"taps=\(2, 0\) must ascend"),
+        ({"out_indices": (0, 3)}, r"out_indices=\(0, 3\): name one or more of 0 … depth=2"),
+        ({"out_indices": ()}, r"out_indices=\(\): name one or more"),
+        ({"out_indices": (2, 0)}, r"out_indices=\(2, 0\) must ascend"),
         ({"num_heads": 3}, "num_heads=3 does not divide width=16"),
     ],
 )

@@ -31,7 +31,7 @@ def golden_tower(golden, **overrides):
         out_dim=kwargs["output_dim"],
         grid=(kwargs["input_resolution"] // patch,) * 2,
         # A single level means the dense embedding, whatever its number.
-        taps=(depth,) if len(indices) == 1 else tuple(sorted(indices)),
+        out_indices=(depth,) if len(indices) == 1 else tuple(sorted(indices)),
         prompts=kwargs["num_tokens"],
         prompt_depth=kwargs["total_d_layer"],
     )
@@ -134,7 +134,7 @@ def published():
         mlp_dim=3072,
         out_dim=512,
         grid=(32, 32),
-        taps=(12,),
+        out_indices=(12,),
     )
     return Segmenter(tower, MaskDecoder(), crop=512)
 
@@ -156,7 +156,13 @@ def test_published_sizes():
 
 def small(**changes):
     options = dict(patch_size=4, width=16, depth=2, num_heads=2, mlp_dim=32, out_dim=8)  # noqa: C408
-    more = {"grid": (2, 3), "taps": (2,), "prompts": 2, "prompt_depth": 1, "prompt_dropout": 0.5}
+    more = {
+        "grid": (2, 3),
+        "out_indices": (2,),
+        "prompts": 2,
+        "prompt_depth": 1,
+        "prompt_dropout": 0.5,
+    }
     return PromptedVisionTransformer(**{**options, **more, **changes})
 
 
@@ -216,7 +222,7 @@ def test_bfloat16_gives_float32_masks():
     ("changes", "sentence"),
     [
         ({"prompt_depth": 2}, "choose at least one prompt, and 1 to 1 blocks after the first"),
-        ({"taps": (3,)}, r"name one or more of 0 … depth=2"),
+        ({"out_indices": (3,)}, r"name one or more of 0 … depth=2"),
         ({"patch_size": 9}, "has no whole patch of 9 pixels"),
     ],
 )

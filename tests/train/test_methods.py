@@ -16,7 +16,7 @@ from semivl_jax.train.checkpoint import Checkpoints, Progress
 from semivl_jax.train.step import train_step
 
 STEPS = 20
-DEEPLAB = {"model.decoder": "deeplab", "model.taps": (1, 2), "method.guidance": False}
+DEEPLAB = {"model.decoder": "deeplab", "model.out_indices": (1, 2), "method.guidance": False}
 ENCODER = {
     "model.init": "random",
     "model.finetune": "all",
@@ -25,14 +25,14 @@ ENCODER = {
 }
 METHODS = {
     "semivl": {"method.teacher": "student", "method.partner": "same_image"},
-    "semivl_conv_encoder": {"model.conv_encoder": "resnet101_v1c", "model.taps": (1, 2)},
+    "semivl_conv_encoder": {"model.conv_encoder": "resnet101_v1c", "model.out_indices": (1, 2)},
     "unimatch": DEEPLAB,
     "fixmatch": {**DEEPLAB, "method.strong_views": 1, "method.perturbation": "none"},
     "unimatch_v2": {**DEEPLAB, "method.perturbation": "complementary"},
     "supervised": {**DEEPLAB, "method.semi_supervised": False},
     "zegclip": {
         "model.backbone": "prompted_clip_vit",
-        "model.taps": (2,),
+        "model.out_indices": (2,),
         "model.finetune": "prompts",
         "model.decoder": "atm",
         "method.criterion": "focal_dice",
@@ -48,14 +48,14 @@ METHODS = {
     "unimatch_vit": {
         **ENCODER,
         "model.backbone": "imagenet_vit",
-        "model.taps": (1, 3),
+        "model.out_indices": (1, 3),
         "model.decoder": "deeplab",
         "method.dropout_passes": "all",
     },
     "unimatch_v2_dinov2": {
         **ENCODER,
         "model.backbone": "dinov2_vits14",
-        "model.taps": (0, 1, 2, 3),
+        "model.out_indices": (0, 1, 2, 3),
         "model.decoder": "dpt",
         "method.perturbation": "complementary",
         "method.criterion": "ohem",

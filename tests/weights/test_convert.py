@@ -119,7 +119,14 @@ def test_command_line(tmp_path):
     assert "recognised: CLIP of OpenAI" in done.stdout
     assert f"--config.model.weights={out}" in done.stdout
     tower = VisionTransformer(
-        patch_size=4, width=64, depth=2, num_heads=1, mlp_dim=256, out_dim=8, grid=(3, 3), taps=(2,)
+        patch_size=4,
+        width=64,
+        depth=2,
+        num_heads=1,
+        mlp_dim=256,
+        out_dim=8,
+        grid=(3, 3),
+        out_indices=(2,),
     )
     shapes = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
