@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from semivl_jax.evaluation import sliding_window
 from semivl_jax.experiment import profiling
-from semivl_jax.text import embeddings
+from semivl_jax.text import class_names
 
 FITTING: dict[str, dict[str, tuple[str, ...]]] = {
     "clip_vit": {"decoder": ("vlg", "deeplab"), "finetune": ("spatial", "all", "none")},
@@ -47,8 +47,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.remat": ("none", "dots", "blocks"),
     "model.guidance_dtype": ("float32", "bfloat16"),
     "vlg_decoder.remat": ("none", "blocks"),
-    "text.decoder": embeddings.MODES,
-    "text.guidance": embeddings.MODES,
+    "text.decoder": class_names.MODES,
+    "text.guidance": class_names.MODES,
     "method.teacher": ("ema", "student"),
     "method.ema_dtype": ("float32", "bfloat16"),
     "method.partner": ("batch", "same_image"),
