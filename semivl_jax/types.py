@@ -11,6 +11,7 @@ pixel is padding and must not count.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -29,6 +30,22 @@ PyTree = Any
 Key = jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A stream of images that a method wants beside the labelled crops.
+
+    name: key in `Batch.streams`.
+    crops: crops of the same photo per step; more than one are independent draws of scale and place.
+    source: "unlabelled" (the run's own unlabelled images), or the name of a further image source.
+    labels: whether stored label maps come along.
+    """
+
+    name: str
+    crops: int = 1
+    source: str = "unlabelled"
+    labels: bool = False
+
+
 @struct.dataclass
 class LabelledBatch:
     """Labelled crops as the host sends them; the label is 255 where void or padding."""
@@ -38,20 +55,20 @@ class LabelledBatch:
 
 
 @struct.dataclass
-class UnlabelledBatch:
-    """Unlabelled crops; `size` = (rows, columns) that are image, the rest is padding right and below."""
+class ImageBatch:
+    """Crops of a stream; `size` = (rows, columns) that are image, the rest is padding right and below."""
 
     image: UInt8[Array, "b s s 3"]
     size: Int32[Array, "b 2"]
+    label: UInt8[Array, "b s s"] | None = None
 
 
 @struct.dataclass
 class Batch:
-    """One training step's data. `partner` is None where the partner is the reversed batch."""
+    """One training step's data; the second crop of the stream NAME is called "NAME.1", and so on."""
 
     labelled: LabelledBatch
-    unlabelled: UnlabelledBatch | None = None
-    partner: UnlabelledBatch | None = None
+    streams: dict[str, ImageBatch] = struct.field(default_factory=dict)
 
 
 @struct.dataclass

@@ -55,7 +55,7 @@ def report(experiment: Experiment) -> str:
         per_device += sizes["parameters"] + sizes["average (EMA)"] + sizes["frozen CLIP and text"]
     per_device += (images_kept + backward / config.accumulation) / sharding.batch_shards(mesh)
     length = experiment.clock.total_steps
-    images = f"{config.batch} + {config.batch}" if batch.unlabelled is not None else config.batch
+    images = f"{config.batch} + {config.batch}" if batch.streams else config.batch
     lines = [
         _modules(params),
         "",

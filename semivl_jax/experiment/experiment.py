@@ -33,7 +33,7 @@ from semivl_jax.train import distributed, sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import Clock
 from semivl_jax.train.recipe import Parts
-from semivl_jax.types import Batch, ClassText, PyTree
+from semivl_jax.types import Batch, ClassText, PyTree, Stream
 from semivl_jax.weights import outline as outline_lib
 from semivl_jax.weights import towers as towers_lib
 from tfds_builders import builders, common
@@ -130,14 +130,17 @@ class Experiment:
             scale_min=settings.scale_min,
             scale_max=settings.scale_max,
         )
+        streams = ()
+        if method.semi_supervised:
+            streams = (Stream("unlabelled", crops=2 if method.partner == "same_image" else 1),)
         return TrainPipeline(
             data.train,
             data.split.labelled,
-            data.split.unlabelled if method.semi_supervised else (),
+            data.split.unlabelled,
+            streams=streams,
             batch=self.config.batch,
             geometry=geometry,
             seed=self.config.seed,
-            partner=method.partner,
             workers=settings.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -22,7 +22,7 @@ from semivl_jax.train import optimizer
 from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.recipe import Parts, Recipe
-from semivl_jax.types import Batch, ClassText, LabelledBatch, PyTree, UnlabelledBatch
+from semivl_jax.types import Batch, ClassText, ImageBatch, LabelledBatch, PyTree
 
 
 def guided(config: ConfigDict) -> bool:
@@ -114,13 +114,10 @@ def abstract_batch(config: ConfigDict) -> Batch:
     b, s, method = config.batch, config.data.crop, config.method
     image = jax.ShapeDtypeStruct((b, s, s, 3), jnp.uint8)
     label = jax.ShapeDtypeStruct((b, s, s), jnp.uint8)
-    unlabelled = UnlabelledBatch(image=image, size=jax.ShapeDtypeStruct((b, 2), jnp.int32))
+    crops = ImageBatch(image=image, size=jax.ShapeDtypeStruct((b, 2), jnp.int32))
     own_partner = method.semi_supervised and method.partner == "same_image"
-    return Batch(
-        labelled=LabelledBatch(image=image, label=label),
-        unlabelled=unlabelled if method.semi_supervised else None,
-        partner=unlabelled if own_partner else None,
-    )
+    names = ("unlabelled", "unlabelled.1")[: method.semi_supervised * (1 + own_partner)]
+    return Batch(LabelledBatch(image=image, label=label), dict.fromkeys(names, crops))
 
 
 @functools.partial(jax.jit, static_argnames=("segmenter", "seed"))

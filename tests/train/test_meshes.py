@@ -31,9 +31,9 @@ from semivl_jax.types import (
     Batch,
     ClassText,
     Features,
+    ImageBatch,
     LabelledBatch,
     PseudoLabels,
-    UnlabelledBatch,
     Views,
 )
 
@@ -70,17 +70,17 @@ def batch_of(built, seed):
         return put(rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8))
 
     def unlabelled():
-        return UnlabelledBatch(
+        return ImageBatch(
             image(), put(rng.integers(SIZE - 4, SIZE + 1, (BATCH, 2)).astype(np.int32))
         )
 
     labels = rng.integers(0, len(NAMES), (BATCH, SIZE, SIZE)).astype(np.uint8)
     labels[rng.random(labels.shape) < rng.random(BATCH)[:, None, None]] = 255
     own_partner = method.semi_supervised and method.partner == "same_image"
+    names = ("unlabelled", "unlabelled.1")[: method.semi_supervised * (1 + own_partner)]
     return Batch(
         labelled=LabelledBatch(image=image(), label=put(labels)),
-        unlabelled=unlabelled() if method.semi_supervised else None,
-        partner=unlabelled() if own_partner else None,
+        streams={name: unlabelled() for name in names},
     )
 
 

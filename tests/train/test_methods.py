@@ -92,7 +92,9 @@ def test_twenty_steps_are_finite_and_resume_exactly(method, shapes, tmp_path):
     place = sharding.batch_sharding(built.mesh)
 
     def train(state, start, stop):
-        with prefetch.feed(built.pipeline(data), start, sharding=place, ahead=1) as batches:
+        with prefetch.prefetch_to_device(
+            built.pipeline(data), start, sharding=place, ahead=1
+        ) as batches:
             for _ in range(start, stop):
                 state, metrics = step(built.constants, state, next(batches))
                 assert np.isfinite(metrics["loss"])

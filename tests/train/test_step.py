@@ -13,7 +13,7 @@ from semivl_jax.experiment import experiment, step_modules
 from semivl_jax.models import segmenter as segmenter_lib
 from semivl_jax.train import loop, programs, sharding
 from semivl_jax.train import step as step_lib
-from semivl_jax.types import Batch, LabelledBatch, UnlabelledBatch
+from semivl_jax.types import Batch, ImageBatch, LabelledBatch
 from semivl_jax.weights.tree import flatten
 
 INFO = DatasetInfo(
@@ -44,16 +44,16 @@ def batch_of(built, *, label=None, seed=0):
 
     def unlabelled():
         size = np.tile(np.array([[SIZE, SIZE - 4]], np.int32), (b, 1))
-        return UnlabelledBatch(image=image(), size=place(size))
+        return ImageBatch(image=image(), size=place(size))
 
     labels = rng.integers(0, 3, (b, SIZE, SIZE), np.uint8)
     if label is not None:
         labels[:] = label
     own_partner = method.semi_supervised and method.partner == "same_image"
+    names = ("unlabelled", "unlabelled.1")[: method.semi_supervised * (1 + own_partner)]
     return Batch(
         labelled=LabelledBatch(image=image(), label=place(labels)),
-        unlabelled=unlabelled() if method.semi_supervised else None,
-        partner=unlabelled() if own_partner else None,
+        streams={name: unlabelled() for name in names},
     )
 
 

@@ -45,13 +45,12 @@ def make_views(key: Key, batch: Batch, *, flip: bool = True) -> Views:
         flipped = _draw_flips(_keys_for(key, "labelled")[0], image.shape[0])
         image, label = flip_where(flipped, image), flip_where(flipped, label)
     views = Views(x=normalize(image.astype(jnp.float32)), y=label)
-    if batch.unlabelled is None:
+    if not batch.streams:
         return views
 
     # Both streams (and both boxes) go through one vmapped function: half the program to compile.
-    streams = {"unlabelled": batch.unlabelled}
-    if batch.partner is not None:
-        streams["partner"] = batch.partner
+    names = {"unlabelled": "unlabelled", "unlabelled.1": "partner"}
+    streams = {names[name]: batch.streams[name] for name in names if name in batch.streams}
     drawn = jax.vmap(lambda *arrays: _stream_views(*arrays, flip=flip))(
         _keys_for(key, *streams),
         jnp.stack([stream.image for stream in streams.values()]),
@@ -61,7 +60,7 @@ def make_views(key: Key, batch: Batch, *, flip: bool = True) -> Views:
         name: UnlabelledViews(**{part: array[i] for part, array in drawn.items()})
         for i, name in enumerate(streams)
     }
-    count, size = batch.unlabelled.image.shape[:2]
+    count, size = batch.streams["unlabelled"].image.shape[:2]
     boxes = jax.vmap(lambda one: cutmix.cutmix_boxes(one, count, size=size))
     box1, box2 = boxes(_keys_for(key, "box1", "box2"))
     return views.replace(

@@ -98,8 +98,9 @@ def test_label_flips_with_its_image():
 def test_padding_flips_with_its_image():
     data = batch()
     made = make(KEY, data).unlabelled
-    source = np.asarray(data.unlabelled.image, np.float64)
-    for i, (rows, columns) in enumerate(np.asarray(data.unlabelled.size)):
+    crops = data.streams["unlabelled"]
+    source = np.asarray(crops.image, np.float64)
+    for i, (rows, columns) in enumerate(np.asarray(crops.size)):
         ignore = np.ones((12, 12), bool)
         ignore[:rows, :columns] = False
         if np.allclose(levels(made.w[i]), source[i], atol=0.01):
@@ -114,7 +115,9 @@ def test_without_flip_nothing_moves():
     data = batch()
     made = make(KEY, data, flip=False)
     np.testing.assert_array_equal(made.y, data.labelled.label)
-    np.testing.assert_allclose(levels(made.unlabelled.w), data.unlabelled.image, atol=0.01)
+    np.testing.assert_allclose(
+        levels(made.unlabelled.w), data.streams["unlabelled"].image, atol=0.01
+    )
 
 
 def test_without_partner_everything_else_stays():
@@ -125,7 +128,7 @@ def test_without_partner_everything_else_stays():
 
 
 def test_labelled_only():
-    made = make(KEY, batch().replace(unlabelled=None, partner=None))
+    made = make(KEY, batch().replace(streams={}))
     assert made.unlabelled is None
     assert made.partner is None
     assert made.box1 is None
@@ -134,7 +137,7 @@ def test_labelled_only():
 
 def test_streams_views_and_boxes_are_independent():
     data = batch()
-    made = make(KEY, data.replace(partner=data.unlabelled))
+    made = make(KEY, data.replace(streams=dict.fromkeys(data.streams, data.streams["unlabelled"])))
     assert not np.array_equal(made.unlabelled.w, made.partner.w)
     assert not np.array_equal(made.unlabelled.s1, made.unlabelled.s2)
     assert not np.array_equal(made.box1, made.box2)
