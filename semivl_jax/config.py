@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from semivl_jax import utils
 from semivl_jax.evaluation import sliding_window
-from semivl_jax.text import embeddings
+from semivl_jax.text import class_names
 from semivl_jax.train import methods
 
 
@@ -237,8 +237,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.remat": ("none", "dots", "blocks"),
     "model.guidance_dtype": ("float32", "bfloat16"),
     "vlg_decoder.remat": ("none", "blocks"),
-    "text.decoder": embeddings.MODES,
-    "text.guidance": embeddings.MODES,
+    "text.decoder": class_names.MODES,
+    "text.guidance": class_names.MODES,
     "optim.lr_scaling": ("none", "linear"),
     "optim.name": ("adamw", "sgd"),
     "evaluation.mode": sliding_window.MODES,

@@ -22,7 +22,16 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 # All rooms but `types` and the structs of `train`, which also hold abstract arrays (eval_shape) and trees of
 # other leaves (tree.map) that no shape annotation fits.
-ROOMS = ("models", "data", "text", "weights", "evaluation", "experiment", "reporting", "train.augment")
+ROOMS = (
+    "models",
+    "data",
+    "text",
+    "weights",
+    "evaluation",
+    "experiment",
+    "reporting",
+    "train.augment",
+)
 TRAIN = (
     "distributed",
     "ema",

@@ -28,7 +28,7 @@ from semivl_jax.experiment import init_weights, step_modules
 from semivl_jax.models import build as build_lib
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.models.zegclip import PromptedVisionTransformer
-from semivl_jax.text import class_names, class_text, embeddings
+from semivl_jax.text import class_names, class_text
 from semivl_jax.train import distributed, methods, sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import LoopSchedule
@@ -297,7 +297,7 @@ def _clip_parts(
     def text(mode: str) -> ClassText:
         if tower is None:  # rows of the right number and length, meaning nothing
             width = clip.text["out_dim"]
-            return embeddings.class_text(
+            return class_text.embed_classes(
                 info, mode=mode, embed=lambda rows: np.ones((len(rows), width))
             )
         return class_text.class_text(info, mode=mode, tower=tower, cache=config.text.cache)

@@ -199,7 +199,9 @@ def _named(config: ConfigDict) -> str:
 def _batches(experiment: Experiment, data: Data, start: int) -> Iterator[Iterator[Batch]]:
     place = sharding.batch_sharding(experiment.mesh)
     ahead = experiment.config.data.prefetch
-    with prefetch.feed(experiment.pipeline(data), start, sharding=place, ahead=ahead) as batches:
+    with prefetch.prefetch_to_device(
+        experiment.pipeline(data), start, sharding=place, ahead=ahead
+    ) as batches:
         yield batches
 
 

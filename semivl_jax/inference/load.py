@@ -20,7 +20,7 @@ from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.segmenter import Segmenter
 from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.text import class_text, embeddings
+from semivl_jax.text import class_names, class_text
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import towers
 from semivl_jax.weights.tree import check
@@ -59,7 +59,7 @@ class Model:
 def open_model(
     source: str | Path,
     *,
-    classes: class_text.Classes | None = None,
+    classes: class_names.Classes | None = None,
     definitions: str | None = None,
     cache: str = class_text.CACHE,
     window: int | None = None,
@@ -72,9 +72,9 @@ def open_model(
     Raises:
       ValueError: nothing usable there, classes that cannot be read, or a model whose classes are fixed.
     """
-    if definitions is not None and definitions not in embeddings.MODES:
+    if definitions is not None and definitions not in class_names.MODES:
         raise ValueError(
-            f"definitions={definitions!r} is unknown; choose one of {', '.join(embeddings.MODES)}"
+            f"definitions={definitions!r} is unknown; choose one of {', '.join(class_names.MODES)}"
         )
     if str(source).startswith(CLIP):
         weights = str(source).removeprefix(CLIP)
@@ -121,7 +121,7 @@ def least_side(segmenter: Segmenter) -> int:
 
 
 def _text(
-    served: bundle.Served, classes: class_text.Classes | None, definitions: str | None, cache: str
+    served: bundle.Served, classes: class_names.Classes | None, definitions: str | None, cache: str
 ) -> tuple[DatasetInfo, ClassText | None]:
     if classes is None and definitions is None:
         return served.info, served.text
@@ -139,7 +139,7 @@ def _text(
     info = (
         served.info
         if classes is None
-        else _described(class_text.read_classes(classes), served.info)
+        else _described(class_names.read_classes(classes), served.info)
     )
     mode = definitions or served.config.text.decoder
     return info, class_text.class_text(info, mode=mode, tower=served.tower, cache=cache)
@@ -156,13 +156,13 @@ def _described(asked: DatasetInfo, known: DatasetInfo) -> DatasetInfo:
 
 
 def _zero_shot(
-    weights: str, classes: class_text.Classes | None, mode: str, cache: str, window: int | None
+    weights: str, classes: class_names.Classes | None, mode: str, cache: str, window: int | None
 ) -> Model:
     """The frozen CLIP: every pixel takes the class whose words it is closest to (METHOD 2 and 4.3)."""
     if classes is None:
         raise ValueError(f"{CLIP}{weights} knows no classes of its own; name some with --classes")
     clip = towers.load(weights, "clip_vit_b16")
-    info = class_text.read_classes(classes)
+    info = class_names.read_classes(classes)
     text = class_text.class_text(info, mode=mode, tower=class_text.TextTower.of(clip), cache=cache)
     patch = clip.image["patch_size"]
     rows = clip.image_params["pos_embedding"].shape[1]

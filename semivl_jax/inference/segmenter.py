@@ -27,7 +27,7 @@ from semivl_jax.data import images as images_lib
 from semivl_jax.evaluation import visualize
 from semivl_jax.evaluation.predict_windows import Predictor
 from semivl_jax.inference import load as load_lib
-from semivl_jax.text import class_text
+from semivl_jax.text import class_names, class_text
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -118,7 +118,7 @@ class Segmenter:
         cls,
         source: str | os.PathLike[str],
         *,
-        classes: class_text.Classes | None = None,
+        classes: class_names.Classes | None = None,
         definitions: str | None = None,
         device: str | None = None,
         batch: int | None = None,

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array
 
 from semivl_jax.models.mesh_axes import AXES, BATCH, FSDP
 from semivl_jax.types import PyTree

@@ -111,7 +111,7 @@ def test_four_steps_are_finite_and_resume_exactly(case, shapes, tmp_path):
 
     def train(state, start, stop):
         pipeline = built.pipeline(data)
-        with prefetch.prefetch(pipeline, start, sharding=place, ahead=1) as batches:
+        with prefetch.prefetch_to_device(pipeline, start, sharding=place, ahead=1) as batches:
             for _ in range(start, stop):
                 state, metrics = step(built.frozen, state, next(batches))
                 assert np.isfinite(metrics["loss"])
