@@ -157,7 +157,7 @@ def test_known_classes_keep_their_definitions_and_given_ones_win(folder):
 
 
 def test_a_decoder_of_fixed_classes_refuses_others(tmp_path):
-    served.make(tmp_path, model__decoder="deeplab", model__taps=(0, 2))
+    served.make(tmp_path, model__decoder="deeplab", model__out_indices=(0, 2))
     assert Segmenter.load(tmp_path, cache="")(photo()).scores.shape == (40, 48, 3)
     for options in ({"classes": ["a"]}, {"definitions": "concept"}):
         with pytest.raises(ValueError, match=r"'deeplab', which knows the classes of its training"):
