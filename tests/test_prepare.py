@@ -1,5 +1,6 @@
 """`prepare` as a user runs it, and a training's view of a public data set."""
 
+import functools
 import subprocess
 import sys
 
@@ -26,18 +27,14 @@ def server():
 def run(server, tmp_path, capsys, monkeypatch):
     """`run(arguments)` → (exit code, what was printed); published lists are those of the server."""
     line = b"train/x.png masks/x.png\n"
-    for dataset, lists in published_splits.LABELLED.items():
-        folder = published_splits.FOLDERS[dataset]
-        for name in lists:
-            server.files[f"{folder}/{name}/labeled.txt"] = line
-            monkeypatch.setitem(
-                lists, name, published_splits.PublishedList(1, archive_files.sha256(line))
-            )
+    pinned = published_splits.PublishedList(1, archive_files.sha256(line))
+    for dataset, path in published_splits.LISTS:
+        server.files[f"{published_splits.FOLDERS[dataset]}/{path}"] = line
+        monkeypatch.setitem(published_splits.LISTS, (dataset, path), pinned)
 
-    def make(dataset, *, data_dir, manual_dir):
-        return archive_files.builder(
-            dataset, archive_files.contents(dataset), server, data_dir, manual_dir=manual_dir
-        )
+    def make(dataset):
+        contents = archive_files.contents(dataset)
+        return functools.partial(archive_files.builder, dataset, contents, server)
 
     def call(*arguments):
         argv = [*arguments, f"--data_dir={tmp_path}"]

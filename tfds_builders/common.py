@@ -23,13 +23,13 @@ import errno
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from semivl_jax import utils
 from semivl_jax.data import download, images
@@ -38,9 +38,6 @@ from semivl_jax.data.dataset_info import DatasetInfo
 PARTS = ("train", "validation")
 
 _NOTES = ("ids", "pixels", "sizes")
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class UnusableError(ValueError):
@@ -99,7 +96,7 @@ def features() -> tfds.features.FeaturesDict:
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Base of all builders.
 
-    A data set implements `about` (classes and words) and `_split_generators`, which returns
+    A data set implements `about` (its classes) and `_split_generators`, which returns
     `{"train": self.write("train", samples), "validation": self.write("validation", samples)}` with
     iterables of `Sample`. Ids must be unique within a part.
     """
@@ -159,7 +156,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         problems: list[UnusableError] = []
         total = self.expected_sizes.get(part)
         with utils.Progress(f"{self.name}, {part}", total=total, unit="images") as shown:
-            for found in ordered_map(lambda sample: _inspected(sample, about), samples):
+            for found in utils.ordered_map(lambda sample: _inspected(sample, about), samples):
                 shown.update()
                 if isinstance(found, tuple):
                     problems += found
@@ -176,7 +173,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 notes["sizes"].append(list(found.size))
                 yield len(seen) - 1, _record(sample)
         if problems:
-            others = ordered_map(lambda sample: _inspected(sample, about), then)
+            others = utils.ordered_map(lambda sample: _inspected(sample, about), then)
             _raise_all(
                 problems + [p for found in others if isinstance(found, tuple) for p in found]
             )
@@ -187,25 +184,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     def _generate_examples(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("builders return self.write(...) from _split_generators")
-
-
-def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None
-) -> Iterator[R]:
-    """`map` in threads that keeps the order and looks only a few items ahead."""
-    workers = workers or min(16, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        pending: collections.deque = collections.deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _record(sample: Sample) -> dict[str, Any]:
@@ -244,46 +222,38 @@ def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
     """Decode a sample once; return it with its bytes, its size, and the pixels of every label value.
 
     Raises:
-      UnusableError: an image or label that `data.host` cannot decode, a label of another size than its
-        image, or with values that are neither a class nor the ignore value.
+      UnusableError: an image or label that `data.images` cannot decode, a label of another size than its
+        image, or with values that are neither a class nor 255.
     """
     origin = sample.origin or sample.id
-    data, image = _decode(sample.image, images.decode_image, f"image {origin}")
-    sample = dataclasses.replace(sample, image=data)
-    if sample.label is None:
-        return Inspected(sample, image.shape[:2], None)
-    data, label = _decode(sample.label, images.decode_label, f"label of {origin}")
-    if label.shape != image.shape[:2]:
-        (rows, columns), (height, width) = label.shape, image.shape[:2]
-        turned = " (perhaps only one of them was turned upright)" * (
-            (columns, rows) == (height, width)
-        )
-        raise UnusableError(
-            f"label of {origin}",
-            f"is {columns}x{rows} pixels but the image is {width}x{height}{turned}; give both the same "
-            "size",
-        )
+    what = f"image {origin}"
+    try:
+        data = _read(sample.image)
+        image = images.decode_image(data)
+        sample = dataclasses.replace(sample, image=data)
+        if sample.label is None:
+            return Inspected(sample, image.shape[:2], None)
+        what = f"label of {origin}"
+        data = _read(sample.label)
+        label = images.decode_label(data)
+        images.check_pair(image, label)
+        images.check_labels(label, num_classes=about.num_classes)
+    except (ValueError, OSError) as error:
+        raise UnusableError(what, f"cannot be used: {error}") from error
     counts = np.bincount(label.reshape(-1), minlength=256)
-    for value in np.flatnonzero(counts):
-        if value >= about.num_classes and value != about.ignore:
-            raise UnusableError(
-                f"label of {origin}",
-                f"has the value {value} in {counts[value]} pixels, but the classes "
-                f"are 0 to {about.num_classes - 1} and {about.ignore} is ignored; map the value to "
-                "one of these or correct the label",
-            )
     present = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
     return Inspected(dataclasses.replace(sample, label=data), image.shape[:2], present)
 
 
-def _decode(
-    encoded: bytes | os.PathLike, decode: Callable[[bytes], np.ndarray], what: str
-) -> tuple[bytes, np.ndarray]:
-    try:
-        data = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
-        return data, decode(data)
-    except (ValueError, OSError) as error:
-        raise UnusableError(what, f"cannot be used: {error}") from error
+def _read(encoded: bytes | os.PathLike) -> bytes:
+    return encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Pixels, uint8 [h, w] or RGB [h, w, 3], as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def prepare(builder: SegmentationBuilder) -> Path:

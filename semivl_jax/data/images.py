@@ -252,6 +252,10 @@ def check_pair(image: HostImage, label: HostLabel | None) -> None:
     """
     if label is not None and label.shape != image.shape[:2]:
         (rows, columns), (height, width) = label.shape, image.shape[:2]
+        turned = " (perhaps only one of them was turned upright)" * (
+            (columns, rows) == (height, width)
+        )
         raise ValueError(
-            f"label map of {columns}×{rows} pixels for an image of {width}×{height}; give both one size"
+            f"label map of {columns}×{rows} pixels for an image of {width}×{height}{turned}; give both one "
+            "size"
         )

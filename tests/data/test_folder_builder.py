@@ -50,7 +50,7 @@ def test_neither_preparing_nor_reading_needs_tensorflow(tmp_path):
 
 
 def test_preparing_shows_how_far_it_is(folder, monkeypatch, capfd):
-    monkeypatch.setattr(utils, "EVERY", 0.0)
+    monkeypatch.setattr(utils, "LINE_INTERVAL", 0.0)
     common.prepare(FolderSemi(folder, data_dir=folder.parent / "prepared"))
     said = capfd.readouterr().err
     assert re.search(r"^folder_semi\S*, train: 3 images, [\d.,]+/s$", said, re.MULTILINE), said
@@ -273,7 +273,10 @@ def _break_encoding(root):
     [
         (_break_classes, "has no classes.txt; write one class name per line"),
         (_break_image, "image .*train01.jpg cannot be used: .*; replace the file"),
-        (_break_size, "label of .*train01.jpg is 8x9 pixels but the image is 37x29; give both"),
+        (
+            _break_size,
+            "label of .*train01.jpg cannot be used: label map of 8×9 .* of 37×29; give",
+        ),
         (_break_colours, "train00.png cannot be used: .*colours instead of class indices"),
         (_break_names, "no mask for any training image .*masks/train/train00_mask.png"),
         (_break_validation, "validation image images/val/val00.jpg has no mask"),
@@ -329,6 +332,6 @@ def test_photos_are_turned_upright_before_sizes_are_compared(tmp_path):
     assert images.decode_image(source[0].image).shape == (24, 30, 3)
     Image.fromarray(np.zeros((30, 24), np.uint8)).save(root / "masks/train/train00.png")
     with pytest.raises(
-        ValueError, match=r"is 24x30 pixels but the image is 30x24 .perhaps only one"
+        ValueError, match=r"of 24×30 pixels for an image of 30×24 .perhaps only one"
     ):
         prepared(root)

@@ -27,12 +27,10 @@ def make(name, place):
     """The builder on its dummy data, which lie as unpacked archives do."""
     if name == "folder":
         return FolderSemi(FOLDER, data_dir=place), {"train": 4, "validation": 1}
-    files = published_builder(name, data_dir=place).FILES
-    unknown = tuple(dataclasses.replace(file, sha256="", size=0) for file in files)
-    builder = type(published_builder(name, data_dir=place))(
-        data_dir=place, manual_dir=dummy_data(name), files=unknown, sizes=SIZES
-    )
-    return builder, SIZES
+    builder = published_builder(name)
+    files = tuple(dataclasses.replace(file, sha256="", size=0) for file in builder.FILES)
+    options = {"manual_dir": dummy_data(name), "files": files, "sizes": SIZES}
+    return builder(data_dir=place, **options), SIZES
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "folder"])
