@@ -9,8 +9,7 @@ The two ways to scale (METHOD section 6):
     Pillow     bilinear with antialias for the image, nearest (pixel centres) for the label
 
 Nothing here is random and no function uses JAX; `window` draws scales and places and computes only the
-part of the scaled image that a crop shows. Errors do not name the file: whoever read the bytes knows its
-name and adds it.
+part of the scaled image that a crop shows. Errors do not name the file: the caller adds its name.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from PIL import Image, ImageOps
 from semivl_jax.data.dataset_info import IGNORE_INDEX
 
 HostImage = UInt8[np.ndarray, "h w 3"]
-# Letters of its own: a label of another size is the user's mistake, and the message says so.
+# Its own dimension names: labels of another size reach `check_pair`, which says so.
 HostLabel = UInt8[np.ndarray, "label_h label_w"]
 ScaledImage = UInt8[np.ndarray, "new_h new_w 3"]
 ScaledLabel = UInt8[np.ndarray, "new_h new_w"]

@@ -61,13 +61,6 @@ def test_a_list_file_of_the_published_form_means_the_same_images(toy_source, tmp
     assert "labelled images: the published list '92'" in splits.describe_split(toy_source, split)
 
 
-@pytest.mark.parametrize(
-    ("published", "message"),
-    [
-        (("train00", "2007_1"), r"split='92' names '2007_1' \(1 images in all\)"),
-        (("train00", "train00"), "list every image once"),
-    ],
-)
-def test_published_list_that_does_not_fit_the_data(toy_source, published, message):
-    with pytest.raises(ValueError, match=message):
-        splits.resolve_split(toy_source, "92", published=published)
+def test_published_list_that_does_not_fit_the_data(toy_source):
+    with pytest.raises(ValueError, match=r"split='92' names '2007_1' \(1 images in all"):
+        splits.resolve_split(toy_source, "92", published=("train00", "2007_1"))

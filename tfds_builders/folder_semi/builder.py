@@ -19,7 +19,7 @@ from semivl_jax import utils
 from semivl_jax.data import images
 from semivl_jax.data.dataset_info import DatasetInfo
 from tfds_builders import common
-from tfds_builders.folder_semi.scan import Found, parse_label_map, scan
+from tfds_builders.folder_semi.scan import FolderImage, parse_label_map, scan
 
 _AS_THEY_ARE = (".png", ".jpg", ".jpeg")
 
@@ -78,11 +78,11 @@ class FolderSemi(common.SegmentationBuilder):
             "validation": self.write("validation", self._samples(validation)),
         }
 
-    def _samples(self, part: tuple[Found, ...]) -> Iterator[common.Sample]:
+    def _samples(self, part: tuple[FolderImage, ...]) -> Iterator[common.Sample]:
         # Reading and re-encoding happens in threads; `write` then checks what came out.
         return utils.ordered_map(self._sample, part)
 
-    def _sample(self, found: Found) -> common.Sample:
+    def _sample(self, found: FolderImage) -> common.Sample:
         sample = common.Sample(id=found.id, image=found.image, origin=str(found.image))
         problems = []
         if found.mask is not None:
