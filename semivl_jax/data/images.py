@@ -184,17 +184,6 @@ def resize_pillow(
     return scaled, np.asarray(Image.fromarray(label).resize(size[::-1], nearest))
 
 
-def crop_at(image: HostImage, label: HostLabel | None, *, crop: int, left: int, top: int) -> Crop:
-    """The crop whose upper left pixel is (top, left); black and 255 where there is no image.
-
-    Raises:
-      ValueError: the label has another size than the image.
-    """
-    check_pair(image, label)
-    place = np.s_[top : top + crop, left : left + crop]
-    return padded(image[place], None if label is None else label[place], crop=crop)
-
-
 def padded(image: HostImage, label: HostLabel | None, *, crop: int) -> Crop:
     """A window of at most crop × crop pixels as a crop: black and 255 on the right and below."""
     rows, columns = image.shape[:2]

@@ -61,7 +61,7 @@ def crop_opencv(
     left: int,
     top: int,
 ) -> images.Crop:
-    """`images.crop_at` of `images.resize_opencv`.
+    """The crop at (top, left) of `images.resize_opencv`; black and 255 where there is no image.
 
     OpenCV reads pixel (i + 0.5) · scale − 0.5 counted from the upper left corner, so what lies right of
     and below the crop can be left away if the scale is given as a number instead of as a size.
@@ -95,7 +95,7 @@ def crop_pillow(
     left: int,
     top: int,
 ) -> images.Crop:
-    """`images.crop_at` of `images.resize_pillow`.
+    """The crop at (top, left) of `images.resize_pillow`; black and 255 where there is no image.
 
     Raises:
       ValueError: the label has another size than the image.

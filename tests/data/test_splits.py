@@ -92,4 +92,5 @@ def test_nothing_left_unlabelled(tmp_path):
 def test_report_names_classes_never_labelled(toy_source):
     text = describe_split(toy_source, resolve_split(toy_source, "2"))
     assert "13 training images, 2 labelled, 11 unlabelled" in text
+    assert "12 sizes of image, 30 to 44 pixels wide and 24 to 39 high" in text
     assert "never labelled" in text and text.endswith("car")
