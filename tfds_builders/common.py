@@ -7,10 +7,8 @@ PNG, grey or palette, whose values are class indices, 255 = ignore; **empty byte
 Records keep the order in which the builder yields them. The metadata holds, beside names, palette and
 definitions, `ids` {part: [id, …]} in that order, `pixels` {part: [{value: count} | null, …]}, the
 label values of every image (null = no label), and `sizes` {part: [[rows, columns], …]}: choosing
-labelled images and reporting on them reads no record. Every image and label is decoded once while it is
-written, to be sure that training can.
-
-TFDS is only handed encoded bytes, therefore neither preparing nor reading needs TensorFlow.
+labelled images and reporting on them reads no record. Every image and label is decoded once before it is
+written. TFDS only gets encoded bytes, so that neither preparing nor reading needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -20,12 +18,13 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import functools
 import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -72,8 +71,13 @@ class Inspected:
     """A sample with its bytes, (rows, columns), and pixels per label value (None = no label)."""
 
     sample: Sample
-    size: tuple[int, int]
-    pixels: dict[str, int] | None
+    size: tuple[int, int] = (0, 0)
+    pixels: dict[str, int] | None = None
+
+    @property
+    def problems(self) -> tuple[UnusableError, ...]:
+        """Why it cannot be used; empty where it can."""
+        return self.sample.problems
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -101,19 +105,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     iterables of `Sample`. Ids must be unique within a part.
     """
 
+    HOMEPAGE: ClassVar[str | None] = None  # where the data come from
+
     @abc.abstractmethod
     def about(self) -> DatasetInfo:
         """Names, palette and definitions of the classes."""
-
-    @property
-    def description(self) -> str:
-        """One paragraph for the prepared directory; by default the class's docstring."""
-        return (type(self).__doc__ or self.name).strip()
-
-    @property
-    def homepage(self) -> str | None:
-        """Where the data come from, if they have a site."""
-        return None
 
     @property
     def citation(self) -> str | None:
@@ -128,9 +124,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self.description,
+            description=(type(self).__doc__ or self.name).strip(),
             features=features(),
-            homepage=self.homepage,
+            homepage=self.HOMEPAGE,
             citation=self.citation,
             metadata=tfds.core.MetadataDict(self.about().to_json() | {name: {} for name in _NOTES}),
             disable_shuffling=True,  # record i is the i-th sample: the id list stays valid
@@ -141,26 +137,23 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Check samples, turn them into records, note their ids; for use in `_split_generators`.
 
-        After a sample that cannot be used nothing more is written, but all others are looked at, and
+        After a sample that cannot be used nothing more is written, but all others are checked, and
         those of `then` (the other part) as well: one error names everything that is to be repaired.
 
         Raises (while the records are drawn):
           ValueError: an id that occurs twice in the part, a part without any image, and whatever
             `inspect` finds.
         """
-        if part not in PARTS:
-            raise ValueError(f"part {part!r} is unknown; use one of {PARTS}")
-        about = self.about()
+        check = functools.partial(inspect, about=self.about())
         notes: dict[str, list[Any]] = {name: [] for name in _NOTES}
         seen: set[str] = set()
         problems: list[UnusableError] = []
         total = self.expected_sizes.get(part)
         with utils.Progress(f"{self.name}, {part}", total=total, unit="images") as shown:
-            for found in utils.ordered_map(lambda sample: _inspected(sample, about), samples):
+            for found in utils.ordered_map(check, samples):
                 shown.update()
-                if isinstance(found, tuple):
-                    problems += found
-                if problems or isinstance(found, tuple):
+                problems += found.problems
+                if problems:
                     continue
                 sample = found.sample
                 if sample.id in seen:
@@ -171,12 +164,18 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 notes["ids"].append(sample.id)
                 notes["pixels"].append(found.pixels)
                 notes["sizes"].append(list(found.size))
-                yield len(seen) - 1, _record(sample)
+                yield (
+                    len(seen) - 1,
+                    {
+                        "id": sample.id,
+                        "image": sample.image,
+                        "label": b"" if sample.label is None else sample.label,
+                        "captions": list(sample.captions),
+                    },
+                )
         if problems:
-            others = utils.ordered_map(lambda sample: _inspected(sample, about), then)
-            _raise_all(
-                problems + [p for found in others if isinstance(found, tuple) for p in found]
-            )
+            problems += (p for found in utils.ordered_map(check, then) for p in found.problems)
+            _raise_all(problems)
         if not seen:
             raise ValueError(f"{self.name}: the part {part!r} has no image; add some")
         for name, values in notes.items():
@@ -184,25 +183,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     def _generate_examples(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("builders return self.write(...) from _split_generators")
-
-
-def _record(sample: Sample) -> dict[str, Any]:
-    return {
-        "id": sample.id,
-        "image": sample.image,
-        "label": b"" if sample.label is None else sample.label,
-        "captions": list(sample.captions),
-    }
-
-
-def _inspected(sample: Sample, about: DatasetInfo) -> Inspected | tuple[UnusableError, ...]:
-    """`inspect`, with problems as a value, since others are to be found as well."""
-    if sample.problems:
-        return sample.problems
-    try:
-        return inspect(sample, about)
-    except UnusableError as error:
-        return (error,)
 
 
 def _raise_all(problems: list[UnusableError]) -> None:
@@ -221,25 +201,26 @@ def _raise_all(problems: list[UnusableError]) -> None:
 def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
     """Decode a sample once; return it with its bytes, its size, and the pixels of every label value.
 
-    Raises:
-      UnusableError: an image or label that `data.images` cannot decode, a label of another size than its
-        image, or with values that are neither a class nor 255.
+    Its `problems` name an image or label that cannot be decoded, a label of another size than its image, or
+    with values that are neither a class nor 255.
     """
-    origin = sample.origin or sample.id
-    what = f"image {origin}"
+    if sample.problems:
+        return Inspected(sample)
+    what = f"image {sample.origin or sample.id}"
     try:
         data = _read(sample.image)
         image = images.decode_image(data)
         sample = dataclasses.replace(sample, image=data)
         if sample.label is None:
-            return Inspected(sample, image.shape[:2], None)
-        what = f"label of {origin}"
+            return Inspected(sample, image.shape[:2])
+        what = f"label of {sample.origin or sample.id}"
         data = _read(sample.label)
         label = images.decode_label(data)
         images.check_pair(image, label)
         images.check_labels(label, num_classes=about.num_classes)
     except (ValueError, OSError) as error:
-        raise UnusableError(what, f"cannot be used: {error}") from error
+        problem = UnusableError(what, f"cannot be used: {error}")
+        return Inspected(dataclasses.replace(sample, problems=(problem,)))
     counts = np.bincount(label.reshape(-1), minlength=256)
     present = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
     return Inspected(dataclasses.replace(sample, label=data), image.shape[:2], present)
@@ -268,7 +249,7 @@ def prepare(builder: SegmentationBuilder) -> Path:
         something wrong with its input, or the disk is full.
     """
     directory = Path(builder.data_path)
-    if directory.exists():  # perhaps where nobody may write, so no lock
+    if directory.exists():  # no lock: the folder may be read-only
         check_complete(directory, sizes=builder.expected_sizes)
         return directory
     with download.only_one(directory.parent):
@@ -284,7 +265,7 @@ def prepare(builder: SegmentationBuilder) -> Path:
 
 def _write_records(builder: SegmentationBuilder) -> None:
     try:
-        # What TFDS prints speaks of downloads of its own, of which there are none.
+        # TFDS prints about its own downloads, of which there are none.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
     except (RuntimeError, OSError) as error:
@@ -293,7 +274,7 @@ def _write_records(builder: SegmentationBuilder) -> None:
             raise
         raise ValueError(
             f"{builder.name} cannot be written to {Path(builder.data_path).parent} ({error}); make room or "
-            "choose another data directory, nothing half-made was left"
+            "choose another data directory; no incomplete files were left"
         ) from error
 
 

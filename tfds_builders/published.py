@@ -62,7 +62,6 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     DATASET: ClassVar[str]
     CLASSES_OF: ClassVar[str] = ""  # whose classes it has, if not its own
-    HOMEPAGE: ClassVar[str]
     FILES: ClassVar[tuple[RemoteFile, ...]]
     LAYOUT: ClassVar[Mapping[str, tuple[Members, Members]]]  # part → images, masks
     SIZES: ClassVar[Mapping[str, int]]
@@ -113,11 +112,6 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
     def _folder(cls) -> Path:
         """Of the data set's module."""
         return Path(inspect.getfile(cls)).parent
-
-    @property
-    def homepage(self) -> str:
-        """The data set's site."""
-        return self.HOMEPAGE
 
     @property
     def citation(self) -> str:
