@@ -26,7 +26,7 @@ from semivl_jax.experiment import step_modules
 from semivl_jax.models.big_vision import PlainViT
 from semivl_jax.models.dinov2 import DinoV2
 from semivl_jax.models.pos_embed import Resizing, resize_table, square_grid
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.zegclip import PromptedVisionTransformer
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import files
@@ -40,7 +40,7 @@ _RESIZING: dict[type[nn.Module], Resizing] = {
 
 
 def variables(
-    config: ConfigDict, segmenter: Segmenter, text: ClassText | None, *, clip: PyTree | None
+    config: ConfigDict, segmenter: SegmentationModel, text: ClassText | None, *, clip: PyTree | None
 ) -> PyTree | None:
     """The variables to begin with, None where all are drawn; `clip` is the CLIP tower's parameters.
 
@@ -79,7 +79,7 @@ def _load_part(path: Path, module: nn.Module, *, key: str) -> PyTree:
     return tree
 
 
-def _load_segmenter(path: Path, segmenter: Segmenter, like: PyTree) -> PyTree:
+def _load_segmenter(path: Path, segmenter: SegmentationModel, like: PyTree) -> PyTree:
     tree = files.load(path, expect=files.SEGMENTER).tree
     if "backbone" in tree["params"]:
         tree["params"]["backbone"] = _at_grid(tree["params"]["backbone"], segmenter.backbone, path)

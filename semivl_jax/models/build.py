@@ -1,7 +1,7 @@
 """From a configuration to a model: which encoder meets which decoder, at which sizes.
 
-Training, evaluation and prediction build their `Segmenter` here and nowhere else, so that weights of a
-run always find the model that they belong to.
+Training, evaluation and prediction build their `SegmentationModel` here and nowhere else, so that weights of
+a run always find the model that they belong to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from semivl_jax.models.dinov2 import DinoV2
 from semivl_jax.models.dpt import DPTHead
 from semivl_jax.models.imagenet_vit import ImageNetViT
 from semivl_jax.models.resnet import ResNet, ResNetV1c
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.models.zegclip import MaskDecoder, PromptedVisionTransformer
@@ -51,7 +51,9 @@ def needs_clip(config: ConfigDict) -> bool:
     )
 
 
-def segmenter(config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, Any]) -> Segmenter:
+def segmenter(
+    config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, Any]
+) -> SegmentationModel:
     """The model that a configuration describes.
 
     `clip_sizes` are the constructor arguments of the CLIP image tower (`weights.towers.Clip.image`),
@@ -80,7 +82,7 @@ def segmenter(config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, Any
         decoder = DeepLabHead(
             num_classes, **config.deeplab_decoder, align_corners=straight, dtype=dtype
         )
-    return Segmenter(
+    return SegmentationModel(
         backbone=encoder,
         decoder=decoder,
         conv_encoder=conv_encoder,
@@ -150,7 +152,7 @@ def guidance_tower(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTran
 
 
 def window_network(
-    segmenter: Segmenter, text: ClassText | None
+    segmenter: SegmentationModel, text: ClassText | None
 ) -> Callable[[PyTree, jax.Array], jax.Array]:
     """(variables, normalised windows [w, h, w', 3]) -> logits of the crop's square [w, crop, crop, n].
 
@@ -165,7 +167,7 @@ def window_network(
     return apply
 
 
-def padding_patch(segmenter: Segmenter) -> int | None:
+def padding_patch(segmenter: SegmentationModel) -> int | None:
     """Whole patches that the host may fill a window up to, or None where that would change its logits.
 
     The dense CLIP tower itself pads with zeros (METHOD 1.1), before which an image is renormalised or

@@ -1,8 +1,8 @@
 """The whole model: image encoder, optional convolutional encoder, decoder, resizing.
 
 In: images B×H×W×3, float, normalised with the ImageNet statistics, and the text of the classes. Out:
-float32 logits. Encoding and decoding can be called apart (`method=Segmenter.encode`), so that one encoding
-serves several decodings: clean and perturbed features, many sets of class names.
+float32 logits. Encoding and decoding can be called apart (`method=SegmentationModel.encode`), so that one
+encoding serves several decodings: clean and perturbed features, many sets of class names.
 
 `channel_masks` and `perturb` make the perturbed copy of features that the student sees (METHOD 4.4).
 """
@@ -21,7 +21,7 @@ from semivl_jax.models.resize import bilinear
 from semivl_jax.types import ClassText, Features, Key, PyTree
 
 
-class Segmenter(nn.Module):
+class SegmentationModel(nn.Module):
     """Encoder and decoder of any kind that speak `Features`.
 
     `crop` is the side of the training crop. Logits are first resized to that square whatever the shape
@@ -84,7 +84,9 @@ class Segmenter(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnames=("segmenter", "method"))
-def applied(segmenter: Segmenter, variables: PyTree, *arguments: PyTree, method: str) -> PyTree:
+def applied(
+    segmenter: SegmentationModel, variables: PyTree, *arguments: PyTree, method: str
+) -> PyTree:
     """What a method of the segmenter makes of its arguments, batch statistics not used.
 
     This and the next function are traced once for all callers with equal segmenters and shapes.
@@ -94,7 +96,11 @@ def applied(segmenter: Segmenter, variables: PyTree, *arguments: PyTree, method:
 
 @functools.partial(jax.jit, static_argnames=("segmenter", "method"))
 def applied_in_training(
-    segmenter: Segmenter, variables: PyTree, *arguments: PyTree, method: str, dropout: Key | None
+    segmenter: SegmentationModel,
+    variables: PyTree,
+    *arguments: PyTree,
+    method: str,
+    dropout: Key | None,
 ) -> tuple[PyTree, PyTree]:
     """The same in training, and the running statistics of the parts that changed theirs.
 

@@ -13,7 +13,7 @@ from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.pos_embed import resize_table
 from semivl_jax.models.resnet import ResNet, ResNetV1c
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.weights import files, store
 from tests.models import hugging_face
@@ -33,7 +33,7 @@ def model(grid=(4, 4), classes=3, conv=False):
         grid=grid,
         out_indices=(0, 1),
     )
-    return Segmenter(
+    return SegmentationModel(
         backbone=tower,
         decoder=DeepLabHead(num_classes=classes, channels=8, low_channels=4),
         crop=8 * grid[0],
