@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from semivl_jax.train.recipe import Parts
 
 from configs import base
 from semivl_jax.data.dataset_info import DatasetInfo
@@ -28,7 +29,6 @@ from semivl_jax.experiment import step_modules
 from semivl_jax.models import build as build_lib
 from semivl_jax.text import class_names, class_text
 from semivl_jax.train import sharding
-from semivl_jax.train.recipe import Parts
 from semivl_jax.train.state import Constants, TrainState
 from semivl_jax.types import Batch, PyTree
 from semivl_jax.weights import towers

@@ -1,10 +1,10 @@
-"""What flows between the parts, and the letters of its dimensions.
+"""What flows between the rooms, and the letters of its dimensions.
 
     b  images of a batch          h w  pixel rows, columns        s    side of a square crop
     n  classes                    y x  patch rows, columns        c d  channels
     k  text rows (concepts; = n where every class has one)
 
-Images on the host are uint8 RGB in [0, 255]; inside the step they are float32, normalised with the
+Images on the host are uint8 RGB in [0, 255]; inside the training step they are float32, normalised with the
 ImageNet statistics. Labels are class indices, 255 is ignored. `ignore` maps are boolean, true where a
 pixel is padding and must not count.
 """
@@ -45,6 +45,11 @@ class Stream:
     source: str = "unlabelled"
     labels: bool = False
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of its crops in `Batch.streams`: NAME, NAME.1, …"""
+        return (self.name, *(f"{self.name}.{crop}" for crop in range(1, self.crops)))
+
 
 @struct.dataclass
 class LabelledBatch:
@@ -65,32 +70,31 @@ class ImageBatch:
 
 @struct.dataclass
 class Batch:
-    """One training step's data; the second crop of the stream NAME is called "NAME.1", and so on."""
+    """One training step's data: labelled crops, and the method's streams by `Stream.keys`."""
 
     labelled: LabelledBatch
     streams: dict[str, ImageBatch] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
-class UnlabelledViews:
-    """Three normalised views of the same unlabelled crops: w weak, s1 and s2 strong."""
+class StreamViews:
+    """Three normalised views of the same crops: w weak, s1 and s2 strong; `label` where the stream has one."""
 
     w: Float[Array, "b h w 3"]
     s1: Float[Array, "b h w 3"]
     s2: Float[Array, "b h w 3"]
     ignore: Bool[Array, "b h w"]
+    label: Int32[Array, "b h w"] | None = None
 
 
 @struct.dataclass
 class Views:
-    """What the losses see: normalised images before CutMix, and the CutMix boxes (true = partner)."""
+    """Normalised images before CutMix, and the CutMix boxes of s1 and s2 (true: the partner is seen)."""
 
     x: Float[Array, "b h w 3"]
     y: Int[Array, "b h w"]
-    unlabelled: UnlabelledViews | None = None
-    partner: UnlabelledViews | None = None
-    box1: Bool[Array, "b h w"] | None = None
-    box2: Bool[Array, "b h w"] | None = None
+    streams: dict[str, StreamViews] = struct.field(default_factory=dict)
+    boxes: dict[str, Bool[Array, "b h w"]] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -118,7 +122,7 @@ class Features:
 
 @struct.dataclass
 class PseudoLabels:
-    """Hard labels and how sure their maker was: `confidence` is the highest class probability."""
+    """Hard labels and their confidence, the highest class probability."""
 
     label: Int32[Array, "b h w"]
     confidence: Float32[Array, "b h w"]

@@ -90,7 +90,7 @@ def resolve_split(
     if not rest and not supervised:
         raise ValueError(
             f"config.data.split={labelled!r} leaves no unlabelled image; label fewer, add images "
-            "without masks, or set config.method.semi_supervised=False"
+            "without masks, or choose recipe=supervised in --config"
         )
     return Split(tuple(chosen), tuple(rest), origin)
 

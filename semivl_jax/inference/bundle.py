@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
+from semivl_jax.config import default_config
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.models import build
 from semivl_jax.models.clip_text import TextTransformer
@@ -191,7 +191,7 @@ def _keep_tower(old: Path, new: Path, tower: TextTower) -> None:
 
 def _config(path: Path) -> ConfigDict:
     """The stored configuration; keys that came after it was written have their defaults."""
-    config = base.get_config()
+    config = default_config()
     config.lock()
     stored = _json(path)
     try:
