@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from configs import base
 from semivl_jax import prepare
+from semivl_jax.config import default_config
 from semivl_jax.data import published_splits
 from semivl_jax.experiment import experiment, workdir
 from tests.data import archive_files
@@ -85,14 +85,14 @@ def test_command_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
     done = subprocess.run([*command, "imagenet"], capture_output=True, text=True)
     assert done.returncode == 2 and "invalid choice: 'imagenet'" in done.stderr
-    assert base.get_config().data.directory == prepare.DATA_DIR
+    assert default_config().data.directory == prepare.DATA_DIR
 
 
 def test_training_opens_a_public_data_set(server, tmp_path, monkeypatch):
     build = archive_files.builder("ade20k", archive_files.contents("ade20k"), server, tmp_path)
     monkeypatch.setattr(Ade20kSemi, "FILES", build.files)
     monkeypatch.setattr(Ade20kSemi, "SIZES", SIZES)
-    config = base.get_config()
+    config = default_config()
     config.data.dataset, config.data.split = "ade20k", "1_3"
     config.data.directory = str(tmp_path)
     data = experiment.open_data(config)
