@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from semivl_jax import pretrain
-
 ROOT = Path(__file__).parent.parent
 PARSERS = [
     *(f"semivl_jax.{path.stem}" for path in sorted((ROOT / "semivl_jax").glob("*.py"))
@@ -62,11 +60,6 @@ def test_a_mistake_gets_one_sentence(module, capsys):
     assert stopped.value.code == 2 and not said.out
     assert said.err.startswith("error: ") and said.err.count("\n") == 1
     assert "--help" in said.err
-
-
-def test_every_setting_of_the_pretraining_is_explained():
-    for name, field in pretrain.Settings.__dataclass_fields__.items():
-        assert len(field.metadata["help"]) > 8, name
 
 
 def run(*arguments):
