@@ -61,7 +61,7 @@ class Gallery:
         predictions = evaluator.predict(teacher, (example.image for example in chosen))
         for example, prediction in zip(chosen, predictions, strict=True):
             score = scores.get(example.id, math.nan)
-            yield self._sample(teacher, example, prediction, score, reasons[example.id])
+            yield self._sample(teacher, example, prediction.labels, score, reasons[example.id])
 
     def draw(
         self, step: int, samples: Iterable[Sample]

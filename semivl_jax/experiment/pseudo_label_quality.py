@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, Int64, UInt8
 
 from semivl_jax.data import images as images_lib
-from semivl_jax.evaluation import processes
 from semivl_jax.experiment.experiment import Data, Experiment
 from semivl_jax.models import normalization
+from semivl_jax.train import distributed
 from semivl_jax.train import step as step_lib
 from semivl_jax.train.state import Constants
 from semivl_jax.types import IGNORE_INDEX, PyTree
@@ -120,7 +120,7 @@ class HeldBack:
             pseudo += count(truth, made.pseudo, num_classes=self._classes)
             if made.guidance is not None:
                 guidance += count(truth, made.guidance, num_classes=self._classes)
-        pseudo, guidance = processes.summed(np.stack([pseudo, guidance]))
+        pseudo, guidance = distributed.all_sum(np.stack([pseudo, guidance]))
         return Quality(pseudo=pseudo, guidance=guidance if self._guided else None)
 
 
