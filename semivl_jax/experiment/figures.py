@@ -79,11 +79,10 @@ class Gallery:
                 "pseudo-label": sample.pseudo,
                 "guidance": sample.guidance,
             }
-            columns = [("image", sample.image)]
-            for title, label in labels.items():
-                if label is not None:
-                    columns.append((title, visualize.colorize(label, info.palette)))
-            picture = visualize.panel(columns, classes=info.classes, palette=info.palette)
+            labels = {title: label for title, label in labels.items() if label is not None}
+            picture = visualize.panel(
+                sample.image, labels, classes=info.classes, palette=info.palette
+            )
             name = re.sub(r"[^\w.-]+", "_", sample.id)
             Image.fromarray(picture).save(folder / f"{name}.png")
             yield name, picture
