@@ -133,6 +133,7 @@ def _ours(name: str, root: Path, workers: int, batch: int) -> Any:
     from semivl_jax.data.crops import Geometry
     from semivl_jax.data.pipeline import TrainPipeline
     from semivl_jax.data.source import open_source
+    from semivl_jax.types import Stream
 
     facts = SETS[name]
     source = open_source((root / "prepared.txt").read_text(), "train")
@@ -143,7 +144,7 @@ def _ours(name: str, root: Path, workers: int, batch: int) -> Any:
         batch=batch,
         geometry=Geometry(crop=facts["crop"], resize=facts["rule"]),
         seed=0,
-        partner="same_image",
+        streams=(Stream("unlabelled", crops=2),),
         workers=workers,
     )
     return pipeline.batches(0)

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from semivl_jax.train.recipe import Parts
 
 from configs import base
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.experiment import step_modules
 from semivl_jax.models import build as build_lib
-from semivl_jax.text import class_names, embeddings
+from semivl_jax.text import class_names, class_text
 from semivl_jax.train import sharding
-from semivl_jax.train.recipe import Parts
 from semivl_jax.train.state import Constants, TrainState
 from semivl_jax.types import Batch, PyTree
 from semivl_jax.weights import towers
@@ -169,7 +169,7 @@ def build(config: ConfigDict) -> Workload:
         rng = np.random.default_rng(0)
         return rng.normal(size=(len(sentences), clip_sizes["out_dim"])).astype(np.float32)
 
-    text = functools.partial(embeddings.class_text, info, embed=embed)
+    text = functools.partial(class_text.embed_classes, info, embed=embed)
     guided = step_modules.guided(config)
     constants = Constants(
         text=text(mode=config.text.decoder),

@@ -13,7 +13,7 @@ from semivl_jax.config import validate
 from semivl_jax.experiment import run as run_lib
 from semivl_jax.experiment import workdir
 from semivl_jax.models import build
-from semivl_jax.train.checkpoint import Checkpoints, Progress
+from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.weights import towers
 from tests.command import run
 from tests.photos import make_folder
@@ -113,7 +113,7 @@ def test_checkpoint_that_cannot_be_restored_is_named(tmp_path):
     with closing(Checkpoints(tmp_path / "checkpoints", keep=1)) as checkpoints:
         with pytest.raises(ValueError, match=r"checkpoints holds no checkpoint; train first"):
             checkpoints.restore({"weight": np.zeros(3)})
-        checkpoints.save({"weight": np.zeros(3)}, Progress(next_step=5))
+        checkpoints.save({"weight": np.zeros(3)}, LoopState(next_step=5))
         checkpoints.wait()
         for file in (tmp_path / "checkpoints" / "5" / "progress").iterdir():
             file.write_text('{"next_st')

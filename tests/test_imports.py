@@ -14,7 +14,7 @@ ALLOWED = {
     "utils": set(),
     "models": {"types"},
     "data": {"types", "utils"},
-    "text": {"types", "data", "models", "weights"},
+    "text": {"types", "utils", "data", "models", "weights"},
     "weights": {"types", "utils", "models"},
     "train": {
         "types",

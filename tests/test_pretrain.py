@@ -15,7 +15,7 @@ from semivl_jax.models.clip_guidance import guidance_labels
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.normalization import normalize
 from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.text import embeddings, tokenizer
+from semivl_jax.text import class_text, tokenizer
 from semivl_jax.weights import store, towers
 from tfds_builders.shapes import generator, words
 
@@ -123,7 +123,7 @@ def zero_shot(demo):
     labels = np.stack([scene.label[:CROP, :CROP] for scene in scenes])
     guided = {}
     for mode in ("name", "concept"):
-        text = embeddings.class_text(info, mode=mode, embed=embed)
+        text = class_text.embed_classes(info, mode=mode, embed=embed)
         guided[mode] = guidance_labels(dense, text, size=(CROP, CROP), threshold=0.0)
     return labels, guided
 

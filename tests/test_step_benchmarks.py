@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 _BARE = """
 import sys
 for name in ("jaxtyping", "ml_collections", "safetensors", "grain", "tensorflow_datasets", "cv2",
-             "tensorboardX", "tqdm", "ftfy", "instant_clip_tokenizer", "array_record"):
+             "tensorboardX", "tqdm", "ftfy", "tokenizers", "array_record"):
     sys.modules[name] = None
 from benchmarks import stand_ins, train_step
 train_step.main()

@@ -88,7 +88,7 @@ def resolve_split(
     if not rest and not supervised:
         raise ValueError(
             f"config.data.split={labelled!r} leaves no unlabelled image; label fewer, add images "
-            "without masks, or set config.method.semi_supervised=False"
+            "without masks, or choose recipe=supervised in --config"
         )
     split = Split(tuple(chosen), tuple(rest), origin)
     _check(split, total=len(source), whole=not unlabelled)

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
 from semivl_jax import utils
+from semivl_jax.config import default_config
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.text.class_text import TextTower
@@ -190,7 +190,7 @@ def read_config(path: Path) -> ConfigDict:
     Raises:
       ValueError: the file cannot be read, or the model has a key that this version does not know.
     """
-    stored, config = _read_json(path), base.get_config()
+    stored, config = _read_json(path), default_config()
     decoders = [name for name in config if name.endswith("_decoder")]
     try:
         values = {

@@ -21,7 +21,7 @@ from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.text import class_text, embeddings
+from semivl_jax.text import class_names, class_text
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import towers
 from semivl_jax.weights.tree import check
@@ -46,7 +46,7 @@ class Model:
 def open_model(
     source: str | Path,
     *,
-    classes: class_text.Classes | None = None,
+    classes: class_names.Classes | None = None,
     definitions: str | None = None,
     cache: str = class_text.CACHE,
     window: int | None = None,
@@ -59,9 +59,9 @@ def open_model(
     Raises:
       ValueError: nothing usable there, classes that cannot be read, or a model whose classes are fixed.
     """
-    if definitions is not None and definitions not in embeddings.MODES:
+    if definitions is not None and definitions not in class_names.MODES:
         raise ValueError(
-            f"definitions={definitions!r} is unknown; choose one of {', '.join(embeddings.MODES)}"
+            f"definitions={definitions!r} is unknown; choose one of {', '.join(class_names.MODES)}"
         )
     if str(source).startswith(CLIP):
         weights = str(source).removeprefix(CLIP)
@@ -93,7 +93,7 @@ def _check_variables(
 
 
 def _class_text(
-    stored: bundle.Bundle, classes: class_text.Classes | None, definitions: str | None, cache: str
+    stored: bundle.Bundle, classes: class_names.Classes | None, definitions: str | None, cache: str
 ) -> tuple[DatasetInfo, ClassText | None]:
     if classes is None and definitions is None:
         return stored.info, stored.text
@@ -110,7 +110,7 @@ def _class_text(
         )
     info = stored.info
     if classes is not None:
-        info = _with_known_definitions(class_text.read_classes(classes), info)
+        info = _with_known_definitions(class_names.read_classes(classes), info)
     mode = definitions or stored.config.text.decoder
     return info, class_text.class_text(info, mode=mode, tower=stored.tower, cache=cache)
 
@@ -126,13 +126,13 @@ def _with_known_definitions(asked: DatasetInfo, known: DatasetInfo) -> DatasetIn
 
 
 def _zero_shot(
-    weights: str, classes: class_text.Classes | None, mode: str, cache: str, window: int | None
+    weights: str, classes: class_names.Classes | None, mode: str, cache: str, window: int | None
 ) -> Model:
     """The frozen CLIP: every pixel takes the class whose text it is closest to (METHOD 2 and 4.3)."""
     if classes is None:
         raise ValueError(f"{CLIP}{weights} knows no classes of its own; name some with --classes")
     clip = towers.load(weights, "clip_vit_b16")
-    info = class_text.read_classes(classes)
+    info = class_names.read_classes(classes)
     text = class_text.class_text(info, mode=mode, tower=class_text.TextTower.of(clip), cache=cache)
     patch = clip.image["patch_size"]
     rows = clip.image_params["pos_embedding"].shape[1]

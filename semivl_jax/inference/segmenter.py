@@ -26,7 +26,7 @@ from semivl_jax.data import images as images_lib
 from semivl_jax.evaluation import visualize
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.inference.load import Model, open_model
-from semivl_jax.text import class_text
+from semivl_jax.text import class_names, class_text
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -110,7 +110,7 @@ class Segmenter:
         cls,
         source: str | os.PathLike[str],
         *,
-        classes: class_text.Classes | None = None,
+        classes: class_names.Classes | None = None,
         definitions: str | None = None,
         device: str | None = None,
         batch: int | None = None,

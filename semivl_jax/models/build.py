@@ -41,14 +41,9 @@ TINY_VIT = {"patch_size": 8, "width": 16, "depth": 4, "num_heads": 2, "mlp_dim":
 """Sizes of any of them with `model.tower = "tiny"`."""
 
 
-def needs_clip(config: ConfigDict) -> bool:
-    """Whether anything of CLIP takes part: its image tower, words in the decoder, or guidance."""
-    model, method = config.model, config.method
-    return (
-        model.backbone in CLIP_BACKBONES
-        or model.decoder in ("vlg", "atm")
-        or (method.semi_supervised and method.guidance)
-    )
+def needs_clip(model: ConfigDict) -> bool:
+    """Whether the model reads anything of CLIP: its image tower, or text in the decoder."""
+    return model.backbone in CLIP_BACKBONES or model.decoder in ("vlg", "atm")
 
 
 def segmenter(

@@ -200,7 +200,9 @@ def test_names_and_texts_as_users_have_them(tmp_path):
     listed.write_bytes("\ufeffmy Bäume é.JPG\r\n".encode())
     assert resolve_split(source, str(listed)).labelled == (2,)
     (root / "classes.txt").write_bytes("Wäsche\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"classes\.txt is not UTF-8 text .*; save it as UTF-8"):
+    with pytest.raises(
+        ValueError, match=r"classes\.txt cannot be read as text .*; save it as UTF-8"
+    ):
         scan(root)
 
 

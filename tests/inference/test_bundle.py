@@ -179,9 +179,7 @@ def test_a_model_without_words_leaves_no_text(tmp_path):
         tower=None,
         clip_sizes={},
         info=INFO,
-        config=served.config(
-            model__backbone="resnet50", model__decoder="deeplab", method__guidance=False
-        ),
+        config=served.config(model__backbone="resnet50", model__decoder="deeplab"),
         metrics={},
     )
     back = bundle.load(tmp_path)

@@ -12,7 +12,7 @@ from PIL import Image
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.inference import bundle, load
 from semivl_jax.inference.segmenter import Segmenter, as_rgb, find_devices
-from semivl_jax.text import class_text
+from semivl_jax.text import class_names, class_text
 from semivl_jax.weights import towers
 from semivl_jax.weights.semivl import import_backbone
 from tests import golden_models, served
@@ -141,7 +141,7 @@ def test_definitions_are_what_the_decoder_is_given(folder):
 
 def test_known_classes_keep_their_definitions_and_given_ones_win(folder):
     asked = {"box": ["carton"], "disc": ["disc"], "ground": ["ground"]}
-    read = class_text.read_classes(asked)
+    read = class_names.read_classes(asked)
     described = load._with_known_definitions(read, served.INFO)
     assert described.definitions == (("carton",), ("disc",), ("ground", "floor"))
 
@@ -173,19 +173,19 @@ def test_weights_that_do_not_fit_the_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ("", "class 0 has no name"),
-        ("a,,b", "class 1 has no name"),
+        ("", "gives class 0 no name"),
+        ("a,,b", "gives class 1 no name"),
         ("a, b, a ", r"names the class 'a' twice \(values 0 and 2\)"),
         ("names.txt", "names.txt is no file; correct the path"),
         ([], "names no class"),
-        ({"a": []}, "class 'a' has an empty concept"),
-        ({"a": ["b", " "]}, "class 'a' has an empty concept"),
+        ({"a": []}, "class 'a' an empty concept"),
+        ({"a": ["b", " "]}, "class 'a' an empty concept"),
         ([str(i) for i in range(256)], "names 256 classes, a mask can tell 255 apart"),
     ],
 )
 def test_classes_that_cannot_be_used(classes, message):
     with pytest.raises(ValueError, match=message):
-        class_text.read_classes(classes)
+        class_names.read_classes(classes)
 
 
 @pytest.mark.parametrize(
@@ -201,15 +201,15 @@ def test_classes_that_cannot_be_used(classes, message):
 def test_class_files_that_cannot_be_used(tmp_path, text, message):
     (tmp_path / "names.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
-        class_text.read_classes(tmp_path / "names.txt")
+        class_names.read_classes(tmp_path / "names.txt")
     (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00\xd8")
     with pytest.raises(ValueError, match="cannot be read as text"):
-        class_text.read_classes(tmp_path / "names.txt")
+        class_names.read_classes(tmp_path / "names.txt")
 
 
 def test_class_files_hold_names_and_concepts(tmp_path):
     (tmp_path / "names.txt").write_text("\ufefftree\n  two-wheeler : bicycle,  motor  bike,\n")
-    info = class_text.read_classes(str(tmp_path / "names.txt"))
+    info = class_names.read_classes(str(tmp_path / "names.txt"))
     assert info.classes == ("tree", "two-wheeler")
     assert info.definitions == (("tree",), ("bicycle", "motor bike"))
 
