@@ -12,6 +12,7 @@ import collections
 import contextlib
 import ctypes
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +51,23 @@ def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf8")
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yields a new temporary folder beside `folder`, which replaces it if the block ends without an error.
+
+    A reader sees the old files, or the new ones, never a mixture. What a killed process left is removed.
+    """
+    temporary, old = (folder.with_name(folder.name + suffix) for suffix in (".tmp", ".old"))
+    for remains in (temporary, old):
+        shutil.rmtree(remains, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def ordered_map(

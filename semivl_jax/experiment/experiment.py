@@ -18,12 +18,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax.data import images, published_splits, splits
+from semivl_jax.data import published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.crops import Geometry
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.experiment import init_weights, step_modules
 from semivl_jax.models import build as build_lib
 from semivl_jax.models.vit import VisionTransformer
@@ -141,18 +142,11 @@ class Experiment:
 
     def evaluator(self) -> Evaluator:
         """Sliding-window evaluation of given variables."""
-        settings = self.config.evaluation
-        resize = functools.partial(images.resize_short_side, short=settings.short_side)
+        model = self.modules.model
         return Evaluator(
-            build_lib.window_network(self.modules.model, self.local_frozen.text),
+            build_lib.window_network(model, self.local_frozen.text),
+            SlidingWindow.from_config(self.config, model),
             num_classes=self.info.num_classes,
-            crop=self.crop,
-            patch_size=build_lib.padding_patch(self.modules.model),
-            via_square=self.modules.model.via_square,
-            mode=settings.mode,
-            stride=settings.stride,
-            window_batch=settings.window_batch,
-            resize=resize if settings.short_side else None,
         )
 
 

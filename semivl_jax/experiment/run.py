@@ -211,7 +211,7 @@ def _export(
     variables = sharding.local(experiment.mesh, state.teacher())
     if not distributed.is_main():
         return
-    bundle.export(
+    bundle.save(
         workdir / "serving",
         variables,
         text=experiment.local_frozen.text,

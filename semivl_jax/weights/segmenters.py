@@ -2,7 +2,8 @@
 
 In: state dicts of SemiVL, of the baselines of its ablation and of UniMatch (V1 and V2) as NumPy arrays,
 "module." taken off. Out: {"params", "batch_stats"} of a `SegmentationModel` and the sizes that the shapes
-tell, by part. What the model does not need (the frozen guidance tower, a classifier of ImageNet) is known and dropped.
+tell, by part. What the model does not need (the frozen guidance tower, a classifier of ImageNet) is known
+and dropped.
 """
 
 from __future__ import annotations
