@@ -1,13 +1,13 @@
-"""Compiles the whole training step for TPUs that are not there, and says what it would take.
+"""Compiles the whole training step for TPUs, without one, and prints what it would take.
 
     python -m benchmarks.tpu_compile --recipes=voc,ade20k --targets=v5e-8,v6e-8 --out=tpu_compile.json
 
-The TPU compiler comes as a Python package (extra `tpu_compile`) and runs on any x86 Linux machine. For every
-recipe (a published one by name, or FILE[:ARGUMENT]) and target it compiles the sharded training step and one
-evaluation window batch at the published global batch in bfloat16 and prints, per device: memory (arguments +
-temporary + program), floating-point operations of products and convolutions, bytes moved from and to HBM with
-the share that is padding (hbm_traffic.py), the time that each of the two takes at least, and the collectives.
-Compiling a published training step takes 5 to 40 minutes of one core.
+The TPU compiler is a Python package (extra `tpu_compile`) that runs on x86 Linux. For every recipe (voc,
+coco, ade20k, cityscapes, or FILE[:ARGUMENT]) and target this compiles the sharded training step and one
+window batch of the evaluation in bfloat16 at the global batch of the recipe. It prints per device: memory
+(arguments + temporary + program), operations of matrix products and convolutions, bytes moved between HBM and
+chip and the share of them that is padding (hbm_traffic.py), the least time that each of the two takes, and
+the collectives. Compiling a training step takes 5 to 40 minutes of one core.
 """
 
 from __future__ import annotations
@@ -25,25 +25,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import stand_ins
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
 
-stand_ins.install()
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-
-from benchmarks import hbm_traffic, workload  # noqa: E402
-from semivl_jax import utils  # noqa: E402
-from semivl_jax.experiment import flops  # noqa: E402
-from semivl_jax.train import programs, sharding  # noqa: E402
+from benchmarks import hbm_traffic, workload
+from semivl_jax import utils
+from semivl_jax.experiment import flops
+from semivl_jax.train import programs, sharding
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A TPU slice: what the compiler calls it; memory of a chip in GiB, bfloat16 TFLOP/s, HBM GB/s."""
+    """A TPU slice: its name for the compiler; per chip GiB of memory, bfloat16 TFLOP/s and HBM GB/s."""
 
     topology: str
     options: dict[str, Any]
@@ -69,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     made = utils.Parser("benchmarks.tpu_compile", __doc__)
     option = made.add_argument
-    option("--recipes", default=",".join(workload.PUBLISHED), help="recipes to compile")
+    option("--recipes", default=",".join(workload.RECIPES), help="recipes, or FILE[:ARGUMENT]")
     option("--targets", default="v5e-8,v6e-8,v4-8", help="machines to compile for")
     option("--parts", default="train,evaluate", help="functions to compile")
     option(
@@ -81,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Compiles everything asked for, one line each, and writes the file after every one."""
+    """Compiles everything, prints a line for each, and writes the file after every one."""
     options = parser().parse_args()
     rows = []
     print(HEADER, flush=True)
@@ -96,7 +92,7 @@ def main() -> None:
 
 def devices_of(target: Target) -> list[jax.Device]:
     """The devices of a slice, for compiling only. ValueError without the compiler's package."""
-    # Nothing is run: no metadata server to wait for, and no TPU that one process must have to itself.
+    # Nothing is run, so the compiler need not ask the metadata server or lock the TPU.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
@@ -111,9 +107,9 @@ def devices_of(target: Target) -> list[jax.Device]:
 def compile_one(
     recipe: str, target_name: str, part: str, changes: list[str], *, dump: str = ""
 ) -> dict[str, Any]:
-    """One function of one recipe for one target; a row of the table as a dict.
+    """Compiles "train" or "evaluate" of a recipe for a target; returns a row of the table.
 
-    `dump` is a folder for the optimised program as text, empty: none.
+    `dump` is a folder for the optimised program as text; empty: none.
     """
     target = TARGETS[target_name]
     config = workload.load_config(recipe, ["dtype=bfloat16", *changes])
@@ -136,10 +132,9 @@ def compile_one(
             raise
         return row | {"fits": False, "needs_gib": float(needs[1]), "limit_gib": float(needs[2])}
     if dump:
-        folder = Path(dump)
-        folder.mkdir(parents=True, exist_ok=True)
         text = "\n".join(each.as_text() for each in compiled)
-        (folder / f"{Path(recipe).stem}-{target_name}-{part}.txt").write_text(text)
+        name = f"{Path(recipe).stem}-{target_name}-{part}.txt"
+        utils.write_text(Path(dump) / name, text)
     row |= {"fits": True, "compile_s": time.monotonic() - start}
     operations = sum(map(flops.of_traced, traced)) / len(devices)
     return row | analysis(compiled, target, operations)
@@ -148,7 +143,7 @@ def compile_one(
 def trace_train(
     work: workload.Workload, devices: list[jax.Device]
 ) -> tuple[jax.stages.Traced, ...]:
-    """Both programs of the training step, sharded as `run` shards them, the state donated."""
+    """The training step, sharded as in training, with donated state."""
     config = work.config
     mesh = sharding.make_mesh(devices, **config.mesh)
     sharding.check_batch(config.batch, mesh, accumulation=config.accumulation)
@@ -178,7 +173,7 @@ def trace_evaluate(
 
 @contextlib.contextmanager
 def _for_tpu() -> Iterator[None]:
-    """The matmul precision that a TPU run has: one bfloat16 pass."""
+    """The default precision of matrix products on a TPU: one bfloat16 pass."""
     with jax.default_matmul_precision("default"):
         yield
 
@@ -193,9 +188,9 @@ def _placed(place: jax.sharding.Sharding, tree: Any) -> Any:
 def analysis(
     compiled: list[jax.stages.Compiled], target: Target, operations: float
 ) -> dict[str, Any]:
-    """What the compiler says about programs that run one after another, per device.
+    """The compiler's numbers for programs that run one after another, per device.
 
-    It counts operations in loops only once, so they are given.
+    `operations` are given, because the compiler counts those in loops only once.
     """
     needs = memory_of(compiled)
     texts = [each.as_text() for each in compiled]
@@ -214,7 +209,7 @@ def analysis(
 
 
 def memory_of(compiled: list[jax.stages.Compiled]) -> programs.Memory:
-    """Of the two programs of a step, or of one that runs alone."""
+    """Memory of the two programs of a step, or of one program."""
     if len(compiled) == 2:
         return programs.CompiledStep(*compiled).memory()
     (memory,) = (each.memory_analysis() for each in compiled)
@@ -231,7 +226,7 @@ HEADER = (
 
 
 def format_row(row: dict[str, Any]) -> str:
-    """A line of the table; a program that does not fit has only its memory."""
+    """A line of the table; of a program that does not fit only its memory."""
     head = (
         f"{Path(row['recipe']).stem:<12}{row['target']:<8}{row['part']:<10}{row['batch']:>6}"
         f"{row['needs_gib']:>12.2f}{row['limit_gib']:>7.1f}"

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from semivl_jax import compilation, report, utils
+from semivl_jax import compilation, utils
 from semivl_jax.config import validate
 from semivl_jax.data import prefetch, splits
 from semivl_jax.data.examples import EvalExample, EvalExamples
@@ -27,6 +27,7 @@ from semivl_jax.experiment import pseudo_label_quality as targets_lib
 from semivl_jax.experiment import workdir as workdir_lib
 from semivl_jax.experiment.experiment import Data, Experiment
 from semivl_jax.inference import bundle
+from semivl_jax.reporting import page as report_page
 from semivl_jax.train import distributed, loop, programs, sharding
 from semivl_jax.train.agreement import Agreement
 from semivl_jax.train.checkpoint import Checkpoints, Progress
@@ -47,7 +48,7 @@ def train(
     evaluator = experiment.evaluator()  # checks its options, before the folder is taken
     _check_start(experiment, workdir)
     workdir_lib.claim(workdir, config, writes=distributed.is_main())
-    workdir_lib.record_lists(workdir, data.lists(), writes=distributed.is_main())
+    workdir_lib.claim_lists(workdir, data.lists(), writes=distributed.is_main())
     agree = Agreement() if jax.process_count() > 1 else None
     with loop.StopSignal(agree) as stop, _checkpoints(workdir, config) as checkpoints:
         state, progress = _start(experiment, checkpoints)
@@ -57,9 +58,9 @@ def train(
             evaluation = _Evaluation(
                 experiment, evaluator, data, workdir, picture=writer.picture, between=stop.check
             )
-            memory = run_log.Record(workdir)
-            memory.drop_evaluations_after(progress.evaluated)
-            facts = run_log.facts(experiment, data, score=evaluation.score)
+            log = run_log.RunLog(workdir)
+            log.discard_evaluations_after(progress.evaluated)
+            metadata = run_log.metadata(experiment, data, score=evaluation.score)
             hooks = loop.Hooks(
                 batches=functools.partial(_batches, experiment, data),
                 evaluate=evaluation,
@@ -68,7 +69,7 @@ def train(
             )
             step = programs.Step(experiment.parts, experiment.mesh, state)
             ended = progress.next_step >= experiment.clock.total_steps
-            session = memory.session(facts, first_step=progress.next_step)
+            session = log.session(metadata, first_step=progress.next_step)
             if not ended:
                 step, line = step.compile(
                     experiment.constants,
@@ -123,7 +124,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     values = evaluation(state, progress.next_step)
     if distributed.is_main():
         scores = json.dumps({"step": progress.next_step, **values}, indent=1)
-        workdir_lib.write(workdir / "evaluation.json", scores)
+        utils.write_text(workdir / "evaluation.json", scores + "\n")
     if foreign:  # so that it can predict, too
         _export(experiment, workdir, evaluation, state)
 
@@ -244,7 +245,7 @@ class _Evaluation:
         self._picture, self._between = picture, between
         self._evaluator = evaluator
         self._gallery = figures.Gallery(experiment, workdir / "pictures")
-        self._samples, self._record = workdir / "samples", run_log.Record(workdir)
+        self._samples, self._log = workdir / "samples", run_log.RunLog(workdir)
         held_back = experiment.config.evaluation.held_back
         self._held_back = targets_lib.HeldBack(experiment, data, images=held_back)
         recipe = experiment.parts.recipe
@@ -263,7 +264,7 @@ class _Evaluation:
             teacher = sharding.local(mesh, state.teacher())
             result = self._evaluator.evaluate(teacher, self._examples("evaluating the average"))
             values["eval/miou_ema"] = result.miou
-            confusions["average"] = result.confusion
+            confusions["ema"] = result.confusion
         quality = self._held_back.score(teacher)
         if quality is not None:
             values |= quality.scalars()
@@ -278,27 +279,25 @@ class _Evaluation:
         if distributed.is_main():
             print(f"\nevaluation at step {step}: {scores} ({counts})")
             print(format_table(result.confusion, names), flush=True)
-            self._remember(step, confusions, quality, result)
+            self._write(step, confusions, quality, result)
             self._draw(teacher, step, result)
         self.newest = {"step": step, **values}
         return values
 
-    def _remember(
+    def _write(
         self,
         step: int,
         confusions: Mapping[str, np.ndarray],
         quality: targets_lib.Quality | None,
         result: Evaluation,
     ) -> None:
-        arrays = dict(confusions)
+        labels = {}
         if quality is not None:
-            arrays["pseudo"] = quality.pseudo
-            if quality.guidance is not None:
-                arrays["guidance"] = quality.guidance
+            counts = {"pseudo_label": quality.pseudo, "guidance": quality.guidance}
+            labels = {name: count for name, count in counts.items() if count is not None}
         ids = EvalExamples(self._data.validation).ids
-        arrays["ids"] = np.asarray(ids)
-        arrays["image_iou"] = np.asarray([result.image_iou[id] for id in ids], np.float32)
-        self._record.evaluation(step, arrays)
+        image_iou = {id: result.image_iou[id] for id in ids}
+        self._log.write_evaluation(step, confusion=confusions, labels=labels, image_iou=image_iou)
 
     def _draw(self, teacher: PyTree, step: int, result: Evaluation) -> None:
         examples = EvalExamples(self._data.validation)
@@ -334,7 +333,7 @@ class _Evaluation:
 def _report(workdir: Path, progress: Progress) -> None:
     if not distributed.is_main():
         return
-    page = report.draw_after_training(workdir)
+    page = report_page.write_after_training(workdir)
     print(
         f"finished after {progress.next_step} steps; best mIoU {progress.best_score:.2f} at step "
         f"{progress.best_step}\n"
