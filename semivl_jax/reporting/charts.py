@@ -82,27 +82,33 @@ _LABELS = {
     "eval/guidance_labelled": ("eval/labelled", "guidance"),
     "train/confident": ("train/share", "pseudo-label"),
     "train/guidance_share": ("train/share", "guidance"),
-    "train/gradient_norm": ("train/gradient", "norm"),
-    "train/images_per_s": ("train/images", "images/s"),
+    "train/gradient_norm": ("train/gradient", ""),
+    "train/images_per_s": ("train/images", ""),
 }
-"""Group and label of metrics for which the first word of the name does not do."""
+"""Group and label of metrics that the rule of `group_and_label` would not place well."""
 
 
 def group_and_label(metric: str) -> tuple[str, str]:
-    """Where a metric is drawn: "train/loss_s1" is the line "s1" of the group "train/loss"."""
+    """Where a metric is drawn: "train/loss_s1" is the line "s1" of the group "train/loss".
+
+    The label is empty where the group's title says enough.
+    """
     if metric in _LABELS:
         return _LABELS[metric]
     part, name = metric.split("/", 1) if "/" in metric else ("", metric)
     first, *rest = re.split("[_/]", name, maxsplit=1)
-    return f"{part}/{first}", rest[0] if rest else first
+    return f"{part}/{first}", rest[0] if rest else ""
 
 
 def class_metrics(run: Run) -> dict[str, dict[str, Curve]]:
-    """Metrics with one value per class, logged as PART/NAME/CLASS: PART/NAME → class → curve."""
+    """Metrics with one value per class, logged as PART/NAME/CLASS: PART/NAME → class → curve.
+
+    While the names of the classes are unknown, every metric of three parts counts as one.
+    """
     found: dict[str, dict[str, Curve]] = {}
     for metric, curve in run.curves.items():
         parts = metric.split("/", 2)
-        if len(parts) == 3 and parts[2] in run.classes:
+        if len(parts) == 3 and (not run.classes or parts[2] in run.classes):
             found.setdefault("/".join(parts[:2]), {})[parts[2]] = curve
     return found
 
@@ -148,12 +154,12 @@ def _curve_chart(group: str, label: str, lines: list[tuple[str, Curve]]) -> Char
         if log:
             values = [np.where(part > 0, part, np.nan) for part in values]
         mean, low, high = (_json_values(part) for part in values)
-        line = {"name": name, "colour": COLOURS[number % len(COLOURS)]}
+        line = {"name": name or of.title, "colour": COLOURS[number % len(COLOURS)]}
         line |= {"x": thinned.steps.tolist(), "y": mean}
         series.append(line if low == high else {**line, "low": low, "high": high})
         own = curve[1][np.isfinite(curve[1])]
         numbers = (f"{value:.4g}" for value in (own[0], own[-1], own.min(), own.max()))
-        rows.append((name, *numbers, str(int(curve[0][-1]))))
+        rows.append((name or of.title, *numbers, str(int(curve[0][-1]))))
     sparse = all(len(steps) <= 60 for _, (steps, _) in lines)
     return Chart(
         id="-".join(filter(None, (group.replace("/", "-"), label))),
