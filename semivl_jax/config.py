@@ -78,6 +78,24 @@ def set_method(config: ConfigDict, name: str, **fields: Any) -> None:
     config.method = ConfigDict(defaults | changed | fields)
 
 
+def drop_other_fields(config: ConfigDict) -> None:
+    """Removes fields of other methods, which `--config.method.name=NAME` leaves in `config.method`.
+
+    Raises:
+      ValueError: one of them was changed, so it was meant to have an effect.
+    """
+    name = config.method.name
+    own, others = methods.defaults(name), [methods.defaults(other) for other in methods.METHODS]
+    for field, value in config.method.items():
+        if field not in own and not any(value == other.get(field) for other in others):
+            raise ValueError(
+                f"method.{field} = {value!r} is no field of the method {name!r}, which has "
+                f"{', '.join(own)}; leave it out or choose another method.name"
+            )
+    with config.unlocked():
+        config.method = ConfigDict(own | {k: v for k, v in config.method.items() if k in own})
+
+
 def _data() -> ConfigDict:
     data = ConfigDict()
     # shapes (made by the project), folder (your own images), voc, coco, coco_instances, ade20k,

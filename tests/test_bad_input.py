@@ -90,7 +90,9 @@ def test_our_own_configurations_keep_the_rules(config):
 def test_taps_that_the_tower_or_the_decoder_cannot_use(out_indices, message):
     with pytest.raises(ValueError, match=message):
         build.segmenter(
-            changed(model__out_indices=out_indices), num_classes=2, clip_sizes=towers.IMAGE_SIZES["tiny"]
+            changed(model__out_indices=out_indices),
+            num_classes=2,
+            clip_sizes=towers.IMAGE_SIZES["tiny"],
         )
 
 

@@ -27,7 +27,7 @@ ALLOWED = {
         "data",
     },
     "evaluation": {"types", "utils", "models", "data", "train.distributed"},
-    "reporting": {"evaluation"},
+    "reporting": {"utils", "evaluation"},
 }
 FORBIDDEN = {
     "models": {"grain", "tensorflow_datasets", "optax", "orbax", "ml_collections"},
