@@ -1,9 +1,9 @@
 """The configuration: every key once with its default, and the rules that its values must keep.
 
-`default_config` is the published SemiVL on Pascal VOC; the files in `configs/` change fields. On the command line
-`--config.optim.lr=1e-4` changes a field of whatever file is named; a key that does not exist is refused. The
-fields of `config.method` are those of the method's dataclass (`train/methods/`). Lengths are in steps, sizes
-in pixels, rates between 0 and 1 unless said otherwise.
+`default_config` is the published SemiVL on Pascal VOC; the files in `configs/` change fields. On the command
+line `--config.optim.lr=1e-4` changes a field of whatever file is named; a key that does not exist is refused.
+The fields of `config.method` are those of the method's dataclass (`train/methods/`). Lengths are in steps,
+sizes in pixels, rates between 0 and 1 unless said otherwise.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ def _data() -> ConfigDict:
 def _model() -> ConfigDict:
     model = ConfigDict()
     # clip_vit (CLIP's image tower as a dense encoder), prompted_clip_vit (the frozen tower with trained
-    # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the decoder gets its first
-    # and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's ViT-B/16),
-    # dinov2_vits14 or dinov2_vitb14
+    # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the decoder gets its
+    # first and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's
+    # ViT-B/16), dinov2_vits14 or dinov2_vitb14
     model.backbone = "clip_vit"
     # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
     model.tower = "clip_vit_b16"
@@ -150,8 +150,8 @@ def _model() -> ConfigDict:
     model.renormalize = False  # feed the towers with CLIP's image statistics instead of ImageNet's
     # vlg (language-guided), deeplab, atm (attention to classes, of ZegCLIP) or dpt (of UniMatch V2)
     model.decoder = "vlg"
-    # What of a transformer's blocks is rematerialised in the backward pass: none (only the cheap maps inside),
-    # dots (all but products with weights) or blocks (everything). Results are the same
+    # What of a transformer's blocks is rematerialised in the backward pass: none (only the cheap maps
+    # inside), dots (all but products with weights) or blocks (everything). Results are the same
     model.remat = "none"
     model.guidance_dtype = "float32"  # of the frozen tower's stored weights; bfloat16 halves them
     return model

@@ -210,10 +210,15 @@ def test_fields_of_a_method_are_its_own():
         set_method(config, "fixmatch", perturbation_rate=0.3)
     set_method(config, "semivl")
     config.method.name = "fixmatch"
-    with pytest.raises(
-        ValueError, match=r"method\.perturbation_rate is no field of .*recipe=fixmatch"
-    ):
+    with pytest.raises(ValueError, match=r"method\.perturbation_rate is no field of the method"):
         validate(config)
+    drop_other_fields(config)  # as after --config.method.name=fixmatch
+    validate(config)
+    assert config.method.keys() == methods.defaults("fixmatch").keys()
+    set_method(config, "semivl", guidance_threshold=0.8)
+    config.method.name = "fixmatch"
+    with pytest.raises(ValueError, match=r"method\.guidance_threshold = 0\.8 is no field of"):
+        drop_other_fields(config)
     config.method.name = "fixmach"
     with pytest.raises(
         ValueError, match=r"method\.name = 'fixmach' is unknown; choose one of superv"
