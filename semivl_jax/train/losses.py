@@ -1,7 +1,7 @@
 """The training criteria: weighted sums of per-pixel cross entropies, and the weights that define them.
 
 Every per-pixel criterion of the published methods is Σ weight · CE(logits, label) with a weight map that
-needs no gradient. The functions `*_weights` make these maps for a whole batch; `weighted_cross_entropies` sums.
+needs no gradient. `*_weights` make these maps for a whole batch; `weighted_cross_entropies` sums.
 Because the divisors are inside the weights, values of parts of a batch add up to the value of the batch.
 
 In: logits [b, h, w, n] of any float dtype, or of a smaller grid, from which they are resized bilinearly to

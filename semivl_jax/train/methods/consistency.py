@@ -45,7 +45,7 @@ class Consistency(Method):
     confidence_threshold: float = 0.95
 
     view_shares: ClassVar[dict[str, float]] = {}
-    """Share of every view in the consistency loss, 1 together; `s1` and `s2` are the strong ones (METHOD 4.7)."""
+    """Share of every view in the consistency loss, 1 together (METHOD 4.7)."""
     weak_pass: ClassVar[bool] = False
     """Whether the weak view goes through the student, to be perturbed."""
 
@@ -94,7 +94,7 @@ class Consistency(Method):
         state: PyTree,
         progress: Float[Array, ""],
     ) -> Targets:
-        """Labelled images and views share the total (METHOD 4.7); strong views have the labels of their CutMix."""
+        """Labelled images and views share the total; strong views have the labels of their CutMix."""
         own = labels[0]
         partner = labels[1] if len(labels) > 1 else jax.tree.map(_reversed, own)
         by_view = {"x": (self.labelled_target(views),)}
