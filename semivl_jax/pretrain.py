@@ -42,7 +42,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.normalization import normalize
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.text import tokenizer
 from semivl_jax.types import PyTree
 from semivl_jax.weights import towers as towers_lib
@@ -180,7 +180,9 @@ class Towers:
             "context_length": CONTEXT,
         }
         grid = (LARGE // s.patch_size,) * 2
-        self.image = VisionTransformer(**self.image_sizes, grid=grid, out_indices=(s.depth,))
+        self.image = VisionTransformer(
+            **CLIP, **self.image_sizes, grid=grid, out_indices=(s.depth,)
+        )
         short = {"vocab_size": len(words.token_ids), "context_length": words.context}
         self.text = TextTransformer(**self.text_sizes | short)
         self.words = words

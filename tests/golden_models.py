@@ -5,7 +5,7 @@ import numpy as np
 
 from semivl_jax.models.resnet import ResNetV1c
 from semivl_jax.models.segmenter import Segmenter
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import ClassText
 from semivl_jax.weights.semivl_decoder import import_segmenter
@@ -29,6 +29,7 @@ def vision_tower(kwargs: dict, *, table_of: int, out_dim: int) -> VisionTransfor
     """The image tower; `table_of` is the image side that its position table is made for."""
     depth, indices = kwargs["num_layers"], kwargs["out_indices"]
     return VisionTransformer(
+        **CLIP,
         patch_size=kwargs["patch_size"],
         width=kwargs["embed_dims"],
         depth=depth,

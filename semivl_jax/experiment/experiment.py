@@ -27,7 +27,6 @@ from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.experiment import init_weights, step_modules
 from semivl_jax.models import build as build_lib
 from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.models.zegclip import PromptedVisionTransformer
 from semivl_jax.text import class_names, class_text, embeddings
 from semivl_jax.train import distributed, sharding
 from semivl_jax.train import state as state_lib
@@ -151,7 +150,7 @@ class Experiment:
             build_lib.window_network(self.parts.segmenter, self.local_constants.text),
             num_classes=self.info.num_classes,
             crop=self.crop,
-            patch_size=build_lib.padding_patch(self.parts.segmenter),
+            patch_size=self.parts.segmenter.padding_patch,
             via_square=self.parts.segmenter.via_square,
             mode=settings.mode,
             stride=settings.stride,
@@ -221,7 +220,7 @@ def build(
     mesh = mesh_of(config)
     total_steps, epoch = training_length(config, images_per_epoch)
     clip = _ClipParts(constants=state_lib.Constants(text=None))
-    if build_lib.needs_clip(config):
+    if build_lib.needs_clip(config.model) or step_modules.guided(config):
         clip = _clip_parts(config, info, mesh, outline=outline)
         _check_classes(config, clip.constants.text)
     parts = step_modules.build_parts(
@@ -285,11 +284,10 @@ def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: b
         clip = towers_lib.load(config.model.weights, config.model.tower)
     tower = None if absent else class_text.TextTower.of(clip)
 
-    def params(vision: VisionTransformer | PromptedVisionTransformer) -> PyTree:
+    def params(vision: VisionTransformer) -> PyTree:
         if absent:
             return outline_lib.image_shapes(clip.image, vision.grid)
-        resizing = init_weights.resizing_of(vision)
-        return towers_lib.resized(clip.image_params, vision.grid, resizing=resizing)
+        return towers_lib.resized(clip.image_params, vision.grid, resizing=vision.table_resizing)
 
     def text(mode: str) -> ClassText:
         if tower is None:  # rows of the right number and length, meaning nothing

@@ -146,7 +146,7 @@ def load(path: str | os.PathLike[str]) -> Served:
         info=info,
         variables={"batch_stats": {}, **variables},
         clip_sizes=clip_sizes,
-        text=_text(text, info) if text.exists() or build.needs_clip(config) else None,
+        text=_text(text, info) if text.exists() or build.needs_clip(config.model) else None,
         tower=load_tower(tower) if tower.exists() else None,
         metrics=metrics,
     )

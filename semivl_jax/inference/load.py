@@ -15,7 +15,7 @@ import numpy as np
 
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.inference import bundle, hub
-from semivl_jax.models import build, clip_guidance
+from semivl_jax.models import build, clip_guidance, vit
 from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.segmenter import Segmenter
@@ -38,7 +38,7 @@ class Model:
     """What segments windows.
 
     `network(variables, images [w, h, w', 3] normalised) -> logits [w, crop, crop, n]`, or with `via_square`
-    off [w, h, w', n]; `padding_patch` as `architecture.padding_patch`; `short_side` = 0 leaves images as
+    off [w, h, w', n]; `padding_patch` as of `Segmenter`; `short_side` = 0 leaves images as
     they are; `least_side` is the smallest side that the network can take.
     """
 
@@ -96,7 +96,7 @@ def _trained(served: bundle.Served, info: DatasetInfo, text: ClassText | None) -
         network=build.window_network(segmenter, text),
         variables=served.variables,
         crop=config.data.crop,
-        padding_patch=build.padding_patch(segmenter),
+        padding_patch=segmenter.padding_patch,
         via_square=segmenter.via_square,
         least_side=least_side(segmenter),
         mode=settings.mode,
@@ -174,7 +174,7 @@ def _zero_shot(
             f"a window of {side} pixels is smaller than a patch; choose {patch} or more"
         )
     tower = VisionTransformer(
-        **clip.image, grid=(side // patch,) * 2, out_indices=(clip.image["depth"],)
+        **vit.CLIP, **clip.image, grid=(side // patch,) * 2, out_indices=(clip.image["depth"],)
     )
 
     def network(variables: PyTree, images: jax.Array) -> jax.Array:

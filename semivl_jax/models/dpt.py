@@ -100,7 +100,7 @@ class DPTHead(nn.Module):
         return grids.pop()
 
     def _level(self, i: int, x: Array) -> Array:
-        """A tapped map at its own scale, with the channels of the fusion."""
+        """A map of the encoder at its own scale, with the channels of the fusion."""
         width = self.out_channels[i]
         x = self._conv(f"tap_{i}", width, 1)(x)
         if i < 2:

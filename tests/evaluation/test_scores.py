@@ -152,7 +152,7 @@ def golden_network(golden):
     options = {
         "num_classes": text.num_classes,
         "crop": crop,
-        "patch_size": build_lib.padding_patch(model),
+        "patch_size": model.padding_patch,
     }
     variables = golden_models.imported(golden, golden.weights())
     return build_lib.window_network(model, text), variables, options

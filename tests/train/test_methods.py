@@ -11,6 +11,7 @@ from semivl_jax.config import validate
 from semivl_jax.data import prefetch
 from semivl_jax.experiment import experiment
 from semivl_jax.models import build
+from semivl_jax.models.resnet import ResNet
 from semivl_jax.train import sharding
 from semivl_jax.train.checkpoint import Checkpoints, Progress
 from semivl_jax.train.step import train_step
@@ -77,7 +78,7 @@ def shapes(tmp_path_factory):
 def small(monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
-    monkeypatch.setitem(build.RESNET_BLOCKS, "resnet101", (1, 1, 1, 1))
+    monkeypatch.setitem(build.BACKBONES, "resnet101", (ResNet, {"blocks": (1, 1, 1, 1)}))
 
 
 @pytest.mark.parametrize("method", METHODS)
