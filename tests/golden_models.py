@@ -58,7 +58,7 @@ def vlg_decoder(kwargs: dict) -> VLGDecoder:
     )
 
 
-def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> Segmenter:
+def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> SegmentationModel:
     """The whole model of a file with `backbone`, `decode_head` and maybe `conv_encoder` in its meta."""
     conv = golden.meta.get("conv_encoder")
     conv_encoder = conv and ResNetV1c(
@@ -67,7 +67,7 @@ def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> Segmenter:
         num_blocks=BOTTLENECKS[conv["depth"]],
     )
     out_dim = golden["w/backbone.proj.weight"].shape[0]
-    return Segmenter(
+    return SegmentationModel(
         backbone=vision_tower(golden.meta["backbone"], table_of=crop, out_dim=out_dim),
         decoder=vlg_decoder(golden.meta["decode_head"]),
         conv_encoder=conv_encoder or None,

@@ -30,7 +30,7 @@ from semivl_jax.weights.tree import check
 
 
 def variables(
-    config: ConfigDict, segmenter: Segmenter, text: ClassText | None, *, clip: PyTree | None
+    config: ConfigDict, segmenter: SegmentationModel, text: ClassText | None, *, clip: PyTree | None
 ) -> PyTree | None:
     """The variables to begin with, None where all are drawn; `clip` is the CLIP tower's parameters.
 
@@ -69,7 +69,7 @@ def _load_part(path: Path, module: nn.Module, *, key: str) -> PyTree:
     return tree
 
 
-def _load_segmenter(path: Path, segmenter: Segmenter, like: PyTree) -> PyTree:
+def _load_segmenter(path: Path, segmenter: SegmentationModel, like: PyTree) -> PyTree:
     tree = files.load(path, expect=files.SEGMENTER).tree
     if "backbone" in tree["params"]:
         tree["params"]["backbone"] = _at_grid(tree["params"]["backbone"], segmenter.backbone, path)

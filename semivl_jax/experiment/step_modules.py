@@ -17,7 +17,7 @@ import optax
 from ml_collections import ConfigDict
 
 from semivl_jax.models import build
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.train import optimizer
 from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import state as state_lib
@@ -124,7 +124,7 @@ def abstract_batch(config: ConfigDict) -> Batch:
 
 
 @functools.partial(jax.jit, static_argnames=("segmenter", "seed"))
-def init_variables(segmenter: Segmenter, text: ClassText | None, seed: int) -> PyTree:
+def init_variables(segmenter: SegmentationModel, text: ClassText | None, seed: int) -> PyTree:
     """{"params", "batch_stats"} of a segmenter that was never trained; traced once for equal ones."""
     image = jnp.zeros((1, segmenter.crop, segmenter.crop, 3))
     # "rbg" compiles to far less code than the default generator, once per leaf.
@@ -134,7 +134,7 @@ def init_variables(segmenter: Segmenter, text: ClassText | None, seed: int) -> P
 
 def _optimizer(
     config: ConfigDict,
-    segmenter: Segmenter,
+    segmenter: SegmentationModel,
     text: ClassText | None,
     groups: tuple[groups_lib.Group, ...],
     schedule: optax.Schedule,

@@ -19,7 +19,7 @@ from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.dpt import DPTHead
 from semivl_jax.models.layers import check_out_indices
 from semivl_jax.models.resnet import ResNet, ResNetV1c
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import ClassText, PyTree
@@ -48,7 +48,9 @@ def needs_clip(model: ConfigDict) -> bool:
     return model.backbone in CLIP_BACKBONES or model.decoder in TEXT_DECODERS
 
 
-def segmenter(config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, Any]) -> Segmenter:
+def segmenter(
+    config: ConfigDict, *, num_classes: int, clip_sizes: dict[str, Any]
+) -> SegmentationModel:
     """The model that a configuration describes.
 
     `clip_sizes` are the constructor arguments of the CLIP image tower (`weights.towers.Clip.image`), for its
@@ -98,7 +100,7 @@ def guidance_tower(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTran
 
 
 def window_network(
-    segmenter: Segmenter, text: ClassText | None
+    segmenter: SegmentationModel, text: ClassText | None
 ) -> Callable[[PyTree, jax.Array], jax.Array]:
     """(variables, normalised windows [w, h, w', 3]) -> logits of the crop's square [w, crop, crop, n].
 

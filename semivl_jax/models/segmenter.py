@@ -113,7 +113,11 @@ def applied(segmenter: Segmenter, variables: PyTree, *arguments: PyTree, method:
 
 @functools.partial(jax.jit, static_argnames=("segmenter", "method"))
 def applied_in_training(
-    segmenter: Segmenter, variables: PyTree, *arguments: PyTree, method: str, dropout: Key | None
+    segmenter: SegmentationModel,
+    variables: PyTree,
+    *arguments: PyTree,
+    method: str,
+    dropout: Key | None,
 ) -> tuple[PyTree, PyTree]:
     """(output in training, updated running statistics); without the key `dropout` nothing is dropped."""
     rngs = {} if dropout is None else {"dropout": dropout}

@@ -8,7 +8,7 @@ from typing import Literal
 import optax
 from flax import linen as nn
 
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.train.param_groups import Group
 
 
@@ -59,7 +59,7 @@ class Recipe:
 class Parts:
     """What is fixed when the step is compiled; groups and schedule only tell the metrics the rates."""
 
-    segmenter: Segmenter
+    segmenter: SegmentationModel
     optimizer: optax.GradientTransformation
     recipe: Recipe
     guidance_tower: nn.Module | None = None

@@ -31,7 +31,7 @@ class TrainState:
     ema_batch_stats: PyTree | None
 
     def student(self) -> PyTree:
-        """Variables of the student for `Segmenter.apply`."""
+        """Variables of the student for `SegmentationModel.apply`."""
         return variables(self.trained, self.frozen, self.batch_stats)
 
     def teacher(self) -> PyTree:

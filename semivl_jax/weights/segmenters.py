@@ -1,8 +1,8 @@
 """Whole published segmenters -> `files.Weights` of the format SEGMENTER.
 
 In: state dicts of SemiVL, of the baselines of its ablation and of UniMatch (V1 and V2) as NumPy arrays,
-"module." taken off. Out: {"params", "batch_stats"} of a `Segmenter` and the sizes that the shapes tell, by
-part. What the model does not need (the frozen guidance tower, a classifier of ImageNet) is known and dropped.
+"module." taken off. Out: {"params", "batch_stats"} of a `SegmentationModel` and the sizes that the shapes
+tell, by part. What the model does not need (the frozen guidance tower, a classifier of ImageNet) is known and dropped.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def from_semivl(
         sizes["deeplab_decoder"], decoder, maps = *_deeplab(state, source), 2
         rules += placed(published.DEEPLAB_RULES, prefix="decode_head.", branch="decoder")
     backbone = _clip_tower(sizes["backbone"], maps)
-    model = Segmenter(backbone=backbone, decoder=decoder, crop=64, conv_encoder=conv)
+    model = SegmentationModel(backbone=backbone, decoder=decoder, crop=64, conv_encoder=conv)
     return _checked(state, rules, model, sizes, kind="semivl", source=source)
 
 
@@ -86,7 +86,7 @@ def from_vit_baseline(
         *placed(published.DEEPLAB_RULES, prefix="decode_head.", branch="decoder"),
         Rule(r"backbone\.m\.head\.(weight|bias)", None),
     )
-    model = Segmenter(backbone=backbone, decoder=decoder, crop=64)
+    model = SegmentationModel(backbone=backbone, decoder=decoder, crop=64)
     return _checked(state, rules, model, sizes, kind="vit_baseline", source=source)
 
 
@@ -123,7 +123,9 @@ def from_unimatch(state: State, *, source: str) -> files.Weights:
     classes, channels = shape(state, "classifier.weight", 4, source=source)[:2]
     low = shape(state, "reduce.0.weight", 4, source=source)[0]
     head_sizes = {"num_classes": classes, "channels": channels, "low_channels": low}
-    model = Segmenter(backbone=encoders.resnet(facts), decoder=DeepLabHead(**head_sizes), crop=64)
+    model = SegmentationModel(
+        backbone=encoders.resnet(facts), decoder=DeepLabHead(**head_sizes), crop=64
+    )
     rules = (
         *placed(ENCODER_RULES, prefix="backbone.", branch="backbone"),
         *placed(DECODER_RULES, prefix="", branch="decoder"),
@@ -145,7 +147,7 @@ def from_unimatch_v2(state: State, *, source: str, image_heads: int | None = Non
     if facts["depth"] < 4:
         raise ValueError(f"{source} has {facts['depth']} blocks, too few for four maps")
     backbone = encoders.dinov2(facts, out_indices=tuple(range(4)))
-    model = Segmenter(backbone=backbone, decoder=DPTHead(**tupled(head_sizes)), crop=64)
+    model = SegmentationModel(backbone=backbone, decoder=DPTHead(**tupled(head_sizes)), crop=64)
     rules = (
         *placed(encoder_rules(facts["num_heads"]), prefix="backbone.", branch="params/backbone"),
         *placed(DPT_RULES, prefix="head.", branch="params/decoder"),
@@ -155,7 +157,13 @@ def from_unimatch_v2(state: State, *, source: str, image_heads: int | None = Non
 
 
 def _checked(
-    state: State, rules: Rules, model: Segmenter, sizes: dict[str, Any], *, kind: str, source: str
+    state: State,
+    rules: Rules,
+    model: SegmentationModel,
+    sizes: dict[str, Any],
+    *,
+    kind: str,
+    source: str,
 ) -> files.Weights:
     facts = sizes["backbone"]
     side = facts["grid"][0] * facts["patch_size"] if "grid" in facts else 64

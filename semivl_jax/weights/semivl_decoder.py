@@ -54,7 +54,7 @@ def import_conv_encoder(state: State) -> tuple[PyTree, PyTree]:
 
 
 def import_segmenter(state: State, *, backbone_heads: int, decoder_heads: int) -> dict[str, PyTree]:
-    """{"params", "batch_stats"} of a `Segmenter` with either decoder.
+    """{"params", "batch_stats"} of a `SegmentationModel` with either decoder.
 
     Heads are the attention heads of the image tower and of the semantic layers (a DeepLabV3+ head has
     none). The frozen guidance tower that published checkpoints carry ("clip_encoder.") is no part of

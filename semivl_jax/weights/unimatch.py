@@ -26,7 +26,7 @@ BACKBONE = "backbone."
 
 
 def import_unimatch(state: State, *, source: str = "the UniMatch weights") -> dict[str, PyTree]:
-    """{"params", "batch_stats"} of a `Segmenter` of `ResNet` and `DeepLabHead`."""
+    """{"params", "batch_stats"} of a `SegmentationModel` of `ResNet` and `DeepLabHead`."""
     encoder = below(state, BACKBONE)
     decoder = {name: array for name, array in state.items() if not name.startswith(BACKBONE)}
     parts = {

@@ -34,7 +34,7 @@ def model(grid=(4, 4), classes=3, conv=False):
         grid=grid,
         out_indices=(0, 1),
     )
-    return Segmenter(
+    return SegmentationModel(
         backbone=tower,
         decoder=DeepLabHead(num_classes=classes, channels=8, low_channels=4),
         crop=8 * grid[0],

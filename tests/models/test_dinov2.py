@@ -9,7 +9,7 @@ from semivl_jax.models import dinov2, dpt
 from semivl_jax.models.dinov2 import DinoV2
 from semivl_jax.models.dpt import DPTHead
 from semivl_jax.models.pos_embed import resize_table, table_at
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.types import Features
 from semivl_jax.weights.dinov2 import import_dinov2, import_unimatch_v2
 from semivl_jax.weights.tree import check
@@ -180,7 +180,7 @@ def test_the_head_is_that_of_unimatch_v2():
 def test_published_sizes(size, millions):
     """Millions of parameters as the published training logs have them, unused ones included."""
     head = DPTHead(21, **dpt.SIZES[size])
-    model = Segmenter(
+    model = SegmentationModel(
         DinoV2(**dinov2.SIZES[size]), head, crop=518, via_square=False, align_corners=True
     )
     image = jax.ShapeDtypeStruct((1, 518, 518, 3), jnp.float32)
@@ -197,7 +197,9 @@ def test_published_sizes(size, millions):
 
 def test_bfloat16_gives_float32_logits():
     head = DPTHead(3, channels=4, out_channels=(2, 2, 2, 2), patch_size=4, dtype=jnp.bfloat16)
-    model = Segmenter(small(depth=4, out_indices=(0, 1, 2, 3), dtype=jnp.bfloat16), head, crop=12)
+    model = SegmentationModel(
+        small(depth=4, out_indices=(0, 1, 2, 3), dtype=jnp.bfloat16), head, crop=12
+    )
     logits, variables = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, 12, 12, 3)), None)
     )

@@ -7,7 +7,7 @@ import pytest
 
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.imagenet_vit import ImageNetViT
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.weights.timm_vit import import_timm_vit
 from semivl_jax.weights.tree import check
 from tests.golden_files import Golden, assert_close, nhwc
@@ -59,7 +59,7 @@ def test_maps_and_class_token_as_published():
 
 def test_published_sizes():
     """Number of parameters of the full-size model; the published one also has ImageNet's classifier."""
-    model = Segmenter(ImageNetViT(grid=(32, 32)), DeepLabHead(21), crop=512)
+    model = SegmentationModel(ImageNetViT(grid=(32, 32)), DeepLabHead(21), crop=512)
     image = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image, None)["params"]
     total = {name: sum(leaf.size for leaf in jax.tree.leaves(shapes[name])) for name in shapes}

@@ -10,7 +10,7 @@ from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.resnet import ResNetV1c
 from semivl_jax.models.segmenter import (
-    Segmenter,
+    SegmentationModel,
     channel_masks,
     perturb,
 )
@@ -131,13 +131,13 @@ def vit_b16(crop, out_indices):
 
 
 def test_published_voc_model():
-    model = Segmenter(backbone=vit_b16(512, (0, 4, 12)), decoder=VLGDecoder(), crop=512)
+    model = SegmentationModel(backbone=vit_b16(512, (0, 4, 12)), decoder=VLGDecoder(), crop=512)
     assert_sizes(model, 512, 21, VOC)
 
 
 def test_published_cityscapes_model():
     decoder = VLGDecoder(use_conv_features=True, skip_channels=(32, 32))
-    model = Segmenter(
+    model = SegmentationModel(
         backbone=vit_b16(801, (4, 12)),
         decoder=decoder,
         conv_encoder=ResNetV1c(),
@@ -174,7 +174,7 @@ def tiny_model(**changes):
         out_indices=(0, 2),
     )
     decoder = DeepLabHead(num_classes=3, channels=8, low_channels=4)
-    return Segmenter(backbone=tower, decoder=decoder, crop=16, **changes)
+    return SegmentationModel(backbone=tower, decoder=decoder, crop=16, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +189,8 @@ def test_encode_and_decode_apart(tiny):
     image = image[:, :, :12]
     whole = jax.jit(model.apply)(variables, image, None)
     assert whole.shape == (*image.shape[:3], 3)
-    encode = jax.jit(partial(model.apply, method=Segmenter.encode))
-    decode = jax.jit(partial(model.apply, text=None, method=Segmenter.decode))
+    encode = jax.jit(partial(model.apply, method=SegmentationModel.encode))
+    decode = jax.jit(partial(model.apply, text=None, method=SegmentationModel.decode))
     features = encode(variables, image)
     logits = decode(variables, jax.tree.map(lambda maps: jnp.roll(maps, -1, axis=0), features))
     resized = bilinear(logits, image.shape[1:3], align_corners=False)

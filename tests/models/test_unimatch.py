@@ -8,7 +8,7 @@ import pytest
 from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resnet import EXPANSION, ResNet
-from semivl_jax.models.segmenter import Segmenter, perturb
+from semivl_jax.models.segmenter import SegmentationModel, perturb
 from semivl_jax.types import Features
 from semivl_jax.weights.tree import check, flatten
 from semivl_jax.weights.unimatch import import_resnet, import_unimatch
@@ -36,7 +36,7 @@ def golden_model(golden, **changes):
         dilations=(1, *meta["dilations"]),
         align_corners=True,
     )
-    return Segmenter(backbone, decoder, crop=64, via_square=False, align_corners=True)
+    return SegmentationModel(backbone, decoder, crop=64, via_square=False, align_corners=True)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,9 @@ def test_published_names_cover_the_model(golden):
 
 def test_published_sizes():
     """Numbers of parameters of the full-size model for 21 classes."""
-    model = Segmenter(ResNet(), DeepLabHead(21, align_corners=True), crop=321, via_square=False)
+    model = SegmentationModel(
+        ResNet(), DeepLabHead(21, align_corners=True), crop=321, via_square=False
+    )
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 321, 321, 3), jnp.float32), None
     )["params"]
@@ -185,7 +187,7 @@ class Columns(ResNet):
 
 def test_logits_go_straight_to_the_images_size_with_corners_aligned():
     """The resize of a linear ramp is a linear ramp from corner to corner; so in evaluation."""
-    model = Segmenter(Columns(), Ramp(1), crop=4, via_square=False, align_corners=True)
+    model = SegmentationModel(Columns(), Ramp(1), crop=4, via_square=False, align_corners=True)
     image = jnp.broadcast_to(jnp.arange(13.0)[None, None, :, None], (1, 9, 13, 3))
     np.testing.assert_allclose(model.apply({}, image, None), image[..., :1], atol=1e-5)
     network = build.window_network(model, None)
@@ -216,7 +218,7 @@ def test_an_encoder_that_cannot_be_built_says_why(changes, sentence):
 
 
 def test_bfloat16_keeps_statistics_and_logits_in_float32():
-    model = Segmenter(
+    model = SegmentationModel(
         ResNet(
             blocks=(1, 1), channels=(4, 8), dilated=(False,), out_indices=(0, 1), dtype=jnp.bfloat16
         ),

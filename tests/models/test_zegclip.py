@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.zegclip import MaskDecoder, PromptedVisionTransformer
 from semivl_jax.types import ClassText, Features
 from semivl_jax.weights.tree import check, flatten
@@ -49,7 +49,7 @@ def golden_segmenter(golden):
     kwargs = golden.meta["head_kwargs"]
     assert kwargs["use_stages"] == 1 and not kwargs["use_proj"]
     decoder = MaskDecoder(num_layers=kwargs["num_layers"], num_heads=kwargs["num_heads"])
-    return Segmenter(golden_tower(golden), decoder, crop=kwargs["img_size"])
+    return SegmentationModel(golden_tower(golden), decoder, crop=kwargs["img_size"])
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def published():
         grid=(32, 32),
         out_indices=(12,),
     )
-    return Segmenter(tower, MaskDecoder(), crop=512)
+    return SegmentationModel(tower, MaskDecoder(), crop=512)
 
 
 def test_published_sizes():
@@ -207,7 +207,7 @@ def test_classes_of_several_concepts_take_their_best_mask():
 
 def test_bfloat16_gives_float32_masks():
     image = jnp.zeros((1, 8, 12, 3))
-    model = Segmenter(
+    model = SegmentationModel(
         small(dtype=jnp.bfloat16), MaskDecoder(num_heads=2, dtype=jnp.bfloat16), crop=8
     )
     text = class_text(np.zeros((3, 8), np.float32))
