@@ -22,7 +22,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from semivl_jax.experiment import step_modules
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import files

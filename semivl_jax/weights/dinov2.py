@@ -29,7 +29,7 @@ def import_dinov2(state: State, *, num_heads: int, source: str = "the DINOv2 wei
 def import_unimatch_v2(
     state: State, *, num_heads: int, source: str = "the UniMatch V2 weights"
 ) -> dict[str, PyTree]:
-    """{"params"} of a `Segmenter` of `vit.DINOV2` and `DPTHead`."""
+    """{"params"} of a `SegmentationModel` of `vit.DINOV2` and `DPTHead`."""
     rest = {name: state[name] for name in state if not name.startswith((BACKBONE, DECODER))}
     convert(rest, [], source=source)  # raises for every name outside the parts
     parts = {

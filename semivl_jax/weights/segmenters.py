@@ -2,7 +2,8 @@
 
 In: state dicts of SemiVL, of the baselines of its ablation and of UniMatch (V1 and V2) as NumPy arrays,
 "module." taken off. Out: {"params", "batch_stats"} of a `SegmentationModel` and the sizes that the shapes
-tell, by part. What the model does not need (the frozen guidance tower, a classifier of ImageNet) is known and dropped.
+tell, by part. What the model does not need (the frozen guidance tower, a classifier of ImageNet) is known
+and dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.dpt import DPTHead
 from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resnet import ResNetV1c
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import CLIP, PROMPTED_CLIP, VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.weights import encoders, files, zegclip
@@ -100,7 +101,7 @@ def from_zegclip(
     backbone = VisionTransformer(
         **{**PROMPTED_CLIP, **tupled(facts)}, out_indices=(facts["depth"],)
     )
-    model = Segmenter(backbone=backbone, decoder=MaskDecoder(**head_sizes), crop=64)
+    model = SegmentationModel(backbone=backbone, decoder=MaskDecoder(**head_sizes), crop=64)
     rules = (
         *placed(
             zegclip.backbone_rules(facts["num_heads"]),
