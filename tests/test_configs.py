@@ -12,7 +12,7 @@ from configs import base, demo, folder, tiny
 from semivl_jax.config import validate
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.experiment import dry_run, experiment
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.train import sharding
 from semivl_jax.weights import towers
 
@@ -75,7 +75,7 @@ def _big_tower_without_weights(weights, tower):
     """CLIP ViT-B/16 with zeros for parameters, and a small text tower of the same output size."""
     del weights
     image = towers.IMAGE_SIZES[tower]
-    vision = VisionTransformer(**image, grid=(14, 14), out_indices=(image["depth"],))
+    vision = VisionTransformer(**CLIP, **image, grid=(14, 14), out_indices=(image["depth"],))
     pixels = jnp.zeros((1, 224, 224, 3))
     shapes = jax.eval_shape(vision.init, jax.random.key(0), pixels)["params"]
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)

@@ -16,6 +16,7 @@ from semivl_jax.config import set_method, validate
 from semivl_jax.data import prefetch
 from semivl_jax.experiment import experiment
 from semivl_jax.models import build
+from semivl_jax.models.resnet import ResNet
 from semivl_jax.train import methods, sharding
 from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.train.losses import supervised_weights
@@ -93,7 +94,7 @@ def shapes(tmp_path_factory):
 def small(monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
-    monkeypatch.setitem(build.RESNET_BLOCKS, "resnet101", (1, 1, 1, 1))
+    monkeypatch.setitem(build.BACKBONES, "resnet101", (ResNet, {"blocks": (1, 1, 1, 1)}))
 
 
 @pytest.mark.parametrize("case", METHODS)
