@@ -88,11 +88,13 @@ class Browser:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("benchmarks.browser", __doc__)
-    made.add_argument("report", type=Path, help="a report.html")
-    made.add_argument("--out", default="report", help="path without -desktop.jpg")
-    made.add_argument("--height", type=int, default=2600, help="most pixels of a picture's height")
-    return made
+    command = utils.Parser("benchmarks.browser", __doc__)
+    command.add_argument("report", type=Path, help="a report.html")
+    command.add_argument("--out", default="report", help="path without -desktop.jpg")
+    command.add_argument(
+        "--height", type=int, default=2600, help="most pixels of a picture's height"
+    )
+    return command
 
 
 def main() -> None:

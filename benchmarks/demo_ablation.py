@@ -50,23 +50,23 @@ _QUIET = {
 def rows() -> dict[str, dict[str, object]]:
     """Name of a row → all fields that differ from the demo configuration."""
     fields: dict[str, object] = {}
-    made = {}
+    table = {}
     for name, change in STEPS:
         fields = {k: v for k, v in {**fields, **change}.items() if v is not None}
-        made[name] = fields
-    made[_EXTRA] = {**made[_EXTRA_OF], "method.name": "supervised"}
-    return made
+        table[name] = fields
+    table[_EXTRA] = {**table[_EXTRA_OF], "method.name": "supervised"}
+    return table
 
 
-def add_options(made: argparse.ArgumentParser, *, out: str) -> argparse.ArgumentParser:
+def add_options(command: argparse.ArgumentParser, *, out: str) -> argparse.ArgumentParser:
     """Options of benchmarks that train rows with several seeds."""
-    option = made.add_argument
+    option = command.add_argument
     option("--config", default="configs/demo.py", help="configuration of every run")
     option("--out", default=out, help="folder of the runs and of the table")
     option("--seeds", default="0,1,2", help="seeds of every row")
     option("--steps", type=int, default=0, help="steps of every run; 0: as the configuration says")
     option("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
-    return made
+    return command
 
 
 def train(
@@ -95,8 +95,8 @@ def train(
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("benchmarks.demo_ablation", __doc__)
-    return add_options(made, out="runs/ablation")
+    command = utils.Parser("benchmarks.demo_ablation", __doc__)
+    return add_options(command, out="runs/ablation")
 
 
 def main() -> None:

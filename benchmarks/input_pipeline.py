@@ -40,14 +40,14 @@ _LABELLED = 8
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("benchmarks.input_pipeline", __doc__)
-    option = made.add_argument
+    command = utils.Parser("benchmarks.input_pipeline", __doc__)
+    option = command.add_argument
     option("--out", default="input_pipeline.json", help="the results as JSON")
     option("--seconds", type=float, default=20.0, help="length of every measurement")
     option("--workers", default="1,2", help="numbers of worker processes")
     option("--batch", type=int, default=4, help="images of each kind per batch")
     option("--measure", default="", help="one measurement as JSON; for the command's own use")
-    return made
+    return command
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ ROWS: dict[str, dict[str, object]] = {
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("benchmarks.precision", __doc__)
-    return demo_ablation.add_options(made, out="runs/precision")
+    command = utils.Parser("benchmarks.precision", __doc__)
+    return demo_ablation.add_options(command, out="runs/precision")
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ from semivl_jax.train.checkpoint import Checkpoints
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("benchmarks.pseudo_labels", __doc__)
-    made.add_argument("workdir", type=Path, help="workdir of a finished run")
-    made.add_argument("--images", type=int, default=200, help="unlabelled images to look at")
-    return made
+    command = utils.Parser("benchmarks.pseudo_labels", __doc__)
+    command.add_argument("workdir", type=Path, help="workdir of a finished run")
+    command.add_argument("--images", type=int, default=200, help="unlabelled images to look at")
+    return command
 
 
 def main() -> None:

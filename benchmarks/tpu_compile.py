@@ -64,8 +64,8 @@ _COLLECTIVES = re.compile(
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("benchmarks.tpu_compile", __doc__)
-    option = made.add_argument
+    command = utils.Parser("benchmarks.tpu_compile", __doc__)
+    option = command.add_argument
     option("--recipes", default=",".join(workload.RECIPES), help="recipes, or FILE[:ARGUMENT]")
     option("--targets", default="v5e-8,v6e-8,v4-8", help="machines to compile for")
     option("--parts", default="train,evaluate", help="functions to compile")
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     option("--out", default="tpu_compile.json", help="the results as JSON")
     option("--dump", default="", help="folder for the optimised programs, to read")
-    return made
+    return command
 
 
 def main() -> None:

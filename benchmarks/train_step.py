@@ -35,15 +35,15 @@ from semivl_jax.train.state import variables
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("benchmarks.train_step", __doc__)
-    option = made.add_argument
+    command = utils.Parser("benchmarks.train_step", __doc__)
+    option = command.add_argument
     option("--config", default="voc", help="published recipe, or FILE[:ARGUMENT]")
     option("--set", action="append", default=[], metavar="KEY=VALUE", help="changes a field")
     option("--steps", type=int, default=5, help="steps that are timed, after one that is not")
     option("--breakdown", action="store_true", help="also time the parts of the step alone")
     option("--cache", default="", help="folder of the compilation cache; default: none")
     option("--out", help="the results as JSON")
-    return made
+    return command
 
 
 def main() -> None:

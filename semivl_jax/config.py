@@ -313,7 +313,7 @@ def validate(config: ConfigDict) -> None:
     for broken in _between_values(config, guided=method.guided):
         raise ValueError(broken)
     if config.accumulation > 1:
-        method.check_accumulation()
+        method.check_accumulation(config.accumulation)
 
 
 def _value(config: ConfigDict, key: str) -> object:

@@ -34,13 +34,13 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("semivl_jax.report", __doc__)
-    made.add_argument("workdir", nargs="+", help="folder of a run, such as runs/demo")
-    made.add_argument(
+    command = utils.Parser("semivl_jax.report", __doc__)
+    command.add_argument("workdir", nargs="+", help="folder of a run, such as runs/demo")
+    command.add_argument(
         "--out", default="", help="the file to write; default: report.html in the workdir, or with "
         "several workdirs in the current folder"
     )  # fmt: skip
-    return made
+    return command
 
 
 if __name__ == "__main__":

@@ -189,18 +189,20 @@ def plan(options: argparse.Namespace) -> dict[str, list[Run]]:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("semivl_jax.sweep", __doc__)
-    made.add_argument("config", help="configuration FILE[:ARGUMENT] without the split")
-    made.add_argument("--splits", required=True, help="published splits, such as 92,183")
-    made.add_argument(
+    command = utils.Parser("semivl_jax.sweep", __doc__)
+    command.add_argument("config", help="configuration FILE[:ARGUMENT] without the split")
+    command.add_argument("--splits", required=True, help="published splits, such as 92,183")
+    command.add_argument(
         "--seeds", default="0", help="seeds of every split, such as 0,1,2; default: %(default)s"
     )
-    made.add_argument("--out", default="", help="folder; default: runs/ and the name of the file")
-    made.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
-    made.add_argument(
+    command.add_argument(
+        "--out", default="", help="folder; default: runs/ and the name of the file"
+    )
+    command.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
+    command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every run"
     )
-    return made
+    return command
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

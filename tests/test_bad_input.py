@@ -36,11 +36,14 @@ def changed(**fields) -> ConfigDict:
             {"method__guidance_threshold": 1.5},
             r"method\.guidance_threshold = 1\.5 must lie between",
         ),
-        ({"method__perturbation_rate": 1.0}, r"method\.perturbation_rate = 1 drops every channel"),
+        (
+            {"method__perturbation_rate": 1.0},
+            r"method\.perturbation_rate = 1\.0 must be 0 or more and below 1",
+        ),
         ({"steps": 0, "epochs": 0.0}, r"steps = 0 and epochs = 0 leave nothing to train"),
         ({"data__dataset": "folder"}, r"data\.folder is empty; name the folder"),
         ({"data__scale_max": 0.1}, r"data\.scale_max = 0\.1 is below data\.scale_min"),
-        ({"model__weights": ""}, r"method\.guidance = True needs CLIP weights"),
+        ({"model__weights": ""}, r"method\.name = 'semivl' needs CLIP weights"),
         (
             {"evaluation__stride": 64.0},
             r"evaluation\.stride = 64\.0 is larger than data\.crop = 32",

@@ -10,8 +10,8 @@ import sys
 import jax
 import pytest
 
-from configs import ade, arguments, base, cityscapes, coco, unimatch_v2, voc, voc_ablation
-from semivl_jax.config import validate
+from configs import ade, arguments, cityscapes, coco, unimatch_v2, voc, voc_ablation
+from semivl_jax.config import default_config, validate
 from semivl_jax.data import published_splits
 from semivl_jax.experiment import experiment, run, step_modules
 from semivl_jax.train import param_groups as groups_lib
@@ -49,7 +49,7 @@ def count(tree) -> int:
 
 
 def test_every_argument_describes_a_published_training():
-    known = set(base.get_config().to_dict())
+    known = set(default_config().to_dict())
     for spec in SPECS:
         config = config_of(spec)
         validate(config)
@@ -129,10 +129,10 @@ def test_models_rates_and_decays_are_the_published_ones(model, published):
     assert built.info.num_classes == expected["num_classes"]
     assert config.data.crop == expected["crop"]
     unused = UNUSED.get(model, 0)
-    assert count(state.trained) + unused == expected["trained"]
-    assert count((state.trained, state.frozen)) + unused == expected["total"]
-    assert count(built.constants.guidance_params) == expected["guidance_encoder"]
-    owners = groups_lib.assign(state.trained, built.parts.groups)
+    assert count(state.params) + unused == expected["trained"]
+    assert count((state.params, state.frozen)) + unused == expected["total"]
+    assert count(built.frozen.guidance_params) == expected["guidance_encoder"]
+    owners = groups_lib.assign(state.params, built.modules.groups)
     for part, rate in rates.items():
         groups = {owner for path, owner in owners.items() if path.startswith(part + "/")}
         assert groups
@@ -151,16 +151,16 @@ def test_unimatch_v2_is_the_published_one(backbone, logged, unused):
         config = config_of(f"unimatch_v2:voc,92,backbone={backbone},finetune={finetune}")
         built = run.outlined(config)
         state = built.abstract_state()
-        everything = count((state.trained, state.frozen)) + unused
+        everything = count((state.params, state.frozen)) + unused
         assert round(everything / 1e6, 1) == logged
-        assert set(state.trained) == ({"backbone", "decoder"} if finetune == "all" else {"decoder"})
+        assert set(state.params) == ({"backbone", "decoder"} if finetune == "all" else {"decoder"})
         rates = {
             path.split("/")[0]: step_modules.base_lr(config) * owner.lr
-            for path, owner in groups_lib.assign(state.trained, built.parts.groups).items()
+            for path, owner in groups_lib.assign(state.params, built.modules.groups).items()
         }
         assert rates.pop("decoder") == pytest.approx(2e-4)
         assert rates == ({"backbone": 5e-6} if finetune == "all" else {})
-        assert built.clock.total_steps == 60 * ((voc.IMAGES - 92) // 16)
+        assert built.schedule.total_steps == 60 * ((voc.IMAGES - 92) // 16)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_unimatch_v2_is_the_published_one(backbone, logged, unused):
 def test_lengths_are_the_published_ones(spec, steps, evaluations):
     """Iterations of METHOD 8; an epoch drops the last incomplete batch."""
     built = run.outlined(config_of(spec))
-    assert built.clock.total_steps == steps
-    assert len(built.clock.evaluation_steps | {steps}) == evaluations
+    assert built.schedule.total_steps == steps
+    assert len(built.schedule.evaluation_steps | {steps}) == evaluations
 
 
 @pytest.mark.golden
@@ -237,7 +237,7 @@ def test_short_names_are_their_split(name, spec):
 
 def test_paper_is_the_published_training():
     config = config_of("voc:92,recipe=paper")
-    assert (config.method.teacher, config.method.partner) == ("student", "same_image")
+    assert (config.method.teacher, config.method.cutmix_partner) == ("student", "same_image")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_paper_is_the_published_training():
         ),
         (
             "voc:92,recipe=papr",
-            "recipe 'papr' .* choose one of default, paper, fixmatch, supervised",
+            "recipe 'papr' .* choose one of default, paper, unimatch, fixmatch, supervised",
         ),
         ("voc:92,teacher=ema", "'teacher=ema' .* is unknown; it takes split=…, recipe=…"),
         ("voc:92,split=183", "gives split twice"),
@@ -274,6 +274,6 @@ def test_learning_rate_rule():
 
 def test_every_trained_leaf_has_a_group():
     state = run.outlined(config_of("cityscapes:1_30")).abstract_state()
-    assert {path.split("/")[0] for path in flatten(state.trained)} == {
+    assert {path.split("/")[0] for path in flatten(state.params)} == {
         "backbone", "conv_encoder", "decoder"
     }  # fmt: skip

@@ -26,7 +26,6 @@ from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from semivl_jax.data import images
-from semivl_jax.models import build
 from semivl_jax.models.resize import resize_matrix
 from semivl_jax.models.segmenter import SegmentationModel
 

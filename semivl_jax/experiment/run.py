@@ -126,7 +126,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path) -> None:
     """Goes through the whole step with shapes only and prints what the run would take."""
     del workdir
-    distributed.log_main(check_lib.report(outlined(config)))
+    distributed.log_main(dry_run.report(outlined(config)))
 
 
 def outlined(config: ConfigDict) -> Experiment:

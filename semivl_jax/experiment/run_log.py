@@ -109,7 +109,7 @@ class RunLog:
 
 def metadata(experiment: Experiment, data: Data, *, score: str) -> dict[str, Any]:
     """What does not change during a run, as JSON types. `score` names the metric that selects the best."""
-    info, clock = experiment.info, experiment.clock
+    info, schedule = experiment.info, experiment.schedule
     return {
         "dataset": info.name,
         "images": {
@@ -123,8 +123,8 @@ def metadata(experiment: Experiment, data: Data, *, score: str) -> dict[str, Any
             "labelled": _balance(data.train, data.split.labelled, info.num_classes),
             "validation": _balance(data.validation, range(len(data.validation)), info.num_classes),
         },
-        "total_steps": clock.total_steps,
-        "images_per_step": clock.batch,
+        "total_steps": schedule.total_steps,
+        "images_per_step": schedule.batch,
         "score": score,
     }
 

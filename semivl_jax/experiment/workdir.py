@@ -34,7 +34,7 @@ MAY_CHANGE = (
     "checkpoint.keep",
     "evaluation.window_batch",
     "evaluation.pictures",
-    "evaluation.held_back",
+    "evaluation.pseudo_label_eval_images",
 )
 """Keys that may have other values when a run is resumed."""
 

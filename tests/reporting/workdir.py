@@ -1,4 +1,4 @@
-"""A workdir as a finished run leaves it, with made-up numbers and pictures."""
+"""A workdir as a finished run leaves it, with generated numbers and pictures."""
 
 import json
 
