@@ -38,7 +38,7 @@ def changed(**fields) -> ConfigDict:
         ),
         (
             {"method__perturbation_rate": 1.0},
-            r"method\.perturbation_rate = 1\.0 must be 0 or more and below 1",
+            r"method\.perturbation_rate = 1\.0 must be 0 or more and below",
         ),
         ({"steps": 0, "epochs": 0.0}, r"steps = 0 and epochs = 0 leave nothing to train"),
         ({"data__dataset": "folder"}, r"data\.folder is empty; name the folder"),
