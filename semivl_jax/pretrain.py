@@ -38,7 +38,7 @@ from semivl_jax import utils
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.normalization import normalize
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.text import tokenizer
 from semivl_jax.types import PyTree
 from semivl_jax.weights import towers
@@ -166,7 +166,9 @@ class Model:
             "context_length": tokenizer.CONTEXT_LENGTH,
         }
         grid = (LARGE // s.patch_size,) * 2
-        self.image = VisionTransformer(**self.image_sizes, grid=grid, out_indices=(s.depth,))
+        self.image = VisionTransformer(
+            **CLIP, **self.image_sizes, grid=grid, out_indices=(s.depth,)
+        )
         short = {"vocab_size": len(vocabulary.token_ids), "context_length": vocabulary.context}
         self.text = TextTransformer(**self.text_sizes | short)
         self.vocabulary = vocabulary

@@ -110,8 +110,8 @@ def test_training_opens_a_public_data_set(server, tmp_path, monkeypatch):
 def test_lists_are_written_next_to_the_run(tmp_path):
     lists = {"labelled": ["a", "b c"], "unlabelled": []}
     for _ in range(2):
-        workdir.record_lists(tmp_path, lists)
+        workdir.claim_lists(tmp_path, lists)
     assert (tmp_path / "labelled.txt").read_text() == "a\nb c\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labelled.txt", "unlabelled.txt"]
     with pytest.raises(ValueError, match=r"labelled\.txt names other images than the data set now"):
-        workdir.record_lists(tmp_path, {"labelled": ["a"], "unlabelled": ["b c"]})
+        workdir.claim_lists(tmp_path, {"labelled": ["a"], "unlabelled": ["b c"]})

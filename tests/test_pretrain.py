@@ -11,7 +11,7 @@ from semivl_jax import pretrain
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.models.clip_guidance import guidance_labels
 from semivl_jax.models.normalization import normalize
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.text import class_text
 from semivl_jax.weights import store, towers
 from tfds_builders.shapes import generator, words
@@ -95,7 +95,7 @@ def zero_shot(demo):
     scenes = [generator.sample("train", index) for index in range(32)]
     images = np.stack([scene.image[:CROP, :CROP] for scene in scenes])
     grid = (CROP // demo.image["patch_size"],) * 2
-    vision = VisionTransformer(**demo.image, grid=grid, out_indices=(demo.image["depth"],))
+    vision = VisionTransformer(**CLIP, **demo.image, grid=grid, out_indices=(demo.image["depth"],))
     params = towers.resized(demo.image_params, grid)
     dense = jax.jit(lambda p, x: vision.apply({"params": p}, normalize(x)).maps[-1])(params, images)
     info = DatasetInfo(

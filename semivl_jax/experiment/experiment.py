@@ -18,16 +18,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax.data import images, published_splits, splits
+from semivl_jax.data import published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.crops import Geometry
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.experiment import init_weights, step_modules
 from semivl_jax.models import build as build_lib
 from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.models.zegclip import PromptedVisionTransformer
 from semivl_jax.text import class_names, class_text
 from semivl_jax.train import distributed, methods, sharding
 from semivl_jax.train import state as state_lib
@@ -141,18 +141,11 @@ class Experiment:
 
     def evaluator(self) -> Evaluator:
         """Sliding-window evaluation of given variables."""
-        settings = self.config.evaluation
-        resize = functools.partial(images.resize_short_side, short=settings.short_side)
+        model = self.modules.model
         return Evaluator(
-            build_lib.window_network(self.modules.model, self.local_frozen.text),
+            build_lib.window_network(model, self.local_frozen.text),
+            SlidingWindow.from_config(self.config, model),
             num_classes=self.info.num_classes,
-            crop=self.crop,
-            patch_size=build_lib.padding_patch(self.modules.model),
-            via_square=self.modules.model.via_square,
-            mode=settings.mode,
-            stride=settings.stride,
-            window_batch=settings.window_batch,
-            resize=resize if settings.short_side else None,
         )
 
 
@@ -288,11 +281,10 @@ def _clip_parts(
         clip = towers_lib.load(config.model.weights, config.model.tower)
     tower = None if absent else class_text.TextTower.of(clip)
 
-    def params(vision: VisionTransformer | PromptedVisionTransformer) -> PyTree:
+    def params(vision: VisionTransformer) -> PyTree:
         if absent:
             return outline_lib.image_shapes(clip.image, vision.grid)
-        resizing = init_weights.resizing_of(vision)
-        return towers_lib.resized(clip.image_params, vision.grid, resizing=resizing)
+        return towers_lib.resized(clip.image_params, vision.grid, resizing=vision.table_resizing)
 
     def text(mode: str) -> ClassText:
         if tower is None:  # rows of the right number and length, meaning nothing

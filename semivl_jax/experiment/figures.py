@@ -59,7 +59,7 @@ class Figures:
         predictions = evaluator.predict(variables, (example.image for example in chosen))
         for example, prediction in zip(chosen, predictions, strict=True):
             score = scores.get(example.id, math.nan)
-            yield self._sample(labeller, example, prediction, score, reasons[example.id])
+            yield self._sample(labeller, example, prediction.labels, score, reasons[example.id])
 
     def draw(
         self, step: int, samples: Iterable[Sample]
@@ -77,11 +77,10 @@ class Figures:
                 "pseudo-label": sample.pseudo,
                 "guidance": sample.guidance,
             }
-            columns = [("image", sample.image)]
-            for title, label in labels.items():
-                if label is not None:
-                    columns.append((title, visualize.colorize(label, info.palette)))
-            picture = visualize.panel(columns, classes=info.classes, palette=info.palette)
+            labels = {title: label for title, label in labels.items() if label is not None}
+            picture = visualize.panel(
+                sample.image, labels, classes=info.classes, palette=info.palette
+            )
             name = re.sub(r"[^\w.-]+", "_", sample.id)
             Image.fromarray(picture).save(folder / f"{name}.png")
             yield name, picture

@@ -1,8 +1,8 @@
 """Labels that training would use for an image, and how right they are where masks exist.
 
-In: uint8 RGB images [h, w, 3] on the host. Out: the label maps of `Method.image_labels`, made as in the training
-step; or counts int64 [n, n + 1], a row per true class and a column per label, the last one for pixels without
-a label.
+In: uint8 RGB images [h, w, 3] on the host. Out: the label maps of `Method.image_labels`, made as in the
+training step; or counts int64 [n, n + 1], a row per true class and a column per label, the last one for
+pixels without a label.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
 from semivl_jax.data import images as images_lib
-from semivl_jax.evaluation import processes
 from semivl_jax.experiment.experiment import Data, Experiment
 from semivl_jax.models import normalization
+from semivl_jax.train import distributed
 from semivl_jax.train.state import Frozen, TrainState
 from semivl_jax.train.step import StepModules
 from semivl_jax.types import IGNORE_INDEX, PyTree
@@ -88,7 +88,7 @@ class PseudoLabelQuality:
             maps = labeller(image)
             for name, count in zip(names, counts, strict=True):
                 count += confusion_counts(truth, maps[name], num_classes=self._classes)
-        return dict(zip(names, processes.summed(counts), strict=True))
+        return dict(zip(names, distributed.all_sum(counts), strict=True))
 
 
 def scalars(counts: dict[str, Int64[np.ndarray, "n n+1"]]) -> dict[str, float]:

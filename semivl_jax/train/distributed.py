@@ -8,19 +8,21 @@ On a Cloud TPU and inside of a SLURM step with several tasks nothing has to be s
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int64
 from orbax.checkpoint import multihost
 
 Choice = Literal["auto", "on", "off"]
@@ -169,6 +171,27 @@ def main_first(make: Callable[[], Result]) -> Result:
     if failed:
         raise ValueError("process 0 could not go on; its own message says why")
     return result if is_main() else make()
+
+
+def all_sum(counts: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
+    """Exact sum over all processes of counts that are 0 or more; every process must call it."""
+    if jax.process_count() == 1:
+        return counts
+    # As pairs of 32-bit words: without x64, arrays of 64 bits would be cut on the way.
+    words = np.stack([counts & 0xFFFFFFFF, counts >> 32]).astype(np.uint32)
+    low, high = multihost_utils.process_allgather(words).astype(np.int64).sum(axis=0)
+    return low + (high << 32)
+
+
+def all_gather_json(value: Any) -> list[Any]:
+    """The JSON value of every process, in their order, numbers exactly; every process must call it."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.pad(text, (0, lengths.max() - text.size))
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
 def barrier(place: str) -> None:
