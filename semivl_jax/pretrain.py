@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,38 +54,27 @@ LOG_EVERY = 50
 VOCABULARY = 49408
 
 
+def _option(default: Any, help_text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Length, data and sizes of a pretraining; see `HELP`."""
+    """Length, data and sizes of a pretraining; every field is an option of the command."""
 
-    steps: int = 2400
-    seed: int = 0
-    images: int = 24000
-    batch: int = 160
-    learning_rate: float = 1.5e-3
-    patch_size: int = 8
-    width: int = 96
-    depth: int = 4
-    num_heads: int = 3
-    text_width: int = 64
-    text_depth: int = 2
-    out_dim: int = 64
+    steps: int = _option(2400, "updates of the weights")
+    seed: int = _option(0, "of images, initial weights and order")
+    images: int = _option(24000, "images that are drawn, every fifth a large one")
+    batch: int = _option(160, "images per step; of large ones an eighth of it")
+    learning_rate: float = _option(1.5e-3, "the highest of the schedule")
+    patch_size: int = _option(8, "side of the image tower's patches in pixels")
+    width: int = _option(96, "channels of the image tower")
+    depth: int = _option(4, "blocks of the image tower")
+    num_heads: int = _option(3, "attention heads of the image tower")
+    text_width: int = _option(64, "channels of the text tower")
+    text_depth: int = _option(2, "blocks of the text tower")
+    out_dim: int = _option(64, "channels that both towers end in")
 
-
-HELP = {
-    "steps": "updates of the weights",
-    "seed": "of images, initial weights and order",
-    "images": "images that are drawn, every fifth a large one",
-    "batch": "images per step; of large ones an eighth of it",
-    "learning_rate": "the highest of the schedule",
-    "patch_size": "side of the image tower's patches in pixels",
-    "width": "channels of the image tower",
-    "depth": "blocks of the image tower",
-    "num_heads": "attention heads of the image tower",
-    "text_width": "channels of the text tower",
-    "text_depth": "blocks of the text tower",
-    "out_dim": "channels that both towers end in",
-}
 
 Drawn = tuple[UInt8[np.ndarray, "n s s 3"], list[tuple[str, ...]]]
 """Images of one size, and the captions of each."""
@@ -303,9 +293,12 @@ def parser() -> utils.Parser:
     made = utils.Parser("semivl_jax.pretrain", __doc__)
     made.add_argument("--out", required=True, help="safetensors file to write")
     for field in dataclasses.fields(Settings):
-        help_text = f"{HELP[field.name]}; default: %(default)s"
-        kind = type(field.default)
-        made.add_argument(f"--{field.name}", type=kind, default=field.default, help=help_text)
+        made.add_argument(
+            f"--{field.name}",
+            type=type(field.default),
+            default=field.default,
+            help=f"{field.metadata['help']}; default: %(default)s",
+        )
     return made
 
 

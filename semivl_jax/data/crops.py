@@ -71,7 +71,7 @@ class CropLoader:
       indices: record indices of the stream's list, int64 [n].
       sampler: which image of the list stands where.
       geometry: how photos become crops.
-      crops: crops of the same photo.
+      keys: names of the crops of the same photo.
       labels: whether the label comes along.
     """
 
@@ -79,7 +79,7 @@ class CropLoader:
     indices: np.ndarray
     sampler: Sampler
     geometry: Geometry
-    crops: int = 1
+    keys: tuple[str, ...]
     labels: bool = False
 
     def record(self, global_index: int) -> int:
@@ -94,8 +94,7 @@ class CropLoader:
         """
         image, label = self.source.decode(self.record(global_index), label=self.labels)
         arrays: dict[str, np.ndarray] = {}
-        for number in range(self.crops):
-            name = self.sampler.name + (f".{number}" if number else "")
+        for name in self.keys:
             rng = generator(self.sampler.seed, f"{name}/geometry", global_index)
             crop = self.geometry(rng, image, label)
             arrays[f"{name}/image"] = crop.image

@@ -82,24 +82,28 @@ class TrainPipeline:
             raise ValueError(
                 f"config.seed={seed} and config.data.workers={workers} must be 0 or more"
             )
-        names = ["labelled", *(stream.name for stream in streams)]
-        if len(set(names)) != len(names):
-            raise ValueError(f"two streams have the same name: {', '.join(names)}; rename one")
+        keys = ["labelled", *(key for stream in streams for key in stream.keys)]
+        if len(set(keys)) != len(keys):
+            raise ValueError(
+                f"two streams have crops of the same name: {', '.join(keys)}; rename one"
+            )
         sources = {"unlabelled": (source, unlabelled)}
         for name, extra in (extra_sources or {}).items():
             sources[name] = extra, range(len(extra))
         # Labelled images are repeated to the length of the unlabelled ones, if a stream has these.
-        others = any(stream.source == "unlabelled" for stream in streams) * len(unlabelled)
-        sampler = Sampler("labelled", len(labelled), seed, max(len(labelled), others))
-        indices = np.asarray(labelled, np.int64)
-        loaders = [
-            CropLoader(
-                source=source, indices=indices, sampler=sampler, geometry=geometry, labels=True
-            )
-        ]
-        loaders += [_loader(stream, sources, geometry, seed) for stream in streams]
+        count = any(stream.source == "unlabelled" for stream in streams) * len(unlabelled)
+        sampler = Sampler("labelled", len(labelled), seed, max(len(labelled), count))
+        first = CropLoader(
+            source=source,
+            indices=np.asarray(labelled, np.int64),
+            sampler=sampler,
+            geometry=geometry,
+            keys=("labelled",),
+            labels=True,
+        )
+        others = (_loader(stream, sources, geometry, seed) for stream in streams)
         self._workers = workers
-        self._load = ExampleLoader(tuple(loaders), Shard(batch, process_index, process_count))
+        self._load = ExampleLoader((first, *others), Shard(batch, process_index, process_count))
 
     def ids(self, step: int) -> dict[str, list[str]]:
         """Ids of the images in this process's share of a batch, by stream, without loading them."""
@@ -144,7 +148,7 @@ class TrainPipeline:
         """
         shared = Path("/dev/shm")
         crop_bytes = sum(
-            loader.crops * (3 + loader.labels) * loader.geometry.crop**2
+            len(loader.keys) * (3 + loader.labels) * loader.geometry.crop**2
             for loader in self._load.streams
         )
         needed = self._load.shard.size * crop_bytes * self._workers * (_BUFFER + 2)
@@ -177,7 +181,7 @@ def _loader(
         indices=indices,
         sampler=Sampler(stream.name, len(indices), seed),
         geometry=geometry,
-        crops=stream.crops,
+        keys=stream.keys,
         labels=stream.labels,
     )
 

@@ -258,7 +258,7 @@ def _text(name, text):
         ),
         (
             lambda root: write_pair(root, "train/train00", rng=RNG, suffix=".png", mask=False),
-            "would have the same mask and id 'train00'; rename one",
+            "would have the same id 'train00'; rename one",
         ),
         (_text("classes.txt", "a\nb\na\n"), "names the class 'a' twice"),
         (_text("classes.txt", "\n"), "names no class"),
