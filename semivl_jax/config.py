@@ -111,6 +111,9 @@ def _data() -> ConfigDict:
     data.split = "1_8"
     data.split_seed = 0  # draws the labelled images of a share or number; not 0: no published list
     data.unlabelled = ""  # file of ids; empty: every training image that is not labelled
+    data.extra_sources = (
+        ""  # NAME=FOLDER, …: further images for streams of a method (docs/methods.md)
+    )
     data.crop = 512
     data.resize = "ratio"  # ratio or long_side (METHOD 6)
     data.ratio_long = 2048  # resize = ratio: the image is first fitted into long × short, …

@@ -63,7 +63,7 @@ def test_published_voc_model_has_the_published_number_of_parameters(monkeypatch)
     assert built.schedule.total_steps == 104_880
     state = built.abstract_state()
     trained = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
-    frozen = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.frozen))
+    frozen = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.frozen_params))
     assert trained == 31_352_801
     assert trained + frozen == 89_045_729
     # Evaluation after every epoch (METHOD trap 22), the last one at the end.

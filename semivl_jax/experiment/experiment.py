@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ from tfds_builders.shapes.shapes_dataset_builder import Builder as ShapesBuilder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """The images of a run: sources by part and which training images are labelled."""
+    """The images of a run: sources by part, which training images are labelled, further sources by name."""
 
     info: DatasetInfo
     train: source_lib.Source
     validation: source_lib.Source
     split: splits.Split
+    extra: Mapping[str, source_lib.Source] = dataclasses.field(default_factory=dict)
 
     def lists(self) -> dict[str, list[str]]:
         """Ids of the labelled and the unlabelled images."""
@@ -131,6 +133,7 @@ class Experiment:
             data.split.labelled,
             data.split.unlabelled,
             streams=self.modules.method.streams,
+            extra_sources=data.extra,
             batch=self.config.batch,
             geometry=geometry,
             seed=self.config.seed,
@@ -150,8 +153,12 @@ class Experiment:
 
 
 def open_data(config: ConfigDict) -> Data:
-    """Prepares the data set if it is not there yet and selects the labelled images."""
-    settings = config.data
+    """Prepares the data sets that are not there yet and selects the labelled images.
+
+    Raises:
+      ValueError: images cannot be read, or a stream of the method has no source in `data.extra_sources`.
+    """
+    settings, method = config.data, methods.create(config.method)
     directory = distributed.main_first(lambda: common.prepare(_builder(settings)))
     train = source_lib.open_source(directory, "train")
     published = None
@@ -165,10 +172,37 @@ def open_data(config: ConfigDict) -> Data:
         published=published,
         unlabelled=settings.unlabelled,
         seed=settings.split_seed,
-        supervised=not methods.create(config.method).streams,
+        supervised=not method.reads_unlabelled,
     )
     validation = source_lib.open_source(directory, "validation")
-    return Data(info=train.info, train=train, validation=validation, split=split)
+    extra = _extra_sources(settings, method)
+    return Data(info=train.info, train=train, validation=validation, split=split, extra=extra)
+
+
+def _extra_sources(settings: ConfigDict, method: methods.Method) -> dict[str, source_lib.Source]:
+    """Further images of the method's streams, from the folders that `data.extra_sources` names."""
+    folders = {}
+    for part in filter(None, settings.extra_sources.split(",")):
+        name, equals, folder = part.partition("=")
+        if not equals or not folder:
+            raise ValueError(
+                f"data.extra_sources = {settings.extra_sources!r}: write NAME=FOLDER, …"
+            )
+        folders[name.strip()] = folder.strip()
+    needed = {stream.source for stream in method.streams} - {"unlabelled"}
+    missing = sorted(needed - folders.keys())
+    if missing:
+        raise ValueError(
+            f"the method needs the image source {missing[0]!r}; name its folder with "
+            f"data.extra_sources = '{missing[0]}=/path/to/folder'"
+        )
+    data_dir = Path(settings.directory).expanduser()
+    sources = {}
+    for name in sorted(needed):
+        builder = FolderSemi(folders[name], label_map=settings.label_map, data_dir=data_dir)
+        directory = distributed.main_first(functools.partial(common.prepare, builder))
+        sources[name] = source_lib.open_source(directory, "train")
+    return sources
 
 
 def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
@@ -186,7 +220,8 @@ def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
     if labelled is None:
         return None
     info = class_names.dataset_info(settings.dataset.removesuffix("_instances"))
-    return info, train - labelled if methods.create(config.method).streams else labelled
+    unlabelled = methods.create(config.method).reads_unlabelled
+    return info, train - labelled if unlabelled else labelled
 
 
 def _builder(settings: ConfigDict) -> common.SegmentationBuilder:

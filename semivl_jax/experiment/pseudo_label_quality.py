@@ -65,7 +65,7 @@ class PseudoLabelQuality:
         """Takes up to so many of them, evenly spaced over the unlabelled list."""
         exists = data.train.labels_exist()
         known = [index for index in data.split.unlabelled if exists[index]]
-        count = min(images, len(known)) if experiment.modules.method.streams else 0
+        count = min(images, len(known)) if experiment.modules.method.reads_unlabelled else 0
         self._chosen = [known[i * len(known) // count] for i in range(count)]
         self._train, self._classes, self._crop = data.train, data.info.num_classes, experiment.crop
 

@@ -151,8 +151,8 @@ def _begin(config: ConfigDict) -> None:
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
     data = experiment_lib.open_data(config)
     distributed.log_main(splits.describe_split(data.train, data.split))
-    supervised = not methods.create(config.method).streams
-    images = data.split.labelled if supervised else data.split.unlabelled
+    unlabelled = methods.create(config.method).reads_unlabelled
+    images = data.split.unlabelled if unlabelled else data.split.labelled
     experiment = experiment_lib.build(config, data.info, images_per_epoch=len(images))
     return data, experiment
 

@@ -122,6 +122,11 @@ class Method:
         return ()
 
     @property
+    def reads_unlabelled(self) -> bool:
+        """Whether a stream shows the run's own unlabelled images; an epoch is a pass over them then."""
+        return any(stream.source == "unlabelled" for stream in self.streams)
+
+    @property
     def decay(self) -> float | None:
         """Decay of the average of the student's weights; None: none is kept."""
         return None
