@@ -70,7 +70,6 @@ SIGLIP: dict[str, Any] = {**AUGREG, "class_token": False, "map_head": True}
 """big_vision's ViT with a map head, the image tower of SigLIP."""
 
 CLIP_B16 = {**CLIP, **_B16, "out_dim": 512}
-PROMPTED_CLIP_B16 = {**PROMPTED_CLIP, **_B16, "out_dim": 512}
 IMAGENET_B16 = {**IMAGENET, **_B16}
 DINOV2_S14 = {**DINOV2, **_B16, "patch_size": 14, "width": 384, "num_heads": 6, "mlp_dim": 1536}
 DINOV2_B14 = {**DINOV2, **_B16, "patch_size": 14}
