@@ -1,9 +1,9 @@
 """The configuration: every key once with its default, and the rules that its values must keep.
 
-`default_config` is the published SemiVL on Pascal VOC; the files in `configs/` change fields. On the command line
-`--config.optim.lr=1e-4` changes a field of whatever file is named; a key that does not exist is refused. The
-fields of `config.method` are those of the method's dataclass (`train/methods/`). Lengths are in steps, sizes
-in pixels, rates between 0 and 1 unless said otherwise.
+`default_config` is the published SemiVL on Pascal VOC; the files in `configs/` change fields. On the command
+line `--config.optim.lr=1e-4` changes a field of whatever file is named; a key that does not exist is refused.
+The fields of `config.method` are those of the method's dataclass (`train/methods/`). Lengths are in steps,
+sizes in pixels, rates between 0 and 1 unless said otherwise.
 """
 
 from __future__ import annotations
@@ -78,6 +78,24 @@ def set_method(config: ConfigDict, name: str, **fields: Any) -> None:
     config.method = ConfigDict(defaults | changed | fields)
 
 
+def drop_other_fields(config: ConfigDict) -> None:
+    """Removes fields of other methods, which `--config.method.name=NAME` leaves in `config.method`.
+
+    Raises:
+      ValueError: one of them was changed, so it was meant to have an effect.
+    """
+    name = config.method.name
+    own, others = methods.defaults(name), [methods.defaults(other) for other in methods.METHODS]
+    for field, value in config.method.items():
+        if field not in own and not any(value == other.get(field) for other in others):
+            raise ValueError(
+                f"method.{field} = {value!r} is no field of the method {name!r}, which has "
+                f"{', '.join(own)}; leave it out or choose another method.name"
+            )
+    with config.unlocked():
+        config.method = ConfigDict(own | {k: v for k, v in config.method.items() if k in own})
+
+
 def _data() -> ConfigDict:
     data = ConfigDict()
     # shapes (made by the project), folder (your own images), voc, coco, coco_instances, ade20k,
@@ -107,9 +125,9 @@ def _data() -> ConfigDict:
 def _model() -> ConfigDict:
     model = ConfigDict()
     # clip_vit (CLIP's image tower as a dense encoder), prompted_clip_vit (the frozen tower with trained
-    # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the decoder gets its first
-    # and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's ViT-B/16),
-    # dinov2_vits14 or dinov2_vitb14
+    # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the decoder gets its
+    # first and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's
+    # ViT-B/16), dinov2_vits14 or dinov2_vitb14
     model.backbone = "clip_vit"
     # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
     model.tower = "clip_vit_b16"
@@ -132,8 +150,8 @@ def _model() -> ConfigDict:
     model.renormalize = False  # feed the towers with CLIP's image statistics instead of ImageNet's
     # vlg (language-guided), deeplab, atm (attention to classes, of ZegCLIP) or dpt (of UniMatch V2)
     model.decoder = "vlg"
-    # What of a transformer's blocks is rematerialised in the backward pass: none (only the cheap maps inside),
-    # dots (all but products with weights) or blocks (everything). Results are the same
+    # What of a transformer's blocks is rematerialised in the backward pass: none (only the cheap maps
+    # inside), dots (all but products with weights) or blocks (everything). Results are the same
     model.remat = "none"
     model.guidance_dtype = "float32"  # of the frozen tower's stored weights; bfloat16 halves them
     return model
@@ -295,7 +313,7 @@ def validate(config: ConfigDict) -> None:
     for broken in _between_values(config, guided=method.guided):
         raise ValueError(broken)
     if config.accumulation > 1:
-        method.check_accumulation()
+        method.check_accumulation(config.accumulation)
 
 
 def _value(config: ConfigDict, key: str) -> object:

@@ -78,7 +78,7 @@ class Batch:
 
 @struct.dataclass
 class StreamViews:
-    """Three normalised views of the same crops: w weak, s1 and s2 strong; `label` where the stream has one."""
+    """Normalised views of the same crops: w weak, s1 and s2 strong; `label` where the stream has one."""
 
     w: Float[Array, "b h w 3"]
     s1: Float[Array, "b h w 3"]

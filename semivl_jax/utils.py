@@ -1,8 +1,8 @@
-"""Helpers that every room shares: atomic writes, ordered work in threads, progress, command lines, caches, memory.
+"""Helpers that every room shares: atomic writes, ordered threads, progress, command lines, caches, memory.
 
 Progress goes to standard error, so results on standard output stay as they are. There are no colours. A bar
-redraws its line; where that is not possible (a pipe, a file, TERM=dumb, or NO_COLOR is set) there is a new line
-every half minute instead, and none where the work takes less.
+redraws its line; where that is not possible (a pipe, a file, TERM=dumb, or NO_COLOR is set) there is a new
+line every half minute instead, and none where the work takes less.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def use_compilation_cache(folder: str) -> None:
 def use_huge_pages() -> None:
     """Restarts the running command with huge pages for large allocations; to be called first.
 
-    A training step on a CPU allocates gigabytes; huge pages save a tenth of its time (docs/performance.md). Does
-    nothing where GLIBC_TUNABLES is set, or where the system decides about huge pages by itself.
+    A training step on a CPU allocates gigabytes; huge pages save a tenth of its time (docs/performance.md).
+    Does nothing where GLIBC_TUNABLES is set, or where the system decides about huge pages by itself.
     """
     mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if "GLIBC_TUNABLES" in os.environ or not sys.orig_argv or not mode.exists():

@@ -5,11 +5,12 @@ import numpy as np
 
 from semivl_jax.models.resnet import ResNetV1c
 from semivl_jax.models.segmenter import SegmentationModel
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import ClassText
 from semivl_jax.weights.semivl_decoder import import_segmenter
 from tests.golden_files import Golden
+from tests.weights import converted, published
 
 BOTTLENECKS = {50: 3, 101: 3}  # of the first stage, by depth
 
@@ -25,17 +26,19 @@ def class_text(embeddings: np.ndarray, concepts_of: dict | None = None) -> Class
     return ClassText(jnp.asarray(embeddings), jnp.asarray(class_of, jnp.int32), classes)
 
 
-def vision_tower(kwargs: dict, *, table_of: int, out_dim: int) -> VisionTransformer:
-    """The image tower; `table_of` is the image side that its position table is made for."""
+def vision_tower(kwargs: dict, *, table_of: int | list[int], out_dim: int) -> VisionTransformer:
+    """The image tower; its position table is for images of `table_of` pixels (side, or rows and columns)."""
+    rows, cols = (int(side) // kwargs["patch_size"] for side in np.broadcast_to(table_of, 2))
     depth, indices = kwargs["num_layers"], kwargs["out_indices"]
     return VisionTransformer(
+        **CLIP,
         patch_size=kwargs["patch_size"],
         width=kwargs["embed_dims"],
         depth=depth,
         num_heads=kwargs["num_heads"],
         mlp_dim=kwargs["mlp_ratio"] * kwargs["embed_dims"],
         out_dim=out_dim,
-        grid=(table_of // kwargs["patch_size"],) * 2,
+        grid=(rows, cols),
         out_indices=(depth,) if indices is None else tuple(sorted(indices)),
         eps=kwargs["norm_cfg"]["eps"],
     )
@@ -57,6 +60,30 @@ def vlg_decoder(kwargs: dict) -> VLGDecoder:
     )
 
 
+def decoder_params(golden: Golden) -> dict:
+    """The language-guided decoder's parameters, converted as part of a segmenter whose rest is random."""
+    kwargs, state = golden.meta["kwargs"], golden.weights()
+    width = 8
+    skips = [f"skip_proj.{i}.0.weight" for i in range(len(kwargs["skip_channels"]))]
+    resized = {name: np.zeros_like(state[name][:, :1]).repeat(width, 1) for name in skips}
+    rest = published.semivl_backbone(width, kwargs["text_in_channels"])
+    for name, array in list(rest.items()):
+        rest |= {name.replace("layers.0.", f"layers.{i}.", 1): array for i in range(1, 4)}
+    if kwargs["skip_from_conv_feat"]:
+        conv = Golden("resnet_v1c").weights()
+        rest |= {f"conv_encoder.{name}": array for name, array in conv.items()}
+        channels = conv["layer1.0.conv3.weight"].shape[0]
+        resized[skips[-1]] = np.zeros_like(state[skips[-1]][:, :1]).repeat(channels, 1)
+    state = {f"decode_head.{name}": array for name, array in (state | resized).items()}
+    weights = converted.segmenter(state | rest, image_heads=2, decoder_heads=kwargs["num_heads"])
+    params = weights.tree["params"]["decoder"]
+    # The real skips have other numbers of channels than one backbone gives.
+    for i, name in enumerate(skips):
+        kernel = golden[f"w/{name}"].transpose(2, 3, 1, 0)
+        params[f"skip_projection_{i}"] = {**params[f"skip_projection_{i}"], "kernel": kernel}
+    return params
+
+
 def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> SegmentationModel:
     """The whole model of a file with `backbone`, `decode_head` and maybe `conv_encoder` in its meta."""
     conv = golden.meta.get("conv_encoder")
@@ -67,7 +94,11 @@ def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> SegmentationMo
     )
     out_dim = golden["w/backbone.proj.weight"].shape[0]
     return SegmentationModel(
-        backbone=vision_tower(golden.meta["backbone"], table_of=crop, out_dim=out_dim),
+        backbone=vision_tower(
+            golden.meta["backbone"],
+            table_of=golden.meta.get("backbone_img_size") or crop,
+            out_dim=out_dim,
+        ),
         decoder=vlg_decoder(golden.meta["decode_head"]),
         conv_encoder=conv_encoder or None,
         crop=crop,

@@ -11,7 +11,7 @@ from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.inference import bundle
 from semivl_jax.models import build
 from semivl_jax.models.clip_text import TextTransformer
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.text import class_text
 from semivl_jax.weights import towers
 from tests.models.drawn import drawn
@@ -28,7 +28,7 @@ METRICS = {"step": 8, "eval/miou": 12.5, "eval/miou_ema": 34.25, "eval/iou/groun
 def clip() -> towers.Clip:
     """Towers of the smallest size; the project's own untrained ones take long to compile."""
     image, text = towers.IMAGE_SIZES["tiny"], towers.TEXT_SIZES["tiny"]
-    vision = VisionTransformer(**image, grid=(4, 4), out_indices=(image["depth"],))
+    vision = VisionTransformer(**CLIP, **image, grid=(4, 4), out_indices=(image["depth"],))
     pixels = np.zeros((1, 32, 32, 3), np.float32)
     ids = np.zeros((1, text["context_length"]), np.int32)
     words = drawn(TextTransformer(**text), ids)["params"]

@@ -6,8 +6,8 @@ Out: dicts of NumPy arrays, one batch of this process's share,
 
 and per `types.Stream` of the method NAME/image, NAME/size int32 [b, 2] and, if it wants labels, NAME/label;
 its second crop is NAME.1/image and so on. `prefetch` puts them on the devices as a `types.Batch`. Grain's
-worker processes load, each of them whole batches, or threads of this process (workers=0). The state of the stream
-is the next step.
+worker processes load, each of them whole batches, or threads of this process (workers=0). The state of the
+stream is the next step.
 """
 
 from __future__ import annotations

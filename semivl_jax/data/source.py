@@ -47,11 +47,9 @@ class Source:
             None if counts is None else {int(value): n for value, n in counts.items()}
             for counts in facts["pixels"][part]
         )
-        # Per image: rows and columns; data prepared by early versions do not say.
-        self.sizes: tuple[tuple[int, int], ...] = (
-            tuple((rows, columns) for rows, columns in facts["sizes"][part])
-            if "sizes" in facts
-            else ()
+        # Per image: rows and columns.
+        self.sizes: tuple[tuple[int, int], ...] = tuple(
+            (rows, columns) for rows, columns in facts["sizes"][part]
         )
         self._records: Any = None
         self._opening = threading.Lock()

@@ -26,7 +26,6 @@ from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from semivl_jax.data import images
-from semivl_jax.models import build
 from semivl_jax.models.resize import resize_matrix
 from semivl_jax.models.segmenter import SegmentationModel
 
@@ -87,7 +86,7 @@ class SlidingWindow:
         short_side: images are resized to this short side first; 0: as they are.
         window_batch: windows per call of the network.
         patch_size: windows smaller than the crop are padded with zeros to whole patches, right and below, as
-            the tower itself does. None where that would change the logits (see `models.build.padding_patch`).
+            the tower itself does. None where that would change the logits (see `SegmentationModel.padding_patch`).
         least_side: pixels that the network needs along either axis. Smaller images are enlarged; in modes
             without a resize, they and too small border windows get a black margin on the right and below.
         max_pixels: larger images are reduced to this area; 0: no limit. For modes that resize scores.
@@ -154,7 +153,7 @@ class SlidingWindow:
             stride=settings.stride,
             short_side=settings.short_side,
             window_batch=settings.window_batch,
-            patch_size=build.padding_patch(model),
+            patch_size=model.padding_patch,
             least_side=patch * max(getattr(model.decoder, "pool_size", None) or (1,)),
             via_square=model.via_square,
         )

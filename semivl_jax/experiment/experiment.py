@@ -28,7 +28,6 @@ from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.experiment import init_weights, step_modules
 from semivl_jax.models import build as build_lib
 from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.models.zegclip import PromptedVisionTransformer
 from semivl_jax.text import class_names, class_text
 from semivl_jax.train import distributed, methods, sharding
 from semivl_jax.train import state as state_lib
@@ -180,7 +179,7 @@ def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
     settings = config.data
     if settings.dataset not in builders.PUBLISHED or settings.unlabelled:
         return None
-    train = builders.published_sizes(settings.dataset)["train"]
+    train = builders.published_builder(settings.dataset).SIZES["train"]
     labelled = splits.labelled_count(
         settings.split, train, published=published_splits.lists_of(settings.dataset)
     )
@@ -195,8 +194,8 @@ def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
     if settings.dataset == "folder":
         return FolderSemi(settings.folder, label_map=settings.label_map, data_dir=directory)
     if settings.dataset in builders.PUBLISHED:
-        return builders.published_builder(
-            settings.dataset, data_dir=directory, manual_dir=settings.manual_dir
+        return builders.published_builder(settings.dataset)(
+            data_dir=directory, manual_dir=settings.manual_dir
         )
     return ShapesBuilder(data_dir=directory)
 
@@ -282,11 +281,10 @@ def _clip_parts(
         clip = towers_lib.load(config.model.weights, config.model.tower)
     tower = None if absent else class_text.TextTower.of(clip)
 
-    def params(vision: VisionTransformer | PromptedVisionTransformer) -> PyTree:
+    def params(vision: VisionTransformer) -> PyTree:
         if absent:
             return outline_lib.image_shapes(clip.image, vision.grid)
-        resizing = init_weights.resizing_of(vision)
-        return towers_lib.resized(clip.image_params, vision.grid, resizing=resizing)
+        return towers_lib.resized(clip.image_params, vision.grid, resizing=vision.table_resizing)
 
     def text(mode: str) -> ClassText:
         if tower is None:  # rows of the right number and length, meaning nothing

@@ -18,25 +18,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from semivl_jax.experiment import step_modules
-from semivl_jax.models.big_vision import PlainViT
-from semivl_jax.models.dinov2 import DinoV2
-from semivl_jax.models.pos_embed import Resizing, resize_table, square_grid
 from semivl_jax.models.segmenter import SegmentationModel
-from semivl_jax.models.zegclip import PromptedVisionTransformer
+from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import files
 from semivl_jax.weights.tree import check
-
-_RESIZING: dict[type[nn.Module], Resizing] = {
-    PromptedVisionTransformer: "bilinear",
-    DinoV2: "dinov2",
-}
-"""How towers that differ from SemiVL's resize their position tables."""
 
 
 def variables(
@@ -89,17 +79,7 @@ def _load_segmenter(path: Path, segmenter: SegmentationModel, like: PyTree) -> P
 
 def _at_grid(params: PyTree, encoder: nn.Module, path: Path) -> PyTree:
     """An encoder's parameters with their position table for the grid that it was built for."""
-    table, grid = params.get("pos_embedding"), getattr(encoder, "grid", None)
-    if grid is None or table is None or table.ndim != 3:
+    table = params.get("pos_embedding")
+    if not isinstance(encoder, VisionTransformer) or table is None or table.ndim != 3:
         return params  # no table; or one so wrong that comparing names and shapes says more
-    # big_vision's tables have no row for the class token; they get one for the time of resizing.
-    extra = int(isinstance(encoder, PlainViT))
-    table = np.pad(table, ((0, 0), (extra, 0), (0, 0)))
-    stored = square_grid(table.shape[1], source=str(path))
-    resized = resize_table(table, stored, grid, resizing=resizing_of(encoder))
-    return {**params, "pos_embedding": resized[:, extra:]}
-
-
-def resizing_of(encoder: nn.Module) -> Resizing:
-    """How the position table of an encoder gets to another grid."""
-    return _RESIZING.get(type(encoder), "bicubic")
+    return {**params, "pos_embedding": encoder.resized_table(table, source=str(path))}

@@ -1,8 +1,8 @@
 """Labels that training would use for an image, and how right they are where masks exist.
 
-In: uint8 RGB images [h, w, 3] on the host. Out: the label maps of `Method.image_labels`, made as in the training
-step; or counts int64 [n, n + 1], a row per true class and a column per label, the last one for pixels without
-a label.
+In: uint8 RGB images [h, w, 3] on the host. Out: the label maps of `Method.image_labels`, made as in the
+training step; or counts int64 [n, n + 1], a row per true class and a column per label, the last one for
+pixels without a label.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from semivl_jax import utils
-from semivl_jax.config import validate
+from semivl_jax.config import drop_other_fields, validate
 from semivl_jax.data import prefetch, splits
 from semivl_jax.experiment import dry_run, profiling, run_log
 from semivl_jax.experiment import experiment as experiment_lib
@@ -126,7 +126,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path) -> None:
     """Goes through the whole step with shapes only and prints what the run would take."""
     del workdir
-    distributed.log_main(check_lib.report(outlined(config)))
+    distributed.log_main(dry_run.report(outlined(config)))
 
 
 def outlined(config: ConfigDict) -> Experiment:
@@ -141,6 +141,7 @@ def outlined(config: ConfigDict) -> Experiment:
 
 def _begin(config: ConfigDict) -> None:
     """Says what is wrong with options and devices before anything is prepared."""
+    drop_other_fields(config)
     validate(config)
     experiment_lib.mesh_of(config)
     profiling.span(config.profile)

@@ -16,7 +16,7 @@ import numpy as np
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.inference import bundle, hub
-from semivl_jax.models import build, clip_guidance
+from semivl_jax.models import build, clip_guidance, vit
 from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.segmenter import SegmentationModel
@@ -144,7 +144,7 @@ def _zero_shot(
             f"a window of {side} pixels is smaller than a patch; choose {patch} or more"
         )
     tower = VisionTransformer(
-        **clip.image, grid=(side // patch,) * 2, out_indices=(clip.image["depth"],)
+        **vit.CLIP, **clip.image, grid=(side // patch,) * 2, out_indices=(clip.image["depth"],)
     )
 
     def network(variables: PyTree, images: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Zero-shot labels of the frozen CLIP: every pixel takes the class whose words it is closest to.
+"""Zero-shot labels of the frozen CLIP: every pixel takes the class whose text it is closest to.
 
 In: dense embeddings B×y×x×D of unit length (the tower's last map) and `ClassText`, used as it is
 stored. Out: cosine scores per class at patch resolution (float32, −1 to 1), or labels at image

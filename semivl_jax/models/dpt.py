@@ -18,12 +18,6 @@ from semivl_jax.models.layers import Conv, Upsample
 from semivl_jax.models.resize import bilinear
 from semivl_jax.types import ClassText, Features
 
-SIZES = {
-    "small": {"channels": 64, "out_channels": (48, 96, 192, 384)},
-    "base": {"channels": 128, "out_channels": (96, 192, 384, 768)},
-}
-"""Constructor arguments of the published heads behind DINOv2's models of the same name."""
-
 
 class ResidualUnit(nn.Module):
     """ReLU and convolution, twice, added to the input."""
@@ -100,7 +94,7 @@ class DPTHead(nn.Module):
         return grids.pop()
 
     def _level(self, i: int, x: Array) -> Array:
-        """A tapped map at its own scale, with the channels of the fusion."""
+        """A map of the encoder at its own scale, with the channels of the fusion."""
         width = self.out_channels[i]
         x = self._conv(f"tap_{i}", width, 1)(x)
         if i < 2:

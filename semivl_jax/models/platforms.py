@@ -1,7 +1,7 @@
-"""Functions that one kind of machine computes in a form of its own.
+"""Functions with a special form for one platform.
 
-The choice is made where a program is lowered, so that a CPU can compile for a TPU. Only the arguments are
-kept for the backward pass, whatever a form computes on its way.
+The form is chosen when a program is lowered, so that a CPU can compile for a TPU. Only the arguments are kept
+for the backward pass, whatever a form computes on its way.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class Derived(Form):
 
 
 class Recomputed(Derived):
-    """The same where values on the way are large: the backward pass runs the function again."""
+    """The same for functions with large intermediate values: the backward pass recomputes them."""
 
     def gradients(self, *args: Array) -> tuple[Array, ...]:
         """Those of all arguments."""
-        # Without the barrier XLA would find that it has computed the same before, and keep that.
+        # Without the barrier XLA would find that it has computed the same before and keep the values.
         return super().gradients(*jax.lax.optimization_barrier(args))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def by_platform(platform: Platform, special: Form, default: Form, *args: Array) -> Array:
-    """`special` of the arrays on machines of this platform, `default` on all others.
+    """`special` of the arrays on this platform, `default` on all others.
 
     Both must give the same shape and dtype, and the same values up to rounding.
     """

@@ -88,7 +88,7 @@ def by_rows(
     """function(x resized bilinearly to `size` = (h, w), *maps), for a function of every pixel by itself.
 
     A large result of the resize is never there as a whole: the function gets blocks of its rows, and the
-    backward pass makes every block again. What the function returns has the shape b×h×w.
+    backward pass recomputes every block. What the function returns has the shape b×h×w.
     """
     batch, channels = x.shape[0], x.shape[-1]
     limit = max(1, BLOCK_BYTES // (4 * batch * size[1] * channels))

@@ -14,8 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from semivl_jax.models.layers import ConvNorm
-from semivl_jax.models.transformer import check_taps
+from semivl_jax.models.layers import ConvNorm, check_out_indices
 from semivl_jax.types import Features
 
 EXPANSION = 4
@@ -96,8 +95,11 @@ class ResNet(nn.Module):
     blocks, channels   per stage: residual blocks, and inner channels of each
     dilated            per stage but the first: whether its stride becomes a dilation. The first block of
                        such a stage still has the dilation of the stage before.
-    out_indices               stages whose maps are returned, ascending
+    out_indices        stages whose maps are returned, ascending
     """
+
+    via_square = False  # as of `VisionTransformer`: logits get the image's size directly
+    padding_patch = None
 
     stem_channels: int = 128
     blocks: tuple[int, ...] = (3, 4, 23, 3)
@@ -128,7 +130,7 @@ class ResNet(nn.Module):
                     name=f"stage_{stage}_block_{i}",
                 )(x, train=train)
             maps.append(x)
-        return Features(maps=tuple(maps[tap] for tap in self.out_indices))
+        return Features(maps=tuple(maps[i] for i in self.out_indices))
 
     def _check(self) -> None:
         stages = len(self.blocks)
@@ -137,7 +139,7 @@ class ResNet(nn.Module):
                 f"blocks={self.blocks}, channels={self.channels} and dilated={self.dilated} do not "
                 "describe the same stages: give one of each per stage, dilated none for the first"
             )
-        check_taps(self.out_indices, last=stages - 1, meaning="the last stage")
+        check_out_indices(self.out_indices, last=stages - 1, meaning="the last stage")
 
 
 class ResNetV1c(nn.Module):

@@ -1,10 +1,10 @@
 """The whole model: image encoder, optional convolutional encoder, decoder, resizing.
 
 In: images B×H×W×3, float, normalised with the ImageNet statistics, and the text of the classes. Out:
-float32 logits. Encoding and decoding can be called apart (`method=SegmentationModel.encode`), so that one
-encoding serves several decodings: clean and perturbed features, many sets of class names.
+float32 logits. `encode` and `decode` can be called separately (`method="encode"`): one encoding
+serves clean and perturbed features, or many sets of class names.
 
-`channel_masks` and `perturb` make the perturbed copy of features that the student sees (METHOD 4.4).
+`channel_masks` and `perturb` are the feature perturbation of SemiVL and UniMatch (METHOD 4.4).
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from semivl_jax.types import ClassText, Features, Key, PyTree
 
 
 class SegmentationModel(nn.Module):
-    """Encoder and decoder of any kind that speak `Features`.
+    """Encoder and decoder of any kind with `Features` between them.
 
-    `crop` is the side of the training crop. Logits are first resized to that square whatever the shape
-    of the image (METHOD 3.10), unless `via_square` is off: then straight to the image's size, as the
-    models that are no vision-language models do it, with `align_corners` on. `renormalize` feeds the
-    backbone with CLIP's image statistics; the convolutional encoder always gets the image as it comes.
+    `crop` is the side of the training crop. With `renormalize` the backbone gets images of CLIP's statistics;
+    the convolutional encoder always gets those of ImageNet.
     """
 
     backbone: nn.Module
@@ -35,14 +33,35 @@ class SegmentationModel(nn.Module):
     crop: int
     conv_encoder: nn.Module | None = None
     renormalize: bool = False
-    via_square: bool = True
-    align_corners: bool = False
+
+    @property
+    def via_square(self) -> bool:
+        """Logits are first resized to the square of the crop, whatever the image's shape (METHOD 3.10).
+
+        Otherwise directly to the image's size with aligned corners, as published for DINOv2 and ResNet.
+        """
+        return self.backbone.via_square
+
+    @property
+    def align_corners(self) -> bool:
+        """How logits are resized."""
+        return not self.via_square
+
+    @property
+    def padding_patch(self) -> int | None:
+        """Whole patches that the host may fill a window up to, or None where that would change its logits.
+
+        An image is renormalised or convolved before the encoder pads it; logits of the window's size would be
+        those of the filled window.
+        """
+        plain = self.conv_encoder is None and not self.renormalize and self.via_square
+        return self.backbone.padding_patch if plain else None
 
     def encode(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
         """Image to features.
 
-        `train` switches batch norms to the statistics of the batch and, where the caller also gives a
-        "dropout" key, dropout and stochastic depth on.
+        `train` uses the statistics of the batch in batch norms and, with a "dropout" key, enables dropout and
+        stochastic depth.
         """
         features = self.backbone(renormalize(image) if self.renormalize else image, train=train)
         if self.conv_encoder is not None:
@@ -66,8 +85,8 @@ class SegmentationModel(nn.Module):
     ) -> Float32[Array, "b _ _ n"]:
         """Features to logits of the crop's square or of a smaller grid.
 
-        Bilinearly resized to the square (half-pixel centres) the latter are what `decode` returns, and what
-        reads them can do that for a part of the square at a time.
+        Bilinearly resized to the square (half-pixel centres) the latter are what `decode` returns; the caller
+        can resize a part of the square at a time.
         """
         if self.align_corners:
             return self.decode(features, text, train=train)
@@ -87,7 +106,7 @@ class SegmentationModel(nn.Module):
 def applied(
     segmenter: SegmentationModel, variables: PyTree, *arguments: PyTree, method: str
 ) -> PyTree:
-    """What a method of the segmenter makes of its arguments, batch statistics not used.
+    """The output of a method of the segmenter, with running batch statistics.
 
     This and the next function are traced once for all callers with equal segmenters and shapes.
     """
@@ -102,10 +121,7 @@ def applied_in_training(
     method: str,
     dropout: Key | None,
 ) -> tuple[PyTree, PyTree]:
-    """The same in training, and the running statistics of the parts that changed theirs.
-
-    Without the key `dropout` nothing is dropped.
-    """
+    """(output in training, updated running statistics); without the key `dropout` nothing is dropped."""
     rngs = {} if dropout is None else {"dropout": dropout}
     output, changed = segmenter.apply(
         variables, *arguments, train=True, method=method, mutable=["batch_stats"], rngs=rngs

@@ -1,42 +1,137 @@
-"""CLIP's image tower with dense output (METHOD section 1).
+"""The vision transformer, and the published ones as constructor arguments.
 
-In: images B×H×W×3, normalised (float, about −3 to 3), of any size: sides that the patch size does
-not divide are padded with zeros on the right and below. Out: `Features` on the patch grid
-⌈H/p⌉×⌈W/p⌉: value paths of the tapped blocks (raw, `dtype`) and the dense embedding (float32, unit
-length over channels); `pooled` is the image's embedding (float32, unit length).
+In: images B×H×W×3 of any size, float, normalised (about −3 to 3), for towers with `symmetric_input` with the
+ImageNet statistics. Out: `Features`:
 
-Dense embedding and out_indices come from the value path, where a token sees only itself: attention mixes
-positions, which is what one embedding per pixel does not want (MaskCLIP). What a caller leaves
-unused (`pooled`, the last block's attention) is dropped by the compiler.
+    maps     one per entry of `out_indices`, B×y×x×C on the grid of patches: tokens of a block (`dtype`), or
+             for the index `depth` of a tower with `out_dim` the dense embedding (float32, unit length)
+    pooled   B×D: class token or map head after the final norm, or for a tower with `out_dim` the projected
+             class token (float32, unit length)
+
+Parameters are named as big_vision's. Sources: CLIP (arXiv 2103.00020) with MaskCLIP's dense output (METHOD
+1), ZegCLIP (METHOD 8 and trap 20), timm's ViT (METHOD 8), DINOv2 (arXiv 2304.07193) as UniMatch V2 (arXiv
+2410.10777) uses it, big_vision's AugReg and SigLIP.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
-from semivl_jax.models.layers import l2_normalize
-from semivl_jax.models.pos_embed import table_at
-from semivl_jax.models.transformer import (
-    Encoder,
-    Remat,
-    check_heads,
-    check_taps,
-    layer_norm,
-    patch_embedding,
-    with_class_token,
-)
+from semivl_jax.models.attention import check_heads
+from semivl_jax.models.layers import check_out_indices, l2_normalize
+from semivl_jax.models.normalization import symmetric
+from semivl_jax.models.pos_embed import Resizing, resize_table, stored_grid, table_at
+from semivl_jax.models.resize import bilinear
+from semivl_jax.models.transformer import Encoder, Mlp, Prompts, Remat, layer_norm
 from semivl_jax.types import Features
+
+_B16 = {"patch_size": 16, "width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
+
+CLIP: dict[str, Any] = {
+    "patch_bias": False,
+    "pre_norm": True,
+    "value_path": True,
+    "norm_maps": False,
+}
+"""CLIP with dense output: in the value path a token attends to itself only, so attention does not mix
+positions. Sizes, `quick_gelu` and `eps` come with the weights."""
+PROMPTED_CLIP: dict[str, Any] = {
+    "fit": "crop",
+    "patch_bias": False,
+    "class_token_scale": 2.0,
+    "table_resizing": "bilinear",
+    "pre_norm": True,
+    "quick_gelu": True,
+    "eps": 1e-5,
+    "norm_maps": False,
+    "prompts": 10,
+    "prompt_depth": 11,
+}
+"""ZegCLIP's tower, always with CLIP's own activation and epsilon."""
+IMAGENET: dict[str, Any] = {"fit": "resize_to_grid", "drop_path": 0.1}
+"""timm's ViT, the encoder of the baseline "UniMatch ViT"."""
+DINOV2: dict[str, Any] = {
+    "grid": (37, 37),
+    "fit": "resize",
+    "table_resizing": "dinov2",
+    "layer_scale": 1.0,
+    "via_square": False,
+}
+"""DINOv2 without register tokens; the position table keeps its published size whatever the crop."""
+AUGREG: dict[str, Any] = {"symmetric_input": True, "class_position": False, "tanh_gelu": True}
+"""big_vision's ViT with a class token."""
+SIGLIP: dict[str, Any] = {**AUGREG, "class_token": False, "map_head": True}
+"""big_vision's ViT with a map head, the image tower of SigLIP."""
+
+CLIP_B16 = {**CLIP, **_B16, "out_dim": 512}
+PROMPTED_CLIP_B16 = {**PROMPTED_CLIP, **_B16, "out_dim": 512}
+IMAGENET_B16 = {**IMAGENET, **_B16}
+DINOV2_S14 = {**DINOV2, **_B16, "patch_size": 14, "width": 384, "num_heads": 6, "mlp_dim": 1536}
+DINOV2_B14 = {**DINOV2, **_B16, "patch_size": 14}
+AUGREG_B16 = {**AUGREG, **_B16}
+SIGLIP_B16 = {**SIGLIP, **_B16}
+
+TINY = {"patch_size": 8, "width": 16, "depth": 4, "num_heads": 2, "mlp_dim": 32}
+"""Sizes that make a small tower of any of these."""
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling: a trained probe attends to all tokens, then a residual MLP."""
+
+    num_heads: int
+    mlp_dim: int
+    tanh_gelu: bool
+    eps: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b c"]:
+        """One vector per sequence."""
+        batch, _, width = x.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
+        probe = jnp.broadcast_to(jnp.asarray(probe, x.dtype), (batch, 1, width))
+        attention = nn.MultiHeadDotProductAttention(
+            self.num_heads, dtype=self.dtype, name="MultiHeadDotProductAttention_0"
+        )
+        pooled = attention(probe, x)
+        mlp = Mlp(self.mlp_dim, tanh_gelu=self.tanh_gelu, dtype=self.dtype, name="MlpBlock_0")
+        norm = layer_norm("LayerNorm_0", eps=self.eps, dtype=self.dtype)
+        return (pooled + mlp(norm(pooled)))[:, 0]
 
 
 class VisionTransformer(nn.Module):
-    """ViT with class token, pre-norm and projection; the published size is ViT-B/16.
+    """A vision transformer of any of the kinds above; the defaults are those of a plain ViT.
 
-    grid   rows and columns of the stored position table (the training crop // patch_size)
-    out_indices   maps to return, ascending: i < depth is block i's value path, depth the dense embedding.
-           A tap on the last block is normed by the final norm, as published; the others are raw.
+    grid               rows and columns of the position table
+    out_indices        maps to return, ascending: i < depth is block i; depth is the dense embedding of a
+                       tower with `out_dim`
+
+    fit                images whose sides are no multiples of the patch: "pad" with zeros right and below,
+                       "crop" the rest, "resize" to the nearest multiples (bilinear, corners aligned), or
+                       "resize_to_grid": every image gets grid · patch_size pixels (bilinear)
+    symmetric_input    the network sees pixels in [−1, 1] instead of ImageNet-normalised ones
+    patch_bias         the patch embedding has a bias
+    class_token        there is a class token, multiplied with `class_token_scale`
+    class_position     the position table has a row for the class token
+    table_resizing     how the position table gets to another grid
+    pre_norm           there is a norm before the first block
+    prompts            trained tokens (0: none) for the first block, and for `prompt_depth` blocks after it
+
+    quick_gelu, tanh_gelu, layer_scale, drop_path, eps, remat   see `Encoder`
+
+    value_path         maps are value paths of the blocks instead of their tokens
+    norm_maps          maps pass the final norm
+    map_head           `pooled` comes from attention pooling
+    out_dim            size of the projection into the space of texts; None: none
+
+    via_square         not used here: whether a segmenter resizes logits to the square of the training crop
+                       before they get the size of the image
     """
 
     patch_size: int
@@ -44,55 +139,179 @@ class VisionTransformer(nn.Module):
     depth: int
     num_heads: int
     mlp_dim: int
-    out_dim: int
     grid: tuple[int, int]
     out_indices: tuple[int, ...]
+    fit: Literal["pad", "crop", "resize", "resize_to_grid"] = "pad"
+    symmetric_input: bool = False
+    patch_bias: bool = True
+    class_token: bool = True
+    class_token_scale: float = 1.0
+    class_position: bool = True
+    table_resizing: Resizing = "bicubic"
+    pre_norm: bool = False
+    prompts: int = 0
+    prompt_depth: int = 0
+    prompt_dropout: float = 0.1
     quick_gelu: bool = False
+    tanh_gelu: bool = False
+    layer_scale: float | None = None
+    drop_path: float = 0.0
     eps: float = 1e-6
+    value_path: bool = False
+    norm_maps: bool = True
+    map_head: bool = False
+    out_dim: int | None = None
+    via_square: bool = True
     dtype: DTypeLike = jnp.float32
     remat: Remat = "none"
 
+    @property
+    def class_rows(self) -> int:
+        """Rows of the position table before those of the grid."""
+        return int(self.class_token and self.class_position)
+
+    @property
+    def padding_patch(self) -> int | None:
+        """The patch size if zeros on the right and below may complete patches without effect, else None."""
+        return self.patch_size if self.fit == "pad" and not self.symmetric_input else None
+
+    @property
+    def last_index(self) -> dict[str, Any]:
+        """The largest value in `out_indices`, and its meaning."""
+        if self.out_dim is None:
+            return {"last": self.depth - 1, "meaning": "the last block"}
+        return {"last": self.depth, "meaning": "the dense embedding"}
+
+    def resized_table(
+        self, table: Float[np.ndarray, "1 t c"], *, source: str
+    ) -> Float32[np.ndarray, "1 u c"]:
+        """A stored position table on the host, for this tower's grid.
+
+        ValueError, naming `source`, where the grid of the stored table is unknown.
+        """
+        rows = self.class_rows
+        stored = stored_grid(table.shape[1], like=self.grid, class_rows=rows, source=source)
+        return resize_table(table, stored, self.grid, resizing=self.table_resizing, class_rows=rows)
+
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
-        """Encode images; `train` changes nothing: there are no batch norms and no dropout.
+        """Encode images; `train` enables stochastic depth and dropout of prompts (with a "dropout" key).
 
-        ValueError for out_indices that the tower does not have or not in order.
+        ValueError for options that do not go together, and for an image that has no whole patch to crop to.
         """
-        del train
-        check_heads(self.num_heads, width=self.width)
-        check_taps(self.out_indices, last=self.depth, meaning="depth")
-        x = self._patches(image)
-        batch, rows, cols, _ = x.shape
-        x = self._tokens(x)
-        # The dense embedding is always made from the last block; unused, it costs nothing.
-        tokens, values = Encoder(
+        self._check(image.shape[1:3])
+        patches = self._patches(image)
+        batch, rows, cols, _ = patches.shape
+        count = rows * cols
+        prompts = None
+        if self.prompts:
+            prompts = Prompts(
+                self.prompts,
+                self.prompt_depth,
+                self.width,
+                self.patch_size,
+                self.prompt_dropout,
+                self.dtype,
+                name="prompt",
+            )
+        last = self.depth - 1
+        blocks = {i for i in self.out_indices if i < self.depth}
+        tokens, maps = Encoder(
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
-            value_paths=tuple(sorted({*self.out_indices, self.depth - 1} - {self.depth})),
+            out_indices=tuple(sorted(blocks | ({last} if self.value_path else set()))),
+            value_path=self.value_path,
+            norm_maps=self.norm_maps,
             quick_gelu=self.quick_gelu,
+            tanh_gelu=self.tanh_gelu,
+            layer_scale=self.layer_scale,
+            drop_path=self.drop_path,
             eps=self.eps,
             dtype=self.dtype,
             remat=self.remat,
             name="Transformer",
-        )(x)
-        project = nn.Dense(self.out_dim, use_bias=False, dtype=self.dtype, name="projection")
-        values[self.depth] = l2_normalize(project(values[self.depth - 1]))
-        maps = tuple(values[tap].reshape(batch, rows, cols, -1) for tap in self.out_indices)
-        return Features(maps=maps, pooled=l2_normalize(project(tokens[:, 0])))
+        )(self._tokens(patches), prompts=prompts, train=train)
+        if self.map_head:
+            head = MapHead(
+                self.num_heads, self.mlp_dim, self.tanh_gelu, self.eps, self.dtype, name="MAPHead_0"
+            )
+            pooled = head(tokens)
+        else:
+            pooled = tokens[:, 0]
+        maps = {i: x[:, -count:] for i, x in maps.items()}
+        if self.out_dim is not None:
+            # The dense embedding is always computed; the compiler drops it where nothing uses it.
+            project = nn.Dense(self.out_dim, use_bias=False, dtype=self.dtype, name="projection")
+            dense = maps[last] if self.value_path else tokens[:, -count:]
+            maps[self.depth] = l2_normalize(project(dense))
+            pooled = l2_normalize(project(pooled))
+        return Features(
+            maps=tuple(maps[i].reshape(batch, rows, cols, -1) for i in self.out_indices),
+            pooled=pooled,
+        )
+
+    def _check(self, size: tuple[int, int]) -> None:
+        check_heads(self.num_heads, width=self.width)
+        check_out_indices(self.out_indices, **self.last_index)
+        if not (self.class_token or self.map_head):
+            raise ValueError(
+                "class_token=False and map_head=False leave nothing to pool with: choose one"
+            )
+        if self.prompts and not 1 <= self.prompt_depth < self.depth:
+            raise ValueError(
+                f"prompt_depth={self.prompt_depth} of a tower with {self.depth} blocks: choose 1 to "
+                f"{self.depth - 1}"
+            )
+        if self.fit == "crop" and min(size) < self.patch_size:
+            raise ValueError(
+                f"an image of {size[0]}×{size[1]} has no whole patch of {self.patch_size} pixels: feed a "
+                "larger one"
+            )
 
     def _patches(self, image: Array) -> Array:
-        patch = self.patch_size
-        below, right = (-size % patch for size in image.shape[1:3])
-        image = jnp.pad(image, ((0, 0), (0, below), (0, right), (0, 0)))
-        embed = patch_embedding(self.width, patch, use_bias=False, dtype=self.dtype)
+        """Embedded patches B×y×x×C."""
+        patch, size = self.patch_size, image.shape[1:3]
+        if self.symmetric_input:
+            image = symmetric(image)
+        if self.fit == "pad":
+            below, right = (-side % patch for side in size)
+            image = jnp.pad(image, ((0, 0), (0, below), (0, right), (0, 0)))
+        elif self.fit == "resize":
+            whole = tuple(max(int(side / patch + 0.5), 1) * patch for side in size)
+            image = bilinear(image, whole, align_corners=True)
+        elif self.fit == "resize_to_grid":
+            whole = (self.grid[0] * patch, self.grid[1] * patch)
+            image = bilinear(image, whole, align_corners=False)
+        embed = nn.Conv(
+            self.width,
+            (patch, patch),
+            strides=(patch, patch),
+            padding="VALID",
+            use_bias=self.patch_bias,
+            dtype=self.dtype,
+            name="embedding",
+        )
         return embed(image.astype(self.dtype))
 
     def _tokens(self, patches: Array) -> Array:
-        width = patches.shape[-1]
-        cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, width))
-        table_shape = (1, 1 + self.grid[0] * self.grid[1], width)
-        table = self.param("pos_embedding", nn.initializers.normal(width**-0.5), table_shape)
-        table = table_at(jnp.asarray(table), self.grid, patches.shape[1:3])
-        x = with_class_token(jnp.asarray(cls), patches) + table.astype(self.dtype)
-        return layer_norm("pre_norm", eps=self.eps, dtype=self.dtype)(x)
+        """Patches and class token with their positions, B×T×C."""
+        batch, rows, cols, width = patches.shape
+        shape = (1, self.class_rows + self.grid[0] * self.grid[1], width)
+        table = jnp.asarray(self.param("pos_embedding", nn.initializers.normal(width**-0.5), shape))
+        table = table_at(
+            table,
+            self.grid,
+            (rows, cols),
+            resizing=self.table_resizing,
+            class_rows=self.class_rows,
+        ).astype(self.dtype)
+        x = patches.reshape(batch, rows * cols, width)
+        if self.class_token:
+            cls = jnp.asarray(self.param("cls", nn.initializers.normal(0.02), (1, 1, width)))
+            first = jnp.asarray(self.class_token_scale * cls, self.dtype)
+            if not self.class_position:
+                table = jnp.pad(table, ((0, 0), (1, 0), (0, 0)))
+            x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, width)), x], axis=1)
+        x = x + table
+        return layer_norm("pre_norm", eps=self.eps, dtype=self.dtype)(x) if self.pre_norm else x

@@ -1,4 +1,4 @@
-"""Language-guided decoder: from similarity maps between pixels and words to logits (METHOD 3).
+"""Language-guided decoder: from similarity maps between pixels and texts to logits (METHOD 3).
 
 In: `Features` of an encoder (the dense embedding last in `maps`, skips before it) and `ClassText` with
 embeddings of the same dimension d. Out: float32 logits B×4y×4x×n for a patch grid of y×x; with other
@@ -21,40 +21,44 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from semivl_jax.models import mesh_axes
+from semivl_jax.models.attention import Attention
 from semivl_jax.models.clip_guidance import classes_in_order, rows_in_class_order
 from semivl_jax.models.layers import (
     ASPP,
     Conv,
     ConvNorm,
-    Dense,
-    SelfAttention,
     Upsample,
+    dense,
     l2_normalize,
+    uniform,
 )
 from semivl_jax.models.resize import avg_pool, bilinear
-from semivl_jax.models.transformer import rematerialized
+from semivl_jax.models.transformer import layer_norm, rematerialized
 from semivl_jax.types import ClassText, Features
 
 
 def similarity(
-    dense: Float[Array, "b y x d"], embeddings: Float[Array, "k d"]
+    maps: Float[Array, "b y x d"], embeddings: Float[Array, "k d"]
 ) -> Float32[Array, "b k y x"]:
     """Cosine between every pixel's and every text's embedding, in [-1, 1], always float32."""
-    if dense.shape[-1] != embeddings.shape[-1]:
+    if maps.shape[-1] != embeddings.shape[-1]:
         raise ValueError(
-            f"the dense map has {dense.shape[-1]} channels, the text embeddings "
+            f"the dense map has {maps.shape[-1]} channels, the text embeddings "
             f"{embeddings.shape[-1]}: take both from one vision-language model"
         )
     return jnp.einsum(
         "byxd,kd->bkyx",
-        l2_normalize(dense),
+        l2_normalize(maps),
         l2_normalize(embeddings),
         precision=jax.lax.Precision.HIGHEST,
     )
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block, LayerNorm eps 1e-5, exact GELU."""
+    """Pre-norm transformer block, LayerNorm eps 1e-5, exact GELU.
+
+    Initialised as in torch: query, key and value Xavier-uniform as the fused (3c, c) matrix they are there.
+    """
 
     num_heads: int
     mlp_dim: int
@@ -63,15 +67,21 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Mix the n tokens of each sequence."""
+        channels = x.shape[-1]
+        attention = Attention(
+            self.num_heads,
+            dtype=self.dtype,
+            qkv_init=uniform((6 / (4 * channels)) ** 0.5),
+            out_init=uniform(channels**-0.5),
+            name="attention",
+        )
 
-        def norm(name: str, x: Array) -> Array:
-            layer = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name=name)
-            return layer(x)
+        def linear(features: int, name: str, x: Array) -> Array:
+            return dense(features, fan_in=x.shape[-1], dtype=self.dtype, name=name)(x)
 
-        x = x + SelfAttention(self.num_heads, dtype=self.dtype, name="attention")(norm("norm1", x))
-        hidden = Dense(self.mlp_dim, dtype=self.dtype, name="mlp_in")(norm("norm2", x))
-        hidden = nn.gelu(hidden, approximate=False)
-        return x + Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(hidden)
+        x = x + attention(layer_norm("norm1", eps=1e-5, dtype=self.dtype)(x))[0]
+        hidden = linear(self.mlp_dim, "mlp_in", layer_norm("norm2", eps=1e-5, dtype=self.dtype)(x))
+        return x + linear(channels, "mlp_out", nn.gelu(hidden, approximate=False))
 
 
 class SemanticLayer(nn.Module):
@@ -97,9 +107,9 @@ class SemanticLayer(nn.Module):
         rows, cols = pooled.shape[1:3]
         maps = pooled.reshape(-1, classes, rows, cols, channels)
         tokens = maps.transpose(0, 2, 3, 1, 4).reshape(-1, classes, channels)
-        words = jnp.broadcast_to(text[None], (tokens.shape[0], *text.shape))
+        texts = jnp.broadcast_to(text[None], (tokens.shape[0], *text.shape))
         block = TransformerBlock(self.num_heads, self.mlp_dim, dtype=self.dtype, name="block")
-        tokens = block(jnp.concatenate([tokens, words], axis=-1))[..., :channels]
+        tokens = block(jnp.concatenate([tokens, texts], axis=-1))[..., :channels]
         maps = tokens.reshape(-1, rows, cols, classes, channels).transpose(0, 3, 1, 2, 4)
         return x + bilinear(maps.reshape(pooled.shape), grid, align_corners=True)
 
@@ -175,14 +185,17 @@ class VLGDecoder(nn.Module):
         x = x + pyramid(
             self.channels, norm="group", dilations=self.dilations, dtype=self.dtype, name="aspp"
         )(x)
-        words = Dense(self.text_channels, dtype=self.dtype, name="text_projection")(
-            l2_normalize(embeddings)
+        project = dense(
+            self.text_channels,
+            fan_in=embeddings.shape[-1],
+            dtype=self.dtype,
+            name="text_projection",
         )
-        words = nn.relu(words)
+        text_features = nn.relu(project(l2_normalize(embeddings)))
         for i in range(self.num_layers):
             x = semantic(
                 self.num_heads, self.mlp_dim, self.pool_size, dtype=self.dtype, name=f"semantic_{i}"
-            )(x, words)
+            )(x, text_features)
         for i, skip in enumerate(skips):
             skip = nn.relu(self._conv(f"skip_projection_{i}", self.skip_channels[i], 3)(skip))
             x = doubling(self.up_channels[i], dtype=self.dtype, name=f"up{i + 1}")(x, skip)

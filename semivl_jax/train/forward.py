@@ -2,8 +2,8 @@
 
 `forward` is the student in training mode: which images share a pass, where features are perturbed, what is
 decoded. `Networks` is what a method may ask for labels: predictions of student and teacher, labels of the
-frozen CLIP, its own networks. In: variables and normalised images [b, h, w, 3]; out: float logits [b, y, x, n] of
-the images' size or of a grid that is resized to it bilinearly, and running statistics.
+frozen CLIP, its own networks. In: variables and normalised images [b, h, w, 3]; out: float logits
+[b, y, x, n] of the images' size or of a grid that is resized to it bilinearly, and running statistics.
 
 Source: METHOD 4.3, 4.4 and traps 5, 6 and 7.
 """

@@ -1,14 +1,14 @@
 """The training criteria: weighted sums of per-pixel cross entropies, and the weights that define them.
 
-Every per-pixel criterion of the published methods is Σ weight · CE(logits, label) with a weight map that needs
-no gradient. The functions `*_weights` make these maps for a whole batch; `weighted_cross_entropies` sums.
+Every per-pixel criterion of the published methods is Σ weight · CE(logits, label) with a weight map that
+needs no gradient. `*_weights` make these maps for a whole batch; `weighted_cross_entropies` sums.
 Because the divisors are inside the weights, values of parts of a batch add up to the value of the batch.
 
 In: logits [b, h, w, n] of any float dtype, or of a smaller grid, from which they are resized bilinearly to
 the labels, a block of rows at a time; labels [b, h, w] of class indices, where 255 does not count;
 confidences [b, h, w] in [0, 1]; ignore maps [b, h, w], true where a pixel is padding. Out: weights
-float32 [b, h, w]; losses float32 scalars that are finite whatever the labels are: a criterion without any pixel
-to average over is 0, and so is its gradient.
+float32 [b, h, w]; losses float32 scalars that are finite whatever the labels are: a criterion without any
+pixel to average over is 0, and so is its gradient.
 
 Source: METHOD sections 4.6 and 9 (traps 8, 9 and 14).
 """

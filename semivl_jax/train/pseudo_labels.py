@@ -1,7 +1,7 @@
 """Pseudo-labels from a teacher's logits.
 
-In: logits [b, y, x, n] of any float dtype, of the images' size or of a smaller grid. Out: labels int32 [b, h, w]
-in [0, n), confidences float32 in [1/n, 1]. Source: METHOD sections 4.1 and 4.2.
+In: logits [b, y, x, n] of any float dtype, of the images' size or of a smaller grid. Out: labels int32
+[b, h, w] in [0, n), confidences float32 in [1/n, 1]. Source: METHOD sections 4.1 and 4.2.
 """
 
 from __future__ import annotations

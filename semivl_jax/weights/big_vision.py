@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semivl_jax.models.big_vision import PlainTextTower, PlainViT, Siglip
+from semivl_jax.models.siglip import Siglip, SiglipText
+from semivl_jax.models.vit import AUGREG, VisionTransformer
 from semivl_jax.weights import files
 from semivl_jax.weights.blueprint import checked, image_like, tupled
 from semivl_jax.weights.layout import Rule, count, shape
@@ -90,14 +91,14 @@ def from_siglip(state: State, *, source: str) -> files.Weights:
     )
 
 
-def plain_vit(sizes: Mapping[str, Any]) -> PlainViT:
-    """The module of these sizes with its last block tapped."""
-    return PlainViT(**tupled(sizes), out_indices=(sizes["depth"] - 1,))
+def plain_vit(sizes: Mapping[str, Any]) -> VisionTransformer:
+    """The module of these sizes that returns the tokens of its last block."""
+    return VisionTransformer(**{**AUGREG, **tupled(sizes)}, out_indices=(sizes["depth"] - 1,))
 
 
 def siglip(sizes: Mapping[str, Any]) -> Siglip:
     """The module of these sizes ("img", "txt")."""
-    return Siglip(img=plain_vit(sizes["img"]), txt=PlainTextTower(**sizes["txt"]))
+    return Siglip(img=plain_vit(sizes["img"]), txt=SiglipText(**sizes["txt"]))
 
 
 def _plain(state: State, *, source: str) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.pos_embed import resize_table, square_grid
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.types import PyTree
 from semivl_jax.weights import files
 from semivl_jax.weights.layout import (
@@ -180,7 +180,9 @@ def import_text(
 def image_shapes(sizes: Mapping[str, Any], table_rows: int, *, source: str) -> PyTree:
     """Shapes of an image tower of these sizes whose position table has so many rows."""
     grid = square_grid(table_rows, source=source)
-    return _image_shapes(VisionTransformer(**sizes, grid=grid, out_indices=(sizes["depth"],)))
+    return _image_shapes(
+        VisionTransformer(**CLIP, **sizes, grid=grid, out_indices=(sizes["depth"],))
+    )
 
 
 def text_shapes(tower: TextTransformer) -> PyTree:

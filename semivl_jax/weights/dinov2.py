@@ -1,4 +1,4 @@
-"""DINOv2's and UniMatch V2's names -> `DinoV2` and `DPTHead`.
+"""DINOv2's and UniMatch V2's names -> `vit.DINOV2` and `DPTHead`.
 
 In: torch state dicts of NumPy arrays under the published names, complete or of a few tensors only. Out:
 nested dicts in the names and layouts of `models`. Names that nothing claims: one ValueError with all of
@@ -22,14 +22,14 @@ BACKBONE, DECODER = "backbone.", "head."
 
 
 def import_dinov2(state: State, *, num_heads: int, source: str = "the DINOv2 weights") -> PyTree:
-    """Parameters of `DinoV2`; the position table stays as it is, the tower resizes it."""
+    """Parameters of `vit.DINOV2`; the position table stays as it is, the tower resizes it."""
     return convert(state, encoder_rules(num_heads), source=source)
 
 
 def import_unimatch_v2(
     state: State, *, num_heads: int, source: str = "the UniMatch V2 weights"
 ) -> dict[str, PyTree]:
-    """{"params"} of a `SegmentationModel` of `DinoV2` and `DPTHead`."""
+    """{"params"} of a `SegmentationModel` of `vit.DINOV2` and `DPTHead`."""
     rest = {name: state[name] for name in state if not name.startswith((BACKBONE, DECODER))}
     convert(rest, [], source=source)  # raises for every name outside the parts
     parts = {

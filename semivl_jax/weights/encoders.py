@@ -2,7 +2,7 @@
 
 In: state dicts as NumPy arrays: residual networks with ImageNet weights (stem of three 3×3 convolutions),
 vision transformers of timm, DINOv2. Out: sizes (constructor arguments of `ResNet`, `ResNetV1c`,
-`ImageNetViT`, `DinoV2` that shapes tell, so without out_indices and dilations), the module, and {"params",
+`VisionTransformer` that shapes tell, so without out_indices and dilations), the module, and {"params",
 "batch_stats"}. The classifier of ImageNet is dropped.
 """
 
@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from semivl_jax.models.dinov2 import DinoV2
-from semivl_jax.models.imagenet_vit import ImageNetViT
 from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resnet import ResNet, ResNetV1c
+from semivl_jax.models.vit import DINOV2, IMAGENET, VisionTransformer
 from semivl_jax.weights import files
 from semivl_jax.weights.blueprint import checked, image_like, tupled
 from semivl_jax.weights.dinov2 import encoder_rules
@@ -106,16 +105,20 @@ def resnet(sizes: Mapping[str, Any]) -> ResNet:
     return ResNet(**tupled(sizes))
 
 
-def imagenet_vit(sizes: Mapping[str, Any]) -> ImageNetViT:
-    """The module of these sizes with its last block tapped."""
+def imagenet_vit(sizes: Mapping[str, Any]) -> VisionTransformer:
+    """The module of these sizes that returns the tokens of its last block."""
     facts = tupled(sizes)
-    return ImageNetViT(**facts, out_indices=(facts["depth"] - 1,))
+    return VisionTransformer(**{**IMAGENET, **facts}, out_indices=(facts["depth"] - 1,))
 
 
-def dinov2(sizes: Mapping[str, Any], out_indices: tuple[int, ...] | None = None) -> DinoV2:
-    """The module of these sizes, the last block tapped unless told otherwise."""
+def dinov2(
+    sizes: Mapping[str, Any], out_indices: tuple[int, ...] | None = None
+) -> VisionTransformer:
+    """The module of these sizes; without `out_indices` it returns the tokens of its last block."""
     facts = tupled(sizes)
-    return DinoV2(**facts, out_indices=out_indices or (facts["depth"] - 1,))
+    return VisionTransformer(
+        **{**DINOV2, **facts}, out_indices=out_indices or (facts["depth"] - 1,)
+    )
 
 
 def resnet_sizes(state: State, *, prefix: str, source: str) -> dict[str, Any]:
@@ -151,7 +154,7 @@ def resnet_v1c_sizes(state: State, *, prefix: str, source: str) -> dict[str, Any
 
 
 def vit_sizes(state: State, *, prefix: str, heads: int | None, source: str) -> dict[str, Any]:
-    """Constructor arguments of `ImageNetViT` and `DinoV2`, whose names are timm's."""
+    """Constructor arguments of timm's ViT and of DINOv2, which has timm's names."""
     width, _, patch, _ = shape(state, f"{prefix}patch_embed.proj.weight", 4, source=source)
     rows = shape(state, f"{prefix}pos_embed", 3, source=source)[1]
     return {

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from semivl_jax.models.pos_embed import Grid
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.types import PyTree
 from semivl_jax.weights.towers import IMAGE_SIZES, TEXT_SIZES, Clip
 
@@ -33,6 +33,6 @@ def clip_outline(tower: str) -> Clip:
 
 def image_shapes(image: dict[str, int], grid: Grid) -> PyTree:
     """Shapes of the image tower's parameters with a position table for this grid."""
-    vision = VisionTransformer(**image, grid=grid, out_indices=(image["depth"],))
+    vision = VisionTransformer(**CLIP, **image, grid=grid, out_indices=(image["depth"],))
     pixels = jnp.zeros((1, *(side * vision.patch_size for side in grid), 3))
     return jax.eval_shape(vision.init, jax.random.key(0), pixels)["params"]

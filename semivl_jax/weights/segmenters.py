@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
+from semivl_jax.models.atm import MaskDecoder
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.dpt import DPTHead
 from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resnet import ResNetV1c
 from semivl_jax.models.segmenter import SegmentationModel
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, PROMPTED_CLIP, VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
-from semivl_jax.models.zegclip import MaskDecoder, PromptedVisionTransformer
 from semivl_jax.weights import encoders, files, zegclip
 from semivl_jax.weights import semivl_decoder as published
 from semivl_jax.weights.blueprint import checked, image_like, text_like, tupled
@@ -98,7 +98,9 @@ def from_zegclip(
     facts = _zegclip_sizes(state, image_heads, source)
     layers = count(state, r"decode_head\.decoder_1\.layers\.(\d+)\.")
     head_sizes = {"num_layers": layers, "num_heads": decoder_heads or _MASK_HEADS}
-    backbone = PromptedVisionTransformer(**tupled(facts), out_indices=(facts["depth"],))
+    backbone = VisionTransformer(
+        **{**PROMPTED_CLIP, **tupled(facts)}, out_indices=(facts["depth"],)
+    )
     model = SegmentationModel(backbone=backbone, decoder=MaskDecoder(**head_sizes), crop=64)
     rules = (
         *placed(
@@ -181,7 +183,9 @@ def _checked(
 
 def _clip_tower(sizes: Mapping[str, Any], maps: int) -> VisionTransformer:
     """The dense tower with so many maps, the last of them the dense embedding."""
-    return VisionTransformer(**tupled(sizes), out_indices=(*range(maps - 1), sizes["depth"]))
+    return VisionTransformer(
+        **CLIP, **tupled(sizes), out_indices=(*range(maps - 1), sizes["depth"])
+    )
 
 
 def _clip_sizes(state: State, heads: int | None, source: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""timm's vision transformers -> `ImageNetViT`.
+"""timm's vision transformers -> `vit.IMAGENET`.
 
 In: torch state dicts of NumPy arrays under timm's names, complete or of a few tensors only; the published
-baseline puts "m." before them. Out: parameters in the names and layouts of `models.imagenet_vit`. The
+baseline puts "m." before them. Out: parameters in the names and layouts of `models.vit`. The
 ImageNet classifier is known and dropped.
 """
 
@@ -23,7 +23,7 @@ def import_timm_vit(
     grid: Grid | None = None,
     source: str = "the timm weights",
 ) -> PyTree:
-    """Parameters of `ImageNetViT`.
+    """Parameters of `vit.IMAGENET`.
 
     With `grid`, the position table of another square grid is resized to it as timm does it when a model
     is made for another image size. ValueError for unknown names, naming `source`.

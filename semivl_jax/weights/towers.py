@@ -25,7 +25,7 @@ from jaxtyping import Array, Float32
 
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.pos_embed import Grid, Resizing, resize_table, square_grid
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.types import PyTree
 from semivl_jax.weights import clip, files, store
 from semivl_jax.weights.tree import check
@@ -183,7 +183,7 @@ def _untrained(tower: str) -> Clip:
     """Towers as they are initialised, with CLIP's own 14×14 position table."""
     image, text = IMAGE_SIZES[tower], TEXT_SIZES[tower]
     grid = (14, 14)
-    vision = VisionTransformer(**{**image, "depth": 1}, grid=grid, out_indices=(1,))
+    vision = VisionTransformer(**{**CLIP, **image, "depth": 1}, grid=grid, out_indices=(1,))
     pixels = jnp.zeros((1, *(side * vision.patch_size for side in grid), 3))
     ids = jnp.zeros((1, text["context_length"]), jnp.int32)
     return Clip(

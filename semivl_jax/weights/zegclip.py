@@ -30,7 +30,7 @@ def import_zegclip(
     decoder_heads: int,
     source: str = "the ZegCLIP weights",
 ) -> dict[str, PyTree]:
-    """{"params"} of a `SegmentationModel` of `PromptedVisionTransformer` and `MaskDecoder`."""
+    """{"params"} of a `SegmentationModel` of `vit.PROMPTED_CLIP` and `MaskDecoder`."""
     rest = {name: state[name] for name in state if not name.startswith((BACKBONE, DECODER))}
     convert(rest, [], source=source)  # raises for every name outside the parts
     rules = {

@@ -140,7 +140,7 @@ def test_published_score_maps_and_predictions():
     by_window = {}
     for item in golden.meta["items"]:
         options = {"mode": item["mode"], "crop": crop, "stride": item["stride"], "window_batch": 2}
-        window = SlidingWindow(**options, patch_size=build.padding_patch(model))
+        window = SlidingWindow(**options, patch_size=model.padding_patch)
         by_window.setdefault(window, []).append(item)
     for window, items in by_window.items():
         scores = WindowScores(

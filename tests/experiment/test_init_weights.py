@@ -14,7 +14,7 @@ from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.pos_embed import resize_table
 from semivl_jax.models.resnet import ResNet, ResNetV1c
 from semivl_jax.models.segmenter import SegmentationModel
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.weights import files, store
 from tests.models import hugging_face
 from tests.models.drawn import drawn
@@ -24,6 +24,7 @@ from tests.weights import converted
 
 def model(grid=(4, 4), classes=3, conv=False):
     tower = VisionTransformer(
+        **CLIP,
         patch_size=8,
         width=8,
         depth=1,

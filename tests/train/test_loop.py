@@ -34,7 +34,7 @@ class Memory(Checkpoints):
 class Run:
     """A run whose scores are given by step; `during` names events that do something more."""
 
-    def __init__(self, workdir, *, scores=None, during=None, agree=None, **clock):
+    def __init__(self, workdir, *, scores=None, during=None, agree=None, **schedule):
         self.events, self.workdir = [], workdir
         self.scores, self.during = scores or {}, during or {}
         self.agree = agree
@@ -42,7 +42,7 @@ class Run:
         self.checkpoints = Memory(self.happens)
         settings = {"total_steps": 6, "evaluation_steps": frozenset({2, 4}), "checkpoint_every": 2,
                     "log_every": 2, "max_skipped": 1, "batch": 3}  # fmt: skip
-        self.clock = loop.LoopSchedule(**{**settings, **clock})
+        self.schedule = loop.LoopSchedule(**{**settings, **schedule})
 
     def __call__(self, progress=None):
         self.progress = progress or LoopState()
@@ -54,7 +54,7 @@ class Run:
             loop.StopSignal(self.agree) as self.stop,
             MetricWriter(self.workdir, next_step=self.progress.next_step) as writer,
         ):
-            return loop.run(self.step, state, self.progress, clock=self.clock, hooks=hooks,
+            return loop.run(self.step, state, self.progress, schedule=self.schedule, hooks=hooks,
                             checkpoints=self.checkpoints, writer=writer, stop=self.stop)  # fmt: skip
 
     @contextlib.contextmanager

@@ -217,7 +217,7 @@ def test_axes_that_do_not_fit_the_devices(sizes, message):
          r"16, or fewer parts"),
         ({"mesh__classes": 8, "mesh__data": 1, "text__decoder": "name"},
          r"mesh.classes = 8 does not divide the 4 texts .*; choose 2"),
-        ({"model__decoder": "deeplab", "model__taps": (1, 2), "accumulation": 2, "batch": 16},
+        ({"model__decoder": "deeplab", "model__out_indices": (1, 2), "accumulation": 2, "batch": 16},
          r"accumulation = 2 would normalise every part .* in decoder, which has BatchNorm"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from semivl_jax.config import set_method, validate
 from semivl_jax.data import prefetch
 from semivl_jax.experiment import experiment
 from semivl_jax.models import build
+from semivl_jax.models.resnet import ResNet
 from semivl_jax.train import methods, sharding
 from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.train.losses import supervised_weights
@@ -93,7 +94,7 @@ def shapes(tmp_path_factory):
 def small(monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
-    monkeypatch.setitem(build.RESNET_BLOCKS, "resnet101", (1, 1, 1, 1))
+    monkeypatch.setitem(build.BACKBONES, "resnet101", (ResNet, {"blocks": (1, 1, 1, 1)}))
 
 
 @pytest.mark.parametrize("case", METHODS)
@@ -210,10 +211,15 @@ def test_fields_of_a_method_are_its_own():
         set_method(config, "fixmatch", perturbation_rate=0.3)
     set_method(config, "semivl")
     config.method.name = "fixmatch"
-    with pytest.raises(
-        ValueError, match=r"method\.perturbation_rate is no field of .*recipe=fixmatch"
-    ):
+    with pytest.raises(ValueError, match=r"method\.perturbation_rate is no field of the method"):
         validate(config)
+    drop_other_fields(config)  # as after --config.method.name=fixmatch
+    validate(config)
+    assert config.method.keys() == methods.defaults("fixmatch").keys()
+    set_method(config, "semivl", guidance_threshold=0.8)
+    config.method.name = "fixmatch"
+    with pytest.raises(ValueError, match=r"method\.guidance_threshold = 0\.8 is no field of"):
+        drop_other_fields(config)
     config.method.name = "fixmach"
     with pytest.raises(
         ValueError, match=r"method\.name = 'fixmach' is unknown; choose one of superv"

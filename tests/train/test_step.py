@@ -37,7 +37,7 @@ def assert_finite(tree):
         {"method__teacher": "student", "method__cutmix_partner": "same_image"},
         {"method": "unimatch", "method__criterion": "ohem", "method__ohem_min_kept": 50,
          "method__confidence_mode": "pixelratio"},
-        {"model__decoder": "deeplab", "model__taps": (1, 2), "method__confidence_mode": "pixelavg"},
+        {"model__decoder": "deeplab", "model__out_indices": (1, 2), "method__confidence_mode": "pixelavg"},
         {"method": "supervised", "optim__name": "sgd"},
     ],
     ids=["default", "published", "ohem", "deeplab", "supervised"],
@@ -122,7 +122,7 @@ def test_the_reversed_batch_as_partner_is_that_partner_given_as_a_crop():
 
 def test_one_device_and_eight_devices_agree_with_batch_statistics():
     """Which are those of the whole batch; other models: test_meshes."""
-    fields, results = {"model__decoder": "deeplab", "model__taps": (1, 2)}, []
+    fields, results = {"model__decoder": "deeplab", "model__out_indices": (1, 2)}, []
     for devices in (1, 8):
         # Of SGD, whose steps are as exact as the gradients: Adam's amplify the rounding of small ones.
         built = build(devices, optim__name="sgd", **fields)

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from semivl_jax import convert
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.weights import files, towers
 from tests.weights import published
 from tests.weights.converted import through
@@ -119,6 +119,7 @@ def test_command_line(tmp_path):
     assert "recognised: CLIP of OpenAI" in done.stdout
     assert f"--config.model.weights={out}" in done.stdout
     tower = VisionTransformer(
+        **CLIP,
         patch_size=4,
         width=64,
         depth=2,

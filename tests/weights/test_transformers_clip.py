@@ -7,7 +7,7 @@ import pytest
 
 from semivl_jax import convert
 from semivl_jax.models.clip_text import TextTransformer
-from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.weights import kinds, towers
 from tests.golden_files import assert_close
 from tests.models import hugging_face
@@ -61,7 +61,7 @@ def test_both_towers_agree(tmp_path, config):
         pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
         out = theirs(input_ids=torch.from_numpy(ids), pixel_values=pixels)
     grid = (side // facts.vision_config.patch_size,) * 2
-    tower = VisionTransformer(**clip.image, grid=grid, out_indices=(clip.image["depth"],))
+    tower = VisionTransformer(**CLIP, **clip.image, grid=grid, out_indices=(clip.image["depth"],))
     assert tower.quick_gelu and tower.eps == facts.vision_config.layer_norm_eps
     features = jax.jit(tower.apply)({"params": clip.image_params}, image)
     assert_close(features.pooled, out.image_embeds.numpy(), TOLERANCE, "image")

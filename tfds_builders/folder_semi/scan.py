@@ -36,7 +36,7 @@ _VALIDATION_FOLDERS = ("val", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FolderImage:
     """An image on disk, its id, and its mask if there is one."""
 
     id: str
@@ -50,8 +50,8 @@ class Folder:
 
     root: Path
     about: DatasetInfo
-    train: tuple[Found, ...]
-    validation: tuple[Found, ...]
+    train: tuple[FolderImage, ...]
+    validation: tuple[FolderImage, ...]
     orphans: tuple[Path, ...]
 
     def fingerprint(self, label_map: Mapping[int, int]) -> str:
@@ -114,7 +114,7 @@ def scan(root: str | Path) -> Folder:
     about = _read_classes(root)
     masks = _find_masks(root)
     train, validation = _split_parts(root, images, masks)
-    train = (*train, *_apart(root, {found.id for found in train}))
+    train = (*train, *_unlabelled(root, {found.id for found in train}))
     used = _owners(root, (*train, *validation))
     orphans = tuple(path for path in masks.values() if path not in used)
     if not any(found.mask for found in train):
@@ -165,9 +165,9 @@ def _find_masks(root: Path) -> dict[str, Path]:
     return masks
 
 
-def _owners(root: Path, images: Iterable[Found]) -> dict[Path, Found]:
+def _owners(root: Path, images: Iterable[FolderImage]) -> dict[Path, FolderImage]:
     """{mask: its image}."""
-    owners: dict[Path, Found] = {}
+    owners: dict[Path, FolderImage] = {}
     for found in images:
         if found.mask is not None:
             other = owners.setdefault(found.mask, found)
@@ -182,7 +182,7 @@ def _owners(root: Path, images: Iterable[Found]) -> dict[Path, Found]:
 
 def _split_parts(
     root: Path, images: Path, masks: Mapping[str, Path]
-) -> tuple[tuple[Found, ...], tuple[Found, ...]]:
+) -> tuple[tuple[FolderImage, ...], tuple[FolderImage, ...]]:
     held_out = [images / name for name in _VALIDATION_FOLDERS if (images / name).is_dir()]
     listed = root / "val.txt"
     if len(held_out) + listed.is_file() != 1:
@@ -213,7 +213,7 @@ def _split_parts(
     )
 
 
-def _apart(root: Path, taken: set[str]) -> Iterator[Found]:
+def _unlabelled(root: Path, taken: set[str]) -> Iterator[FolderImage]:
     """The images below unlabelled/, if there is such a folder."""
     folder = root / "unlabelled"
     if not folder.is_dir():
@@ -229,7 +229,7 @@ def _apart(root: Path, taken: set[str]) -> Iterator[Found]:
                 "one of them"
             )
         taken.add(name)
-        yield Found(name, path, None)
+        yield FolderImage(name, path, None)
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
@@ -268,8 +268,8 @@ def _name(path: Path, folder: Path) -> str:
 
 def _match(
     root: Path, part: Path, paths: Iterable[Path], masks: Mapping[str, Path]
-) -> tuple[Found, ...]:
-    found: dict[str, Found] = {}
+) -> tuple[FolderImage, ...]:
+    found: dict[str, FolderImage] = {}
     for path in paths:
         name = _name(path, part)
         if name in found:
@@ -279,5 +279,5 @@ def _match(
             )
         # Else masks/ has no folder of its own for the part.
         mask = masks.get(_name(path, root / "images")) or masks.get(name)
-        found[name] = Found(name, path, mask)
+        found[name] = FolderImage(name, path, mask)
     return tuple(found.values())

@@ -1,11 +1,11 @@
-"""Perturbation of features: dropped channels, drawn image by image so that any split of a batch draws the same.
+"""Perturbation of features: dropped channels, drawn image by image, whatever else is in the batch.
 
 In: keys [b], one per image, and `Features`. Out: `Features` of the same shapes and dtypes.
 
 - `drop_channels` (UniMatch, SemiVL; METHOD 4.4): every map and image has a mask of its own;
-- `scale_channels` (UniMatch V2, arXiv 2410.10777): the features of two strong views, where one keeps, doubled,
-  the channels that the other drops. The mask of an image is the same for all of its maps of one width, and
-  half of the images keep all channels.
+- `scale_channels` (UniMatch V2, arXiv 2410.10777): the features of two strong views, where one keeps,
+  doubled, the channels that the other drops. The mask of an image is the same for all of its maps of one
+  width, and half of the images keep all channels.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def draw_complementary(key: Key, count: int) -> ComplementaryDropout:
 def complementary_factors(
     draws: ComplementaryDropout, width: int
 ) -> tuple[Float32[Array, "b 1 1 c"], Float32[Array, "b 1 1 c"]]:
-    """Factors of the channels of the two views, 0 or 2 and adding up to 2; 1 and 1 for images that keep all."""
+    """Factors of the channels in both views: 0 and 2, 2 and 0, or 1 and 1 for images that keep all."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(draws.keys, width)
     doubled = 2.0 * _bernoulli(keys, 0.5, width)
     first = jnp.where(draws.kept[:, None, None, None], 1.0, doubled)

@@ -47,8 +47,7 @@ def create(settings: Mapping[str, Any]) -> Method:
     unknown = [field for field in settings if field not in known]
     if unknown:
         raise ValueError(
-            f"method.{unknown[0]} is no field of the method {name!r}, which has {', '.join(known)}; choose "
-            f"the method in the configuration file (recipe={name}), which sets its fields as well"
+            f"method.{unknown[0]} is no field of the method {name!r}, which has {', '.join(known)}"
         )
     return _method(name)(**settings)
 

@@ -100,17 +100,17 @@ class Method:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"method.{name} = {getattr(self, name)} must lie between 0 and 1")
 
-    def check_accumulation(self) -> None:
-        """ValueError where the loss of a batch is not the sum over parts of it."""
+    def check_accumulation(self, parts: int) -> None:
+        """ValueError where the loss of a batch is not the sum over so many parts of it."""
         if self.criterion == "ohem":
             raise ValueError(
-                "accumulation > 1 does not go with method.criterion = 'ohem', which chooses pixels of the "
-                "whole batch by their predictions; set accumulation = 1 or another criterion"
+                f"accumulation = {parts} does not go with method.criterion = 'ohem', which chooses pixels of "
+                "the whole batch by their predictions; set accumulation = 1 or another criterion"
             )
         if self.dropout_passes != "none":
             raise ValueError(
-                f"accumulation > 1 does not go with method.dropout_passes = {self.dropout_passes!r}, because "
-                "dropout drawn part by part is another one than the batch's; set accumulation = 1 or "
+                f"accumulation = {parts} does not go with method.dropout_passes = {self.dropout_passes!r}, "
+                "because dropout drawn part by part is another one than the batch's; set accumulation = 1 or "
                 "method.dropout_passes = 'none'"
             )
 

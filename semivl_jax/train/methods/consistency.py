@@ -35,17 +35,17 @@ class ImageLabels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency(Method):
-    """Pseudo-labels of a teacher on strong views; subclasses say which views and how features are perturbed."""
+    """Pseudo-labels of a teacher; subclasses say on which views, and how features are perturbed."""
 
     teacher: Literal["ema", "student"] = "ema"  # student: teaches itself, as published
     ema_decay: float = 0.996
-    # CutMix partner: batch (the reversed batch), or same_image (a second crop of the same photo, as published)
+    # CutMix partner: batch (the reversed batch), or same_image (a second crop of the photo, as published)
     cutmix_partner: Literal["batch", "same_image"] = "batch"
     confidence_mode: ConfidenceMode = "pixelwise"
     confidence_threshold: float = 0.95
 
     view_shares: ClassVar[dict[str, float]] = {}
-    """Share of every view in the consistency loss, 1 together; `s1` and `s2` are strong views (METHOD 4.7)."""
+    """Share of every view in the consistency loss, 1 together (METHOD 4.7)."""
     weak_pass: ClassVar[bool] = False
     """Whether the weak view goes through the student, to be perturbed."""
 
@@ -94,7 +94,7 @@ class Consistency(Method):
         state: PyTree,
         progress: Float[Array, ""],
     ) -> Targets:
-        """The labelled half and the views' half (METHOD 4.7), strong views with the labels of their CutMix."""
+        """Labelled images and views share the total; strong views have the labels of their CutMix."""
         own = labels[0]
         partner = labels[1] if len(labels) > 1 else jax.tree.map(_reversed, own)
         by_view = {"x": (self.labelled_target(views),)}

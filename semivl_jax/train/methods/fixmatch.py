@@ -1,4 +1,4 @@
-"""FixMatch for segmentation: one strong view with CutMix (arXiv 2001.07685, as UniMatch's baseline uses it)."""
+"""FixMatch for segmentation: one strong view with CutMix (arXiv 2001.07685, as UniMatch's baseline)."""
 
 from __future__ import annotations
 

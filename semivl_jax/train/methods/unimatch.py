@@ -35,7 +35,7 @@ class UniMatch(Consistency):
         return {"x": jax.random.split(x, count), "w": jax.random.split(w, count)}
 
     def perturb(self, noise: dict[str, Key], features: dict[str, Features]) -> dict[str, Features]:
-        """Adds `fp`, and `x_fp`, whose prediction takes part in a decoder's batch statistics only (trap 7)."""
+        """Adds `fp`, and `x_fp`, which only takes part in a decoder's batch statistics (trap 7)."""
         added = {}
         for view, name in (("x", "x_fp"), ("w", "fp")):
             if "w" in features:

@@ -1,4 +1,4 @@
-"""UniMatch with ZegCLIP's criterion: focal and dice loss of one mask per class (arXiv 2212.03588; METHOD 8)."""
+"""UniMatch with ZegCLIP's criterion: focal and dice loss of a mask per class (arXiv 2212.03588; METHOD 8)."""
 
 from __future__ import annotations
 
