@@ -59,7 +59,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Class of every pixel, and the scores behind it where they were asked for.
+    """Class of every pixel, and the scores behind it if requested.
 
     Scores are averaged logits in the mode `zegclip_sliding_window`, logits in `original` and `center_crop`,
     and sums of probabilities over windows in the others.
@@ -106,7 +106,7 @@ class Evaluator:
     @property
     def compilations(self) -> int:
         """Compilations so far, each shape of the network counted."""
-        return sum(self._scores.compilations.values())
+        return self._scores.compilations
 
     def place(self, variables: PyTree) -> PyTree:
         """Variables on the devices: otherwise every call puts them there."""
@@ -224,9 +224,9 @@ class Evaluator:
     def _count_tile(
         self, counts: Int32[Array, "n n"], tile: Float32[Array, "t t n"], label: UInt8[Array, "t t"]
     ) -> Int32[Array, "n n"]:
-        self._scores.compilations["confusion"] += 1
+        self._scores.compilations += 1
         return counts + confusion_lib.count(tile.argmax(-1), label, num_classes=self._classes)
 
     def _label_tile(self, tile: Float32[Array, "t t n"]) -> UInt8[Array, "t t"]:
-        self._scores.compilations["labels"] += 1
+        self._scores.compilations += 1
         return tile.argmax(-1).astype(jnp.uint8)

@@ -1,11 +1,11 @@
-"""Pictures of single validation images, one file per kind, for pages that show them side by side.
+"""Pictures of single validation images, one file per kind, for the report.
 
     samples/samples.json          step, ids, scores, names of the files
     samples/000-truth.png …       label maps as palette PNGs in the colours of their classes, 255 transparent
     samples/000-image.jpg         the image itself
 
 In: uint8 RGB images and uint8 label maps [h, w] of one aspect each. Out: files whose longer side is at most
-`SIDE` pixels. No two classes have one colour in these files, so a pixel's colour names its class.
+`SIDE` pixels. No two classes share a colour in these files, so the colour of a pixel identifies its class.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Palette = UInt8[np.ndarray, "n 3"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One validation image and what was made of it; `chosen` says in words why it is shown.
+    """One validation image, its labels and predictions; `chosen` is the reason why it is shown.
 
     Maps may have other sizes than the image, of the same aspect. `iou` is NaN where nothing is labelled.
     """

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -95,7 +95,7 @@ class WindowScores:
         num_classes: int,
         devices: Sequence[jax.Device],
     ) -> None:
-        self.compilations: Counter[str] = Counter()
+        self.compilations = 0
         self.window_batch = -(-window.window_batch // len(devices)) * len(devices)
         self.side = -(-window.crop // len(devices)) * len(devices)
         self._apply, self._window, self._classes = apply, window, num_classes
@@ -214,11 +214,11 @@ class WindowScores:
         return {i: part for i, part in parts.items() if part is not None}
 
     def _logits(self, variables: PyTree, images: Array) -> Array:
-        self.compilations["network"] += 1
+        self.compilations += 1
         return self._apply(variables, images).astype(jnp.float32)
 
     def _zeros(self) -> Array:
-        self.compilations["tiles"] += 1
+        self.compilations += 1
         return jnp.zeros((self.side, self.side, self._classes), jnp.float32)
 
     def _add(
@@ -229,7 +229,7 @@ class WindowScores:
         rows: Float32[Array, "t y"],
         cols: Float32[Array, "t x"],
     ) -> Float32[Array, "t t n"]:
-        self.compilations["tiles"] += 1
+        self.compilations += 1
         window = jax.lax.dynamic_index_in_dim(logits, index, keepdims=False)
         exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
         scores = exact("ti,iun->tun", rows, exact("uj,ijn->iun", cols, window))
@@ -246,7 +246,7 @@ def _spans(window: _Window) -> tuple[Span, Span]:
 
 
 def normalize(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
-    """An image as the network wants it, on the host."""
+    """Pixels -> ImageNet-normalised, on the host."""
     scale = np.float32(255) * np.asarray(IMAGENET_STD, np.float32)
     shift = np.asarray(IMAGENET_MEAN, np.float32) / np.asarray(IMAGENET_STD, np.float32)
     return image.astype(np.float32) / scale - shift

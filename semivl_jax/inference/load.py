@@ -115,14 +115,14 @@ def _class_text(
     return info, class_text.class_text(info, mode=mode, tower=stored.tower, cache=cache)
 
 
-def _with_known_definitions(asked: DatasetInfo, known: DatasetInfo) -> DatasetInfo:
+def _with_known_definitions(requested: DatasetInfo, known: DatasetInfo) -> DatasetInfo:
     """Classes that the run knows keep its definitions, unless they come with their own."""
     before = dict(zip(known.classes, known.definitions, strict=True))
     definitions = tuple(
         before.get(name, concepts) if concepts == (name,) else concepts
-        for name, concepts in zip(asked.classes, asked.definitions, strict=True)
+        for name, concepts in zip(requested.classes, requested.definitions, strict=True)
     )
-    return dataclasses.replace(asked, definitions=definitions)
+    return dataclasses.replace(requested, definitions=definitions)
 
 
 def _zero_shot(

@@ -40,8 +40,7 @@ class Segmentation:
 
     Attributes:
       labels: class of every pixel, an index into `names`.
-      scores: float32 per pixel and class, in the order of `names` (see `Prediction`); None where they were
-        not asked for.
+      scores: float32 per pixel and class, in the order of `names` (see `Prediction`); None if not requested.
       names: the classes.
       image: the image itself.
       palette: colour of every class.
