@@ -4,12 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from semivl_jax.models.resnet import ResNetV1c
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import ClassText
-from semivl_jax.weights.semivl_decoder import import_segmenter
+from semivl_jax.weights import conversion
 from tests.golden_files import Golden
+from tests.weights import converted
 
 BOTTLENECKS = {50: 3, 101: 3}  # of the first stage, by depth
 
@@ -76,10 +77,28 @@ def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> SegmentationMo
     )
 
 
-def imported(golden: Golden, state: dict[str, np.ndarray]) -> dict:
-    """{"params", "batch_stats"} from tensors named as in the file."""
-    return import_segmenter(
-        state,
-        backbone_heads=golden.meta["backbone"]["num_heads"],
+def variables(golden: Golden) -> dict:
+    """{"params", "batch_stats"} of the whole model of a file, converted as a user converts it."""
+    weights = converted.segmenter(
+        golden.weights(),
+        image_heads=golden.meta["backbone"]["num_heads"],
         decoder_heads=golden.meta["decode_head"]["num_heads"],
     )
+    return weights.tree
+
+
+def imported(golden: Golden, state: dict[str, np.ndarray]) -> dict:
+    """{"params", "batch_stats"} from some tensors of that model (gradients, say)."""
+    sizes = {
+        "backbone": {"num_heads": golden.meta["backbone"]["num_heads"]},
+        "vlg_decoder": {"num_heads": golden.meta["decode_head"]["num_heads"]},
+        "conv_encoder": {},
+    }
+    return conversion.translate_some(state, "semivl", sizes, source="the golden file")
+
+
+def guidance_params(golden: Golden) -> dict:
+    """Parameters of the frozen CLIP tower of a file, converted as part of a CLIP."""
+    state, kwargs = golden.weights("clip_encoder."), golden.meta["clip_encoder"]
+    grid = tuple(side // kwargs["patch_size"] for side in kwargs["img_size"])
+    return converted.image_tower(state, num_heads=kwargs["num_heads"], grid=grid).image_params

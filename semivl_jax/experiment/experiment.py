@@ -33,7 +33,6 @@ from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import Clock
 from semivl_jax.train.recipe import Parts
 from semivl_jax.types import Batch, ClassText, PyTree
-from semivl_jax.weights import outline as outline_lib
 from semivl_jax.weights import towers as towers_lib
 from tfds_builders import builders, common
 from tfds_builders.folder_semi import FolderSemi
@@ -279,15 +278,15 @@ class _ClipParts:
 def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: bool) -> _ClipParts:
     absent = outline and config.model.weights not in ("demo", "random")
     if absent:
-        clip = outline_lib.clip_outline(config.model.tower)
+        clip = towers_lib.abstract_clip(config.model.tower)
     else:
         clip = towers_lib.load(config.model.weights, config.model.tower)
     tower = None if absent else class_text.TextTower.of(clip)
 
     def params(vision: VisionTransformer) -> PyTree:
         if absent:
-            return outline_lib.image_shapes(clip.image, vision.grid)
-        return towers_lib.resized(clip.image_params, vision.grid, resizing=vision.table_resizing)
+            return towers_lib.image_shapes(clip.image, vision.grid)
+        return towers_lib.resized(clip, vision.grid, resizing=vision.table_resizing)
 
     def text(mode: str) -> ClassText:
         if tower is None:  # rows of the right number and length, meaning nothing

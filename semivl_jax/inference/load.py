@@ -16,9 +16,8 @@ import numpy as np
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.inference import bundle, hub
 from semivl_jax.models import build, clip_guidance, vit
-from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resize import bilinear
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.text import class_text, embeddings
 from semivl_jax.types import ClassText, PyTree
@@ -38,7 +37,7 @@ class Model:
     """What segments windows.
 
     `network(variables, images [w, h, w', 3] normalised) -> logits [w, crop, crop, n]`, or with `via_square`
-    off [w, h, w', n]; `padding_patch` as of `Segmenter`; `short_side` = 0 leaves images as
+    off [w, h, w', n]; `padding_patch` as of `SegmentationModel`; `short_side` = 0 leaves images as
     they are; `least_side` is the smallest side that the network can take.
     """
 
@@ -106,7 +105,7 @@ def _trained(served: bundle.Served, info: DatasetInfo, text: ClassText | None) -
     )
 
 
-def check_variables(segmenter: Segmenter, served: bundle.Served, text: ClassText | None) -> None:
+def check_variables(segmenter: SegmentationModel, served: bundle.Served, text: ClassText | None) -> None:
     """Whether the variables are those of the model that the configuration describes; ValueError if not."""
     image = jax.ShapeDtypeStruct((1, segmenter.crop, segmenter.crop, 3), np.float32)
     like = jax.eval_shape(segmenter.init, jax.random.key(0), image, text)
@@ -114,7 +113,7 @@ def check_variables(segmenter: Segmenter, served: bundle.Served, text: ClassText
     check(served.variables, {"batch_stats": {}, **like}, source=source)
 
 
-def least_side(segmenter: Segmenter) -> int:
+def least_side(segmenter: SegmentationModel) -> int:
     """Pixels that a window needs: a patch, or as many as the decoder pools together (METHOD trap 4)."""
     patch = getattr(segmenter.backbone, "patch_size", _RESIDUAL_STRIDE)
     return patch * max(getattr(segmenter.decoder, "pool_size", None) or (1,))
@@ -165,8 +164,7 @@ def _zero_shot(
     info = class_text.read_classes(classes)
     text = class_text.class_text(info, mode=mode, tower=class_text.TextTower.of(clip), cache=cache)
     patch = clip.image["patch_size"]
-    rows = clip.image_params["pos_embedding"].shape[1]
-    trained_at = square_grid(rows, source=weights)[0] * patch
+    trained_at = clip.grid[0] * patch
     # The method shows a CLIP of 224 pixels windows of 512; others see what they were trained on.
     side = window or (_METHOD_WINDOW if trained_at == _CLIP_SIDE else trained_at)
     if side < patch:
@@ -185,7 +183,7 @@ def _zero_shot(
         name=f"{CLIP}{weights}",
         info=info,
         network=network,
-        variables={"params": towers.resized(clip.image_params, tower.grid)},
+        variables={"params": towers.resized(clip, tower.grid)},
         crop=side,
         padding_patch=patch,
         least_side=patch,

@@ -1,6 +1,7 @@
 """From a configuration to a model: which encoder meets which decoder, at which sizes.
 
-Training, evaluation and prediction build their model here, so that the weights of a run always fit it. Reads `config.model`, the decoders' sections, `config.dtype` and `config.data.crop`.
+Training, evaluation and prediction build their model here, so that the weights of a run always fit it.
+It reads `config.model`, the decoders' sections, `config.dtype` and `config.data.crop`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def segmenter(
     if model.conv_encoder == "resnet101_v1c":
         conv_encoder = ResNetV1c(dtype=jnp.dtype(config.dtype))
     encoder = backbone(config, clip_sizes)
-    return Segmenter(
+    return SegmentationModel(
         backbone=encoder,
         decoder=_decoder(config, encoder, num_classes),
         conv_encoder=conv_encoder,

@@ -1,7 +1,7 @@
 """The whole model: image encoder, optional convolutional encoder, decoder, resizing.
 
 In: images B×H×W×3, float, normalised with the ImageNet statistics, and the text of the classes. Out:
-float32 logits. `encode` and `decode` can be called separately (`method=Segmenter.encode`): one encoding
+float32 logits. `encode` and `decode` can be called separately (`method="encode"`): one encoding
 serves clean and perturbed features, or many sets of class names.
 
 `channel_masks` and `perturb` are the feature perturbation of SemiVL and UniMatch (METHOD 4.4).
@@ -21,7 +21,7 @@ from semivl_jax.models.resize import bilinear
 from semivl_jax.types import ClassText, Features, Key, PyTree
 
 
-class Segmenter(nn.Module):
+class SegmentationModel(nn.Module):
     """Encoder and decoder of any kind with `Features` between them.
 
     `crop` is the side of the training crop. With `renormalize` the backbone gets images of CLIP's statistics;
@@ -103,7 +103,9 @@ class Segmenter(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnames=("segmenter", "method"))
-def applied(segmenter: Segmenter, variables: PyTree, *arguments: PyTree, method: str) -> PyTree:
+def applied(
+    segmenter: SegmentationModel, variables: PyTree, *arguments: PyTree, method: str
+) -> PyTree:
     """The output of a method of the segmenter, with running batch statistics.
 
     This and the next function are traced once for all callers with equal segmenters and shapes.

@@ -22,10 +22,9 @@ from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO, Any
 
-from semivl_jax import convert
 from semivl_jax.data import download
 from semivl_jax.data.download import Patience, RemoteFile
-from semivl_jax.weights import checkpoints, files, kinds, towers
+from semivl_jax.weights import checkpoints, conversion, files, towers
 
 SOURCES = ("openai", "huggingface")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first of them that a repository has
@@ -90,11 +89,10 @@ def prepare(
         towers.load(path, published.name)  # raises where it is damaged
         return path
     found = given or _fetch(published, directory / "downloads", source, patience or Patience())
-    checkpoint = checkpoints.read(found)
-    weights = kinds.recognise(checkpoint).convert(checkpoint, kinds.Options())
+    weights = conversion.convert(checkpoints.read(found))
     _check_sizes(weights, published, found)
     files.save(path, weights)
-    print(convert.describe(weights, path), flush=True)
+    print(conversion.describe(weights, path), flush=True)
     return path
 
 

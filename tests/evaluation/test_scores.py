@@ -154,7 +154,7 @@ def golden_network(golden):
         "crop": crop,
         "patch_size": model.padding_patch,
     }
-    variables = golden_models.imported(golden, golden.weights())
+    variables = golden_models.variables(golden)
     return build_lib.window_network(model, text), variables, options
 
 

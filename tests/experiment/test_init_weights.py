@@ -13,7 +13,7 @@ from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.pos_embed import resize_table
 from semivl_jax.models.resnet import ResNet, ResNetV1c
-from semivl_jax.models.segmenter import Segmenter
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.weights import files, store
 from tests.models import hugging_face

@@ -16,9 +16,9 @@ from semivl_jax.inference.segmenter import Segmenter, as_rgb, find_devices
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.text import class_text
 from semivl_jax.weights import towers
-from semivl_jax.weights.semivl import import_backbone
 from tests import golden_models, served
 from tests.golden_files import Golden, nhwc
+from tests.weights import converted
 
 
 @pytest.fixture(scope="module")
@@ -280,12 +280,8 @@ def _golden_tower(golden, side):
     out_dim = golden["w/clip_encoder.proj.weight"].shape[0]
     tower = golden_models.vision_tower(kwargs, table_of=side, out_dim=out_dim)
     assert isinstance(tower, VisionTransformer)
-    state = {
-        name.removeprefix("clip_encoder."): array
-        for name, array in golden.weights().items()
-        if name.startswith("clip_encoder.")
-    }
-    params = import_backbone(state, num_heads=kwargs["num_heads"])
+    state = golden.weights("clip_encoder.")
+    params = converted.image_tower(state, num_heads=kwargs["num_heads"]).image_params
     names = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
     return {name: getattr(tower, name) for name in names}, params
 

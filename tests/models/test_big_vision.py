@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.models.big_vision import PlainViT
+from semivl_jax.weights.blueprint import tupled
 
 from semivl_jax import convert
-from semivl_jax.models.big_vision import PlainViT
 from semivl_jax.models.normalization import symmetric
 from semivl_jax.types import IMAGENET_MEAN, IMAGENET_STD
 from semivl_jax.weights import big_vision, files
-from semivl_jax.weights.blueprint import tupled
 from semivl_jax.weights.tree import flatten
 from tests.golden_files import assert_close
 from tests.models import hugging_face

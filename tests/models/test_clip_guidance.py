@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.weights.semivl import import_backbone
 
 from semivl_jax.models.clip_guidance import class_scores, guidance_labels, max_over_concepts
 from semivl_jax.models.normalization import renormalize
 from semivl_jax.types import IGNORE_INDEX, ClassText
-from semivl_jax.weights.semivl import import_backbone
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.models.test_vit import build
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.weights.clip import import_text, import_vision
 
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.weights.clip import import_text, import_vision
 from tests.golden_files import Golden, assert_close, files
 from tests.models.test_vit import drawn
 from tests.weights import converted, published

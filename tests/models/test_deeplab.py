@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.weights.semivl_decoder import import_deeplab_head
 
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resize import bilinear
 from semivl_jax.types import Features
-from semivl_jax.weights.semivl_decoder import import_deeplab_head
 from semivl_jax.weights.tree import check, flatten
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.models.drawn import drawn

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.models.dinov2 import DinoV2
+from semivl_jax.weights.dinov2 import import_dinov2, import_unimatch_v2
 
 from semivl_jax.models import dinov2, dpt
-from semivl_jax.models.dinov2 import DinoV2
 from semivl_jax.models.dpt import DPTHead
 from semivl_jax.models.pos_embed import resize_table, table_at
 from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.types import Features
-from semivl_jax.weights.dinov2 import import_dinov2, import_unimatch_v2
 from semivl_jax.weights.tree import check
 from tests.golden_files import assert_close, nhwc
 from tests.models import hugging_face

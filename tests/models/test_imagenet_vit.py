@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.models.imagenet_vit import ImageNetViT
+from semivl_jax.weights.timm_vit import import_timm_vit
 
 from semivl_jax.models.deeplab import DeepLabHead
-from semivl_jax.models.imagenet_vit import ImageNetViT
 from semivl_jax.models.segmenter import SegmentationModel
-from semivl_jax.weights.timm_vit import import_timm_vit
 from semivl_jax.weights.tree import check
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.models import hugging_face

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from semivl_jax.weights.semivl_decoder import import_conv_encoder
 
 from semivl_jax.models.resnet import ResNetV1c
-from semivl_jax.weights.semivl_decoder import import_conv_encoder
 from semivl_jax.weights.tree import check, flatten
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.models.drawn import assert_same_distributions, drawn, fresh_statistics, numbered

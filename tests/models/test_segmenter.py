@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.weights.semivl import import_backbone
+from semivl_jax.weights.semivl_decoder import import_segmenter
 
 from semivl_jax.models import clip_guidance, normalization
 from semivl_jax.models.deeplab import DeepLabHead
@@ -17,8 +19,6 @@ from semivl_jax.models.segmenter import (
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import IGNORE_INDEX, Features
-from semivl_jax.weights.semivl import import_backbone
-from semivl_jax.weights.semivl_decoder import import_segmenter
 from semivl_jax.weights.tree import check
 from tests import golden_models
 from tests.golden_files import Golden, assert_close, files, nhwc

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.weights.unimatch import import_resnet, import_unimatch
 
 from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
@@ -11,7 +12,6 @@ from semivl_jax.models.resnet import EXPANSION, ResNet
 from semivl_jax.models.segmenter import SegmentationModel, perturb
 from semivl_jax.types import Features
 from semivl_jax.weights.tree import check, flatten
-from semivl_jax.weights.unimatch import import_resnet, import_unimatch
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.models.drawn import drawn
 from tests.weights import converted

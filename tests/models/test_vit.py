@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.weights.semivl import import_backbone
 
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.weights import towers
-from semivl_jax.weights.semivl import import_backbone
 from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.weights import converted
 

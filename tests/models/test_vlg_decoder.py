@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.weights.semivl_decoder import import_decoder
 
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.vlg_decoder import VLGDecoder, similarity
 from semivl_jax.types import Features
-from semivl_jax.weights.semivl_decoder import import_decoder
 from semivl_jax.weights.tree import check
 from tests import golden_models
 from tests.golden_files import Golden, assert_close, files, nhwc

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semivl_jax.models.zegclip import MaskDecoder, PromptedVisionTransformer
+from semivl_jax.weights.zegclip import import_zegclip
 
 from semivl_jax.models.segmenter import SegmentationModel
-from semivl_jax.models.zegclip import MaskDecoder, PromptedVisionTransformer
 from semivl_jax.types import ClassText, Features
 from semivl_jax.weights.tree import check, flatten
-from semivl_jax.weights.zegclip import import_zegclip
 from tests.golden_files import Golden, assert_close, nhwc
 from tests.golden_models import class_text
 from tests.models.drawn import assert_same_distributions, drawn, fresh_statistics, numbered
