@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from configs import base
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.experiment import step_modules
-from semivl_jax.models import build as build_lib
+from semivl_jax.models import vit
 from semivl_jax.text import class_names, embeddings
 from semivl_jax.train import sharding
 from semivl_jax.train.recipe import Parts
@@ -161,7 +161,10 @@ def build(config: ConfigDict) -> Workload:
         classes = tuple(f"class {index}" for index in range(8))
         info = DatasetInfo(name=config.data.dataset, classes=classes)
     clip_sizes = towers.IMAGE_SIZES[config.model.tower]
-    tower = build_lib.clip_tower(config, clip_sizes, out_indices=(clip_sizes["depth"],))
+    side = config.data.crop // clip_sizes["patch_size"]
+    tower = vit.VisionTransformer(
+        **vit.CLIP, **clip_sizes, grid=(side, side), out_indices=(clip_sizes["depth"],)
+    )
     pixels = jax.ShapeDtypeStruct((1, config.data.crop, config.data.crop, 3), jnp.float32)
     tower_params = jax.eval_shape(tower.init, jax.random.key(0), pixels)["params"]
 

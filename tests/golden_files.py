@@ -29,8 +29,8 @@ def files(pattern: str) -> list[str]:
 class Golden:
     """One file: `meta` (hyper-parameters) and arrays by key."""
 
-    def __init__(self, name: str):
-        path = golden_dir() / f"{name}.npz"
+    def __init__(self, name: str, folder: Path | None = None):
+        path = (folder or golden_dir()) / f"{name}.npz"
         with np.load(path if path.is_file() else OWN / path.name) as file:
             self._arrays = {key: file[key] for key in file.files}
         self.meta = json.loads(str(self._arrays["meta"]))

@@ -26,8 +26,9 @@ def class_text(embeddings: np.ndarray, concepts_of: dict | None = None) -> Class
     return ClassText(jnp.asarray(embeddings), jnp.asarray(class_of, jnp.int32), classes)
 
 
-def vision_tower(kwargs: dict, *, table_of: int, out_dim: int) -> VisionTransformer:
-    """The image tower; `table_of` is the image side that its position table is made for."""
+def vision_tower(kwargs: dict, *, table_of: int | list[int], out_dim: int) -> VisionTransformer:
+    """The image tower; its position table is for images of `table_of` pixels (side, or rows and columns)."""
+    rows, cols = (int(side) // kwargs["patch_size"] for side in np.broadcast_to(table_of, 2))
     depth, indices = kwargs["num_layers"], kwargs["out_indices"]
     return VisionTransformer(
         **CLIP,
@@ -37,7 +38,7 @@ def vision_tower(kwargs: dict, *, table_of: int, out_dim: int) -> VisionTransfor
         num_heads=kwargs["num_heads"],
         mlp_dim=kwargs["mlp_ratio"] * kwargs["embed_dims"],
         out_dim=out_dim,
-        grid=(table_of // kwargs["patch_size"],) * 2,
+        grid=(rows, cols),
         out_indices=(depth,) if indices is None else tuple(sorted(indices)),
         eps=kwargs["norm_cfg"]["eps"],
     )
@@ -59,6 +60,14 @@ def vlg_decoder(kwargs: dict) -> VLGDecoder:
     )
 
 
+def decoder_params(golden: Golden) -> dict:
+    """The language-guided decoder's parameters, from a file that holds nothing else."""
+    state = {f"decode_head.{name}": array for name, array in golden.weights().items()}
+    sizes = {"vlg_decoder": {"num_heads": golden.meta["kwargs"]["num_heads"]}}
+    tree = conversion.translate_some(state, "semivl", sizes, source="the golden file")
+    return tree["params"]["decoder"]
+
+
 def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> SegmentationModel:
     """The whole model of a file with `backbone`, `decode_head` and maybe `conv_encoder` in its meta."""
     conv = golden.meta.get("conv_encoder")
@@ -69,7 +78,11 @@ def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> SegmentationMo
     )
     out_dim = golden["w/backbone.proj.weight"].shape[0]
     return SegmentationModel(
-        backbone=vision_tower(golden.meta["backbone"], table_of=crop, out_dim=out_dim),
+        backbone=vision_tower(
+            golden.meta["backbone"],
+            table_of=golden.meta.get("backbone_img_size") or crop,
+            out_dim=out_dim,
+        ),
         decoder=vlg_decoder(golden.meta["decode_head"]),
         conv_encoder=conv_encoder or None,
         crop=crop,
@@ -79,12 +92,19 @@ def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> SegmentationMo
 
 def variables(golden: Golden) -> dict:
     """{"params", "batch_stats"} of the whole model of a file, converted as a user converts it."""
+    kwargs = golden.meta["backbone"]
     weights = converted.segmenter(
         golden.weights(),
-        image_heads=golden.meta["backbone"]["num_heads"],
+        image_heads=kwargs["num_heads"],
         decoder_heads=golden.meta["decode_head"]["num_heads"],
+        grid=table_grid(golden.meta.get("backbone_img_size"), kwargs["patch_size"]),
     )
     return weights.tree
+
+
+def table_grid(image_size: list[int] | None, patch_size: int) -> tuple[int, int] | None:
+    """Rows and columns of the position table for images of this size; None: it is square."""
+    return image_size and tuple(side // patch_size for side in image_size)
 
 
 def imported(golden: Golden, state: dict[str, np.ndarray]) -> dict:
@@ -100,5 +120,6 @@ def imported(golden: Golden, state: dict[str, np.ndarray]) -> dict:
 def guidance_params(golden: Golden) -> dict:
     """Parameters of the frozen CLIP tower of a file, converted as part of a CLIP."""
     state, kwargs = golden.weights("clip_encoder."), golden.meta["clip_encoder"]
-    grid = tuple(side // kwargs["patch_size"] for side in kwargs["img_size"])
+    size = golden.meta.get("clip_encoder_img_size", kwargs["img_size"])
+    grid = table_grid(size, kwargs["patch_size"])
     return converted.image_tower(state, num_heads=kwargs["num_heads"], grid=grid).image_params

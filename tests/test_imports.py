@@ -30,7 +30,7 @@ ALLOWED = {
     "reporting": {"evaluation"},
 }
 FORBIDDEN = {
-    "models": {"grain", "tensorflow_datasets", "optax", "orbax", "ml_collections"},
+    "models": {"grain", "tensorflow_datasets", "optax", "orbax"},
     "weights": {"grain", "tensorflow_datasets", "optax", "orbax"},
     "evaluation": {"grain", "tensorflow_datasets", "optax", "orbax"},
     "train": {"grain", "tensorflow_datasets"},

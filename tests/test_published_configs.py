@@ -19,7 +19,6 @@ from configs import ade, arguments, base, cityscapes, coco, unimatch_v2, voc, vo
 from semivl_jax.config import validate
 from semivl_jax.data import published_splits
 from semivl_jax.experiment import experiment, run, step_modules
-from semivl_jax.models import dpt
 from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import sharding
 from semivl_jax.weights.tree import flatten
@@ -170,12 +169,6 @@ def test_unimatch_v2_is_the_published_one(backbone, logged, unused):
         assert rates.pop("decoder") == pytest.approx(2e-4)
         assert rates == ({"backbone": 5e-6} if finetune == "all" else {})
         assert built.clock.total_steps == 60 * ((voc.IMAGES - 92) // 16)
-
-
-@pytest.mark.parametrize("backbone", unimatch_v2.BACKBONES)
-def test_heads_are_those_of_the_encoder(backbone):
-    size = {"dinov2_vits14": "small", "dinov2_vitb14": "base"}[backbone]
-    assert unimatch_v2.BACKBONES[backbone] == dpt.SIZES[size]
 
 
 @pytest.mark.parametrize(

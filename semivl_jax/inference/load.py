@@ -105,7 +105,9 @@ def _trained(served: bundle.Served, info: DatasetInfo, text: ClassText | None) -
     )
 
 
-def check_variables(segmenter: SegmentationModel, served: bundle.Served, text: ClassText | None) -> None:
+def check_variables(
+    segmenter: SegmentationModel, served: bundle.Served, text: ClassText | None
+) -> None:
     """Whether the variables are those of the model that the configuration describes; ValueError if not."""
     image = jax.ShapeDtypeStruct((1, segmenter.crop, segmenter.crop, 3), np.float32)
     like = jax.eval_shape(segmenter.init, jax.random.key(0), image, text)

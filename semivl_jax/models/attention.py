@@ -36,8 +36,8 @@ def attend(
     """Scaled dot-product attention whose t×t weights are recomputed in the backward pass.
 
     GPUs with half precision and heads of a multiple of 8 channels up to 128 use cuDNN's fused kernel, which
-    never stores the weights. Elsewhere XLA's products and softmax are used; on TPUs head by head where there are
-    many tokens, so that the weights stay in the chip's fast memory.
+    never stores the weights. Elsewhere XLA's products and softmax are used: on TPUs head by head where there
+    are many tokens, so that the weights stay in the chip's fast memory.
     """
     attention = functools.partial(jax.nn.dot_product_attention, is_causal=is_causal)
     tokens, heads, channels = query.shape[1:]

@@ -18,12 +18,6 @@ from semivl_jax.models.layers import Conv, Upsample
 from semivl_jax.models.resize import bilinear
 from semivl_jax.types import ClassText, Features
 
-SIZES = {
-    "small": {"channels": 64, "out_channels": (48, 96, 192, 384)},
-    "base": {"channels": 128, "out_channels": (96, 192, 384, 768)},
-}
-"""Constructor arguments of the published heads behind DINOv2's models of the same name."""
-
 
 class ResidualUnit(nn.Module):
     """ReLU and convolution, twice, added to the input."""

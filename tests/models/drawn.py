@@ -1,10 +1,11 @@
-"""Random variables for tests, and how published modules are drawn before training."""
+"""Random variables for tests, and how published modules are initialised."""
 
 import jax
 import numpy as np
 
 from semivl_jax.weights.tree import flatten
-from tests.golden_files import Golden
+from tests.golden_files import OWN, Golden
+from tests.weights import converted
 
 
 def drawn(model, *args, seed=0):
@@ -24,28 +25,49 @@ def drawn(model, *args, seed=0):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def fresh_statistics(prefix, *, having):
-    """Shapes, and (mean, std, min, max), by name, of a published part that has the name `having`."""
-    for item in Golden("param_groups").meta["items"]:
-        rows = [row for row in item["init_stats"] if row[0].startswith(prefix)]
-        stats = {name.removeprefix(prefix): values for name, *values in rows}
-        if having in stats:
-            shapes = {row[0].removeprefix(prefix): row[1] for row in item["params"]}
-            return {name: shapes[name] for name in stats}, list(stats.values())
-    raise AssertionError(f"no item of param_groups has {prefix}{having}")
+def assert_initialised_as_published(model, *args, part, having):
+    """Fresh parameters have the distributions that param_groups states for a part of a published model.
 
-
-def numbered(shapes):
-    """A state dict whose arrays say which row of the statistics they belong to."""
-    return {name: np.full(shape, i, np.float32) for i, (name, shape) in enumerate(shapes.items())}
-
-
-def assert_same_distributions(params, stats, rows):
-    """`rows` is `numbered` after import: where `params` has an array, it has its row of `stats`."""
-    params, rows = flatten(params), flatten(rows)
+    `having` is a name that only the model meant here has in this part. The items of the file are asked first,
+    those of tests/golden where none has it.
+    """
+    item = published_item(part + having)
+    stats = {name: values for name, *values in item["init_stats"] if name.startswith(part)}
+    order = list(stats)
+    state = {}
+    for name, shape, *_ in [*item["params"], *item["buffers"]]:
+        if is_kept(name):
+            state[name] = np.zeros(cut(name, shape), np.float32)
+        if name in stats:
+            state[name] += order.index(name)
+    branch = {"decode_head.": "decoder", "conv_encoder.": "conv_encoder"}[part]
+    rows = flatten(converted.segmenter(state).tree["params"][branch])
+    key = jax.random.key(0, impl="rbg")  # compiles faster than the default
+    params = flatten(jax.jit(model.init)(key, *args)["params"])
     assert params.keys() == rows.keys()
     for path, value in params.items():
-        assert_same_distribution(np.asarray(value), stats[int(rows[path].flat[0])], path)
+        row = int(rows[path].flat[0])
+        assert_same_distribution(np.asarray(value), stats[order[row]], path)
+
+
+def published_item(name):
+    for golden in (Golden("param_groups"), Golden("param_groups", folder=OWN)):
+        for item in golden.meta["items"]:
+            if any(row[0] == name for row in item["init_stats"]):
+                return item
+    raise AssertionError(f"no item of param_groups has {name}")
+
+
+def is_kept(name):
+    """Two blocks of the backbone are enough, and the frozen tower is not converted."""
+    parts = name.split(".")
+    blocks = [int(part) for part in parts if part.isdigit()][:1] if parts[0] == "backbone" else []
+    return parts[0] != "clip_encoder" and "loss_decode" not in parts and blocks < [3]
+
+
+def cut(name, shape):
+    """Prompts of as many blocks as are left."""
+    return [2, *shape[1:]] if name.endswith("deep_prompt_embeddings") else shape
 
 
 def assert_same_distribution(value, stats, what):

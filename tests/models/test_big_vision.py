@@ -1,7 +1,4 @@
-"""big_vision's towers against transformers and timm, through big_vision's own file format.
-
-The last test runs big_vision's own model code where a checkout of it is on PYTHONPATH.
-"""
+"""big_vision's towers against its own code and transformers, through its own file format."""
 
 import re
 
@@ -9,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from semivl_jax.models.big_vision import PlainViT
-from semivl_jax.weights.blueprint import tupled
 
-from semivl_jax import convert
-from semivl_jax.models.normalization import symmetric
+from semivl_jax.models import vit
+from semivl_jax.models.siglip import Siglip, SiglipText
+from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import IMAGENET_MEAN, IMAGENET_STD
-from semivl_jax.weights import big_vision, files
+from semivl_jax.weights import conversion, files
+from semivl_jax.weights.layouts import tupled
 from semivl_jax.weights.tree import flatten
+from tests import golden_files
 from tests.golden_files import assert_close
 from tests.models import hugging_face
 from tests.models.drawn import drawn
@@ -132,7 +130,7 @@ def big_vision_names(model):
     parts["LayerNorm_0/bias"] = state[f"{head}.layernorm.bias"]
     parts["probe"] = state[f"{head}.probe"]
     image |= {f"MAPHead_0/{name}": array for name, array in parts.items()}
-    words = {
+    text_tower = {
         "Embed_0/embedding": state["text_model.embeddings.token_embedding.weight"],
         "pos_embedding": state["text_model.embeddings.position_embedding.weight"][None],
         "head/kernel": state["text_model.head.weight"].T,
@@ -141,7 +139,7 @@ def big_vision_names(model):
     }
     return {
         **{f"img/{name}": array for name, array in image.items()},
-        **{f"txt/{name}": array for name, array in words.items()},
+        **{f"txt/{name}": array for name, array in text_tower.items()},
         "t": state["logit_scale"],
         "b": state["logit_bias"],
     }
@@ -161,7 +159,34 @@ def scanned(flat):
 
 def converted(folder, flat, root="params/"):
     np.savez(folder / "theirs.npz", **{f"{root}{name}": array for name, array in flat.items()})
-    return convert.convert(folder / "theirs.npz", folder / "ours.safetensors")
+    return conversion.convert_file(folder / "theirs.npz", folder / "ours.safetensors")
+
+
+def assert_exported(folder, flat):
+    """What was converted becomes big_vision's file again."""
+    conversion.convert_file(folder / "ours.safetensors", folder / "again.npz")
+    with np.load(folder / "again.npz") as again:
+        assert set(again.files) == {f"params/{name}" for name in flat}
+        for name, array in flat.items():
+            np.testing.assert_array_equal(again[f"params/{name}"], array, err_msg=name)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("file", golden_files.files("big_vision*"))
+def test_big_visions_own_code_computes_the_same(tmp_path, file):
+    """tests/models/make_big_vision_golden.py wrote the numbers."""
+    golden = golden_files.Golden(file)
+    image, sizes = jnp.asarray(ours(golden["in/image"])), golden.meta["sizes"]
+    for kind in golden.meta["kinds"]:
+        flat = golden.weights(f"{kind}/")
+        weights = converted(tmp_path, flat)
+        assert weights.sizes.items() >= sizes.items()
+        options = {**vit.AUGREG, **tupled(weights.sizes)}
+        tower = VisionTransformer(**options, out_indices=(sizes["depth"] - 1,))
+        features = jax.jit(tower.apply)({"params": weights.tree["params"]}, image)
+        assert_close(features.pooled, golden[f"out/{kind}/pooled"], TOLERANCE, f"{kind} pooled")
+        assert_close(features.maps[0], golden[f"out/{kind}/map"], TOLERANCE, f"{kind} map")
+        assert_exported(tmp_path, flat)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +205,9 @@ def test_siglip_computes_what_transformers_computes(tmp_path, siglip):
     with torch.no_grad():
         pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
         theirs = siglip(input_ids=torch.from_numpy(ids), pixel_values=pixels)
-    model = big_vision.siglip(weights.sizes)
+    sizes = weights.sizes
+    tower = VisionTransformer(**{**vit.SIGLIP, **tupled(sizes["img"])}, out_indices=(1,))
+    model = Siglip(img=tower, txt=SiglipText(**sizes["txt"]))
     variables = {"params": weights.tree["params"]}
 
     @jax.jit
@@ -207,13 +234,8 @@ def test_every_layout_of_the_same_weights_is_read_alike(tmp_path, siglip, root):
     other = converted(tmp_path, scanned(flat) | {}, root)
     assert other.sizes == plain.sizes
     assert_equal_trees(other.tree["params"], plain.tree["params"])
-    found = flatten(plain.tree["params"])
-    assert found.keys() == flat.keys()  # names are theirs
-    convert.convert(tmp_path / "ours.safetensors", tmp_path / "again.npz")
-    with np.load(tmp_path / "again.npz") as again:
-        assert set(again.files) == {f"params/{name}" for name in flat}
-        for name, array in flat.items():
-            np.testing.assert_array_equal(again[f"params/{name}"], array, err_msg=name)
+    assert flatten(plain.tree["params"]).keys() == flat.keys()  # names are theirs
+    assert_exported(tmp_path, flat)
 
 
 VIT = {
@@ -228,43 +250,9 @@ VIT = {
 
 def vit_weights(**options):
     sizes = VIT | options
-    tower = PlainViT(**tupled(sizes), out_indices=(1,))
+    tower = VisionTransformer(**{**vit.AUGREG, **tupled(sizes)}, out_indices=(1,))
     params = drawn(tower, jnp.zeros((1, 24, 24, 3)))["params"]
     return sizes, tower, params
-
-
-@pytest.mark.parametrize("options", [{}, {"class_token": False, "map_head": True}])
-def test_timm_reads_what_we_export_and_computes_the_same(tmp_path, options):
-    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
-    sizes, tower, params = vit_weights(**options)
-    weights = files.Weights(
-        format=files.BACKBONE, kind="big_vision_vit", sizes=sizes, tree={"params": params}
-    )
-    files.save(tmp_path / "ours.safetensors", weights)
-    assert (
-        convert.main([str(tmp_path / "ours.safetensors"), f"--out={tmp_path / 'theirs.npz'}"]) == 0
-    )
-    theirs = timm.models.VisionTransformer(
-        img_size=24,
-        patch_size=8,
-        embed_dim=24,
-        depth=2,
-        num_heads=3,
-        num_classes=0,
-        act_layer="gelu_tanh",
-        no_embed_class=True,
-        class_token=tower.class_token,
-        global_pool="map" if tower.map_head else "token",
-    ).eval()
-    theirs.load_pretrained(str(tmp_path / "theirs.npz"))
-    image = random_image()
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).numpy()
-    features = jax.jit(tower.apply)({"params": params}, ours(image))
-    assert_close(features.pooled, expected, TOLERANCE)
-    back = convert.convert(tmp_path / "theirs.npz", tmp_path / "back.safetensors")
-    assert_equal_trees(back.tree["params"], params)
-    assert back.sizes == {"class_token": True, "map_head": False} | sizes
 
 
 def test_augreg_computes_what_transformers_computes(tmp_path):
@@ -300,7 +288,8 @@ def test_augreg_computes_what_transformers_computes(tmp_path):
             flat[names[name]] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     weights = converted(tmp_path, flat)
     assert weights.sizes == {**VIT, "class_token": True, "map_head": False}
-    tower, image = PlainViT(**tupled(weights.sizes), out_indices=(1,)), random_image()
+    tower = VisionTransformer(**{**vit.AUGREG, **tupled(weights.sizes)}, out_indices=(1,))
+    image = random_image()
     with torch.no_grad():
         expected = theirs(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).last_hidden_state
     features = jax.jit(tower.apply)({"params": weights.tree["params"]}, ours(image))
@@ -359,38 +348,7 @@ def test_what_is_not_of_the_kind(tmp_path):
     flat["embedding/kernel"] = np.ones((192, 24), np.float32)
     with pytest.raises(ValueError, match="is of the NaFlex kind"):
         converted(tmp_path, flat)
-    with pytest.raises(ValueError, match="nothing to pool with"):
-        tower = PlainViT(**tupled(VIT), out_indices=(1,), class_token=False)
-        jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 24, 24, 3)))
     weights = files.Weights(format=files.BACKBONE, kind="resnet", sizes={}, tree={"params": flat})
     files.save(tmp_path / "resnet.safetensors", weights)
     with pytest.raises(ValueError, match="'resnet' have no place in big_vision's layout"):
-        convert.convert(tmp_path / "resnet.safetensors", tmp_path / "resnet.npz")
-
-
-def test_images_become_symmetric():
-    image = random_image()
-    np.testing.assert_allclose(symmetric(jnp.asarray(ours(image))), image, atol=1e-6)
-
-
-@pytest.mark.parametrize("options", [{}, {"class_token": False, "map_head": True}])
-def test_big_visions_own_code_computes_the_same(options):
-    """Not run where there is no checkout of big_vision."""
-    vit = pytest.importorskip("big_vision.models.vit")
-    sizes, tower, params = vit_weights(**options)
-    theirs = vit.Model(
-        num_classes=None,
-        patch_size=(sizes["patch_size"],) * 2,
-        width=sizes["width"],
-        depth=sizes["depth"],
-        num_heads=sizes["num_heads"],
-        mlp_dim=sizes["mlp_dim"],
-        posemb="learn",
-        pool_type="map" if tower.map_head else "tok",
-    )
-    image = jnp.asarray(random_image())
-    shapes = jax.eval_shape(theirs.init, jax.random.key(0), image)["params"]
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-    expected, _ = theirs.apply({"params": params}, image)
-    features = tower.apply({"params": params}, ours(np.asarray(image)))
-    assert_close(features.pooled, expected, TOLERANCE)
+        conversion.convert_file(tmp_path / "resnet.safetensors", tmp_path / "resnet.npz")

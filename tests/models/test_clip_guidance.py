@@ -6,30 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from semivl_jax.weights.semivl import import_backbone
 
 from semivl_jax.models.clip_guidance import class_scores, guidance_labels, max_over_concepts
 from semivl_jax.models.normalization import renormalize
 from semivl_jax.types import IGNORE_INDEX, ClassText
-from tests.golden_files import Golden, assert_close, nhwc
-from tests.models.test_vit import build
-
-
-def class_text(embeddings, concepts=None) -> ClassText:
-    if concepts is None:
-        return ClassText(jnp.asarray(embeddings), jnp.arange(len(embeddings)), len(embeddings))
-    class_of = np.empty(len(embeddings), np.int32)
-    for index, rows in concepts.items():
-        class_of[rows] = int(index)
-    return ClassText(jnp.asarray(embeddings), jnp.asarray(class_of), len(concepts))
+from tests import golden_models
+from tests.golden_files import Golden, assert_close, files, nhwc
+from tests.golden_models import class_text
+from tests.weights import converted
 
 
 @pytest.mark.golden
-def test_scores_probabilities_and_labels_are_the_published_ones():
-    golden = Golden("maskclip_guidance")
-    weights = golden.weights("clip_encoder.")
-    tower = build(golden.meta["encoder_kwargs"], out_dim=weights["proj.weight"].shape[0])
-    params = import_backbone(weights, num_heads=tower.num_heads)
+@pytest.mark.parametrize("file", files("maskclip_guidance*"))
+def test_scores_probabilities_and_labels_are_the_published_ones(file):
+    golden = Golden(file)
+    kwargs, weights = golden.meta["encoder_kwargs"], golden.weights("clip_encoder.")
+    tower = golden_models.vision_tower(
+        kwargs, table_of=kwargs["img_size"], out_dim=weights["proj.weight"].shape[0]
+    )
+    clip = converted.image_tower(weights, num_heads=tower.num_heads, grid=tower.grid)
+    params = clip.image_params
     texts = {
         "class": class_text(golden["in/text_class"]),
         "concept": class_text(golden["in/text_concept"], golden.meta["class_to_concept_idx"]),

@@ -1,77 +1,165 @@
+"""The DeepLabV3+ head, alone and behind the residual network of UniMatch: published numbers."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from semivl_jax.weights.semivl_decoder import import_deeplab_head
 
+from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resize import bilinear
+from semivl_jax.models.resnet import EXPANSION, ResNet
+from semivl_jax.models.segmenter import SegmentationModel, perturb
 from semivl_jax.types import Features
 from semivl_jax.weights.tree import check, flatten
-from tests.golden_files import Golden, assert_close, nhwc
+from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.models.drawn import drawn
 from tests.weights import converted, published
 
 TOLERANCE = 1e-5
 
 
-def golden_head(golden):
-    kwargs = golden.meta["kwargs"]
-    backbone = published.semivl_backbone(kwargs["c1_in_channels"], kwargs["in_channels"])
-    state = {f"decode_head.{name}": array for name, array in golden.weights().items()}
-    weights = converted.segmenter(state | backbone, image_heads=4)
-    sizes = weights.sizes["deeplab_decoder"]
-    assert sizes["num_classes"] == kwargs["num_classes"]
-    assert sizes["low_channels"] == kwargs["c1_channels"]
-    model = DeepLabHead(**sizes, dilations=(1, *kwargs["dilations"]))
-    return model, {name: weights.tree[name]["decoder"] for name in ("params", "batch_stats")}
-
-
-@pytest.mark.golden
-def test_evaluation_and_training_as_published():
-    golden = Golden("dlv3p_head")
-    model, variables = golden_head(golden)
-    low, high = nhwc(golden["in/feat0"]), nhwc(golden["in/feat1"])
-    evaluate = jax.jit(lambda variables, *maps: model.apply(variables, Features(maps=maps)))
-    logits = evaluate(variables, low, high)
-    assert_close(logits, nhwc(golden["out/eval/logits"]), TOLERANCE, "logits")
-    side = golden.meta["kwargs"]["img_size"]
-    resized = bilinear(logits, (side, side), align_corners=False)
-    assert_close(resized, nhwc(golden["out/eval/pred_masks"]), TOLERANCE, "pred_masks")
-    other = evaluate(variables, nhwc(golden["in/diffsize/feat0"]), high)
-    assert_close(other, nhwc(golden["out/diffsize/logits"]), TOLERANCE, "two grids")
-
-    logits, state = jax.jit(
-        lambda variables, *maps: model.apply(
-            variables, Features(maps=maps), train=True, mutable=["batch_stats"]
-        )
-    )(variables, low, high)
-    assert_close(logits, nhwc(golden["out/train/logits"]), TOLERANCE, "training logits")
-    prefix = "out/train/after/"
-    after = {key.removeprefix(prefix): golden[key] for key in golden.keys(prefix)}
-    expected, actual = flatten(import_deeplab_head(after)[1]), flatten(state["batch_stats"])
+def assert_statistics(actual, weights):
+    """Running statistics after a step of training are those of the converted weights after it."""
+    expected, actual = flatten(weights["batch_stats"]), flatten(actual["batch_stats"])
     assert expected.keys() == actual.keys()
     for path, value in expected.items():
         assert_close(actual[path], value, TOLERANCE, f"{path} after training")
 
 
+def after(golden):
+    prefix = "out/train/after/"
+    return {key.removeprefix(prefix): golden[key] for key in golden.keys(prefix)}
+
+
+def head_weights(golden, **changed):
+    kwargs = golden.meta["kwargs"]
+    backbone = published.semivl_backbone(kwargs["c1_in_channels"], kwargs["in_channels"])
+    state = {f"decode_head.{name}": array for name, array in (golden.weights() | changed).items()}
+    weights = converted.segmenter(state | backbone, image_heads=4)
+    return weights, {name: weights.tree[name]["decoder"] for name in ("params", "batch_stats")}
+
+
 @pytest.mark.golden
-def test_published_names_cover_the_model():
-    golden = Golden("dlv3p_head")
-    model, variables = golden_head(golden)
-    features = Features(maps=tuple(jnp.asarray(nhwc(golden[f"in/feat{i}"])) for i in (0, 1)))
-    check(
-        variables,
-        jax.eval_shape(model.init, jax.random.key(0), features),
-        source="dlv3p_head.npz",
+@pytest.mark.parametrize("file", files("dlv3p_head*"))
+def test_the_head_evaluates_and_trains_as_published(file):
+    golden = Golden(file)
+    kwargs, (weights, variables) = golden.meta["kwargs"], head_weights(golden)
+    sizes = weights.sizes["deeplab_decoder"]
+    assert sizes["num_classes"] == kwargs["num_classes"]
+    assert sizes["low_channels"] == kwargs["c1_channels"]
+    model = DeepLabHead(**sizes, dilations=(1, *kwargs["dilations"]))
+    low, high = nhwc(golden["in/feat0"]), nhwc(golden["in/feat1"])
+    evaluate = jax.jit(lambda *maps: model.apply(variables, Features(maps=maps)))
+    logits = evaluate(low, high)
+    assert_close(logits, nhwc(golden["out/eval/logits"]), TOLERANCE, "logits")
+    resized = bilinear(logits, (kwargs["img_size"],) * 2, align_corners=False)
+    assert_close(resized, nhwc(golden["out/eval/pred_masks"]), TOLERANCE, "pred_masks")
+    for key in golden.keys("in/"):
+        if key.count("/") == 2:  # low-level maps on another grid
+            name = key.split("/")[1]
+            other = evaluate(nhwc(golden[key]), high)
+            assert_close(other, nhwc(golden[f"out/{name}/logits"]), TOLERANCE, name)
+    logits, state = jax.jit(
+        lambda *maps: model.apply(
+            variables, Features(maps=maps), train=True, mutable=["batch_stats"]
+        )
+    )(low, high)
+    assert_close(logits, nhwc(golden["out/train/logits"]), TOLERANCE, "training logits")
+    assert_statistics(state, head_weights(golden, **after(golden))[1])
+
+
+def unimatch(golden, **changes):
+    meta = golden.meta
+    assert meta["expansion"] == EXPANSION
+    backbone = ResNet(
+        stem_channels=meta["stem"][-1],
+        blocks=tuple(meta["layers"]),
+        channels=tuple(meta["planes"]),
+        dilated=tuple(meta["replace_stride_with_dilation"]),
+        **changes,
     )
+    decoder = DeepLabHead(
+        meta["num_classes"],
+        channels=meta["fuse_channels"],
+        low_channels=meta["reduce_channels"],
+        dilations=(1, *meta["dilations"]),
+        align_corners=True,
+    )
+    return SegmentationModel(backbone, decoder, crop=64)
 
 
-@pytest.mark.parametrize(("high", "count"), [(512, 1_862_773), (768, 3_150_325)])
-def test_published_sizes(high, count):
-    features = Features(maps=tuple(jnp.zeros((1, 4, 4, c)) for c in (768, high)))
-    shapes = jax.eval_shape(DeepLabHead(num_classes=21).init, jax.random.key(0), features)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
+@pytest.mark.golden
+@pytest.mark.parametrize("file", files("dlv3p_unimatch*"))
+def test_unimatch_evaluates_and_trains_as_published(file):
+    golden = Golden(file)
+    model, weights = unimatch(golden), converted.segmenter(golden.weights())
+    assert weights.sizes["backbone"] == {
+        "stem_channels": model.backbone.stem_channels,
+        "blocks": list(model.backbone.blocks),
+        "channels": list(model.backbone.channels),
+    }
+    variables, image = weights.tree, jnp.asarray(nhwc(golden["in/img"]))
+    check(variables, jax.eval_shape(model.init, jax.random.key(0), image, None), source=file)
+    masks = tuple(jnp.asarray(nhwc(golden[f"in/fp_mask{i}"])) > 0 for i in (0, 1))
+
+    @jax.jit
+    def run(image):
+        every = unimatch(golden, out_indices=(0, 1, 2, 3))
+        stages = every.apply(variables, image, method="encode").maps
+        features = perturb(model.apply(variables, image, method="encode"), masks, rate=0.5)
+        size = image.shape[1:3]
+        perturbed = model.apply(variables, features, None, size=size, method="decode")
+        trained = model.apply(variables, image, None, train=True, mutable=["batch_stats"])
+        return stages, model.apply(variables, image, None), perturbed, trained
+
+    stages, logits, perturbed, (in_training, state) = run(image)
+    for key in golden.keys("out/eval/c"):
+        stage, _, step = key.removeprefix("out/eval/c").partition("_ch")
+        ours = stages[int(stage) - 1][..., :: int(step or 1)]
+        assert_close(ours, nhwc(golden[key]), TOLERANCE, key)
+    for key in ("logits", "need_fp_logits"):
+        assert_close(logits, nhwc(golden[f"out/eval/{key}"]), TOLERANCE, key)
+    assert_close(perturbed, nhwc(golden["out/eval/need_fp_logits_fp"]), TOLERANCE, "perturbed")
+    assert_close(in_training, nhwc(golden["out/train/logits"]), TOLERANCE, "training logits")
+    assert_statistics(state, converted.segmenter(golden.weights() | after(golden)).tree)
+
+
+class FirstMap(DeepLabHead):
+    """Passes its first map on."""
+
+    def __call__(self, features, text=None, *, train=False):
+        return features.maps[0]
+
+
+class EveryFourthPixel(ResNet):
+    def __call__(self, image, *, train=False):
+        return Features(maps=(image[:, ::4, ::4, :1],))
+
+
+def test_logits_get_the_images_size_directly_with_corners_aligned():
+    """The resize of a linear ramp is a linear ramp from corner to corner; so in evaluation."""
+    model = SegmentationModel(EveryFourthPixel(), FirstMap(1), crop=4)
+    image = jnp.broadcast_to(jnp.arange(13.0)[None, None, :, None], (1, 9, 13, 3))
+    np.testing.assert_allclose(model.apply({}, image, None), image[..., :1], atol=1e-5)
+    network = build.window_network(model, None)
+    np.testing.assert_allclose(network({}, image), image[..., :1], atol=1e-5)
+    assert model.padding_patch is None
+
+
+def test_bfloat16_keeps_statistics_and_logits_in_float32():
+    half = jnp.bfloat16
+    backbone = ResNet(
+        blocks=(1, 1), channels=(4, 8), dilated=(False,), out_indices=(0, 1), dtype=half
+    )
+    model = SegmentationModel(backbone, DeepLabHead(3, 8, low_channels=4, dtype=half), crop=16)
+    image = jnp.ones((2, 16, 16, 3))
+    logits, state = jax.eval_shape(
+        lambda variables: model.apply(variables, image, None, train=True, mutable=["batch_stats"]),
+        drawn(model, image, None),
+    )
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
 
 
 def test_needs_two_maps():

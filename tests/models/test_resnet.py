@@ -1,21 +1,23 @@
+"""Residual networks: the encoder of fine detail and the one of the convolutional baseline."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from semivl_jax.weights.semivl_decoder import import_conv_encoder
 
-from semivl_jax.models.resnet import ResNetV1c
+from semivl_jax.models.resnet import ResNet, ResNetV1c
 from semivl_jax.weights.tree import check, flatten
-from tests.golden_files import Golden, assert_close, nhwc
-from tests.models.drawn import assert_same_distributions, drawn, fresh_statistics, numbered
+from tests.golden_files import Golden, assert_close, files, nhwc
+from tests.models.drawn import assert_initialised_as_published, drawn
 from tests.weights import converted
 
 TOLERANCE = 1e-5
 
 
-def golden_encoder(golden):
+@pytest.mark.golden
+@pytest.mark.parametrize("file", files("resnet_v1c*"))
+def test_evaluation_and_training_as_published(file):
+    golden = Golden(file)
     kwargs = golden.meta["kwargs"]
     assert kwargs["out_indices"] == [0]
     model = ResNetV1c(stem_channels=kwargs["stem_channels"], base_channels=kwargs["base_channels"])
@@ -23,35 +25,27 @@ def golden_encoder(golden):
     later = {"layer2.0.conv1.weight": np.ones((2, 2, 1, 1)), "fc.bias": np.ones(3)}
     weights = converted.encoder(golden.weights() | later)
     assert weights.sizes == {name: getattr(model, name) for name in weights.sizes}
-    params, statistics = import_conv_encoder(golden.weights())
-    converted.assert_equal_trees(weights.tree["params"], params)
-    converted.assert_equal_trees(weights.tree["batch_stats"], statistics)
-    return model, weights.tree
-
-
-@pytest.mark.golden
-def test_evaluation_and_training_as_published():
-    golden = Golden("resnet_v1c")
-    model, variables = golden_encoder(golden)
-    evaluate = jax.jit(
-        lambda variables, image: model.apply(
-            variables, image, capture_intermediates=True, mutable=["intermediates"]
+    image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    check(weights.tree, jax.eval_shape(model.init, jax.random.key(0), image), source=file)
+    evaluate, train = (
+        jax.jit(
+            lambda image, train=train, mutable=mutable: model.apply(
+                weights.tree, image, train=train, capture_intermediates=True, mutable=[mutable]
+            )
         )
-    )
-    train = jax.jit(
-        lambda variables, image: model.apply(variables, image, train=True, mutable=["batch_stats"])
+        for train, mutable in ((False, "intermediates"), (True, "batch_stats"))
     )
     for name in golden.meta["inputs"]:
         image = nhwc(golden[f"in/{name}/img"])
-        features, state = evaluate(variables, image)
+        features, state = evaluate(image)
         stem = state["intermediates"]["stem"]["__call__"][0]
         assert_close(stem, nhwc(golden[f"out/{name}/eval/stem"]), TOLERANCE, f"{name} stem")
         assert_close(features, nhwc(golden[f"out/{name}/eval/feat0"]), TOLERANCE, f"{name} eval")
-        features, state = train(variables, image)
+        features, state = train(image)
         assert_close(features, nhwc(golden[f"out/{name}/train/feat0"]), TOLERANCE, f"{name} train")
         prefix = f"out/{name}/train/after/"
         after = {key.removeprefix(prefix): golden[key] for key in golden.keys(prefix)}
-        expected = flatten(import_conv_encoder(after)[1])
+        expected = flatten(converted.encoder(golden.weights() | after).tree["batch_stats"])
         actual = flatten(state["batch_stats"])
         assert expected.keys() == actual.keys()
         for path, value in expected.items():
@@ -59,53 +53,73 @@ def test_evaluation_and_training_as_published():
 
 
 @pytest.mark.golden
-def test_published_names_cover_the_model():
-    golden = Golden("resnet_v1c")
-    model, variables = golden_encoder(golden)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
-    check(variables, shapes, source="resnet_v1c.npz")
-
-
-@pytest.mark.golden
-def test_fresh_parameters_are_drawn_as_published():
-    shapes, stats = fresh_statistics("conv_encoder.", having="stem.0.weight")
-    key = jax.random.key(0, impl="rbg")  # compiles faster than the default
-    params = jax.jit(ResNetV1c().init)(key, jnp.zeros((1, 8, 8, 3)))["params"]
-    assert_same_distributions(params, stats, import_conv_encoder(numbered(shapes))[0])
-
-
-def test_unknown_name():
-    with pytest.raises(ValueError, match=r"unknown name: layer2\.0\.conv1\.weight"):
-        import_conv_encoder({"layer2.0.conv1.weight": np.zeros((1, 1, 1, 1))})
-
-
-def test_published_size():
-    model = ResNetV1c()
-    image = jax.ShapeDtypeStruct((1, 801, 801, 3), jnp.float32)
-    features, variables = jax.eval_shape(
-        lambda key, image: model.init_with_output(key, image), jax.random.key(0), image
+def test_parameters_are_initialised_as_published():
+    assert_initialised_as_published(
+        ResNetV1c(), jnp.zeros((1, 8, 8, 3)), part="conv_encoder.", having="stem.0.weight"
     )
-    assert features.shape == (1, 201, 201, 256)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 244_576
 
 
-def test_statistics_are_those_of_the_global_batch():
-    model = ResNetV1c(stem_channels=8, base_channels=4, num_blocks=1)
-    image = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
+# Per stage: (stride, dilation) of its first block, and dilation of the others, as torchvision documents
+# `replace_stride_with_dilation`.
+DILATIONS = {
+    (False, False, True): [((1, 1), 1), ((2, 1), 1), ((2, 1), 1), ((1, 1), 2)],
+    (False, True, True): [((1, 1), 1), ((2, 1), 1), ((1, 1), 2), ((1, 2), 4)],
+}
+
+
+@pytest.mark.parametrize("dilated", DILATIONS)
+def test_stages_of_several_blocks_are_those_of_torch(dilated):
+    """The golden model has one block per stage; torch's operators say what more of them give."""
+    torch = pytest.importorskip("torch")
+    model = ResNet(
+        stem_channels=8,
+        blocks=(2, 1, 2, 3),
+        channels=(4, 8, 8, 12),
+        dilated=dilated,
+        out_indices=(0, 1, 2, 3),
+    )
+    image = np.random.default_rng(0).normal(size=(1, 45, 66, 3)).astype(np.float32)
     variables = drawn(model, image)
+    weights, running = variables["params"], variables["batch_stats"]
 
-    @jax.jit
-    def train(image):
-        return model.apply(variables, image, train=True, mutable=["batch_stats"])
+    def conv_norm(x, *path, stride=1, dilation=1):
+        kernel, norm, stats = weights, weights, running
+        for name in path:
+            kernel, norm, stats = kernel[name], norm[name], stats[name]
+        kernel = torch.from_numpy(kernel["conv"]["kernel"].transpose(3, 2, 0, 1).copy())
+        padding = dilation * (kernel.shape[-1] // 2)
+        x = torch.conv2d(x, kernel, stride=stride, padding=padding, dilation=dilation)
+        norm, stats = norm["norm"], stats["norm"]
+        arrays = (stats["mean"], stats["var"], norm["scale"], norm["bias"])
+        return torch.nn.functional.batch_norm(x, *map(torch.from_numpy, arrays))
 
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    whole, sharded = train(image), train(jax.device_put(image, NamedSharding(mesh, P("data"))))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, sharded)
+    def block(x, name, stride, dilation):
+        out = conv_norm(x, name, "conv1").relu()
+        out = conv_norm(out, name, "conv2", stride=stride, dilation=dilation).relu()
+        out = conv_norm(out, name, "conv3")
+        if "shortcut" in weights[name]:
+            x = conv_norm(x, name, "shortcut", stride=stride)
+        return (out + x).relu()
+
+    x = torch.from_numpy(image.transpose(0, 3, 1, 2))
+    for i in (1, 2, 3):
+        x = conv_norm(x, "stem", f"conv{i}", stride=2 if i == 1 else 1).relu()
+    x = torch.max_pool2d(x, 3, 2, 1)
+    maps = jax.jit(model.apply)(variables, image).maps
+    for stage, (first, other) in enumerate(DILATIONS[dilated]):
+        x = block(x, f"stage_{stage}_block_0", *first)
+        for i in range(1, model.blocks[stage]):
+            x = block(x, f"stage_{stage}_block_{i}", 1, other)
+        assert_close(maps[stage], nhwc(x.numpy()), TOLERANCE, f"stage {stage}")
 
 
-def test_one_value_per_channel_cannot_be_trained():
-    model = ResNetV1c(stem_channels=8, base_channels=4, num_blocks=1)
-    image = jnp.zeros((1, 2, 2, 3))
-    variables = drawn(model, image)
-    with pytest.raises(ValueError, match="one value per channel"):
-        model.apply(variables, image, train=True, mutable=["batch_stats"])
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"out_indices": (0, 4)}, r"out_indices = \(0, 4\).* 0 to 3 \(the last stage\)"),
+        ({"dilated": (True,)}, "do not describe the same stages"),
+    ],
+)
+def test_an_encoder_that_cannot_be_built_says_why(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        jax.eval_shape(ResNet(**changes).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

@@ -4,27 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from semivl_jax.weights.semivl import import_backbone
-from semivl_jax.weights.semivl_decoder import import_segmenter
 
 from semivl_jax.models import clip_guidance, normalization
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resize import bilinear
-from semivl_jax.models.resnet import ResNetV1c
-from semivl_jax.models.segmenter import (
-    SegmentationModel,
-    channel_masks,
-    perturb,
-)
-from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.models.vlg_decoder import VLGDecoder
+from semivl_jax.models.segmenter import SegmentationModel, channel_masks, perturb
+from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.types import IGNORE_INDEX, Features
 from semivl_jax.weights.tree import check
 from tests import golden_models
 from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.golden_models import class_text
 from tests.models.drawn import drawn
-from tests.weights import converted
 
 TOLERANCE = 2e-5
 FILES = files("vlm_forward*")
@@ -36,12 +27,7 @@ def golden_model(golden):
         crop=golden.meta["img_size"],
         renormalize=golden.meta["build_cfg"]["model_args"]["renorm_clip_img"],
     )
-    weights = converted.segmenter(
-        golden.weights(),
-        image_heads=golden.meta["backbone"]["num_heads"],
-        decoder_heads=golden.meta["decode_head"]["num_heads"],
-    )
-    return model, weights.tree
+    return model, golden_models.variables(golden)
 
 
 @pytest.mark.golden
@@ -83,10 +69,12 @@ def test_logits_as_published(file):
 def test_guidance_labels_as_published(file):
     golden = Golden(file)
     kwargs, state = golden.meta["clip_encoder"], golden.weights("clip_encoder.")
-    side = golden.meta["clip_encoder_img_size"][0]
-    out_dim = state["proj.weight"].shape[0]
-    tower = golden_models.vision_tower(kwargs, table_of=side, out_dim=out_dim)
-    params = import_backbone(state, num_heads=kwargs["num_heads"])
+    tower = golden_models.vision_tower(
+        kwargs,
+        table_of=golden.meta["clip_encoder_img_size"],
+        out_dim=state["proj.weight"].shape[0],
+    )
+    params = golden_models.guidance_params(golden)
     concepts = class_text(golden["in/text_concept"], golden.meta["class_to_concept_idx"])
     for name in golden.meta["inputs"]:
         image = jnp.asarray(nhwc(golden[f"in/{name}/img"]))
@@ -106,80 +94,12 @@ def test_guidance_labels_as_published(file):
             assert IGNORE_INDEX not in expected or IGNORE_INDEX in actual
 
 
-VOC = {
-    "backbone": 86_828_544,
-    "decoder": 2_217_185,
-}
-CITYSCAPES = {
-    "backbone": 87_962_112,
-    "decoder": 2_176_225,
-    "conv_encoder": 244_576,
-}
-
-
-def vit_b16(crop, out_indices):
-    return VisionTransformer(
-        patch_size=16,
-        width=768,
-        depth=12,
-        num_heads=12,
-        mlp_dim=3072,
-        out_dim=512,
-        grid=(crop // 16, crop // 16),
-        out_indices=out_indices,
-    )
-
-
-def test_published_voc_model():
-    model = SegmentationModel(backbone=vit_b16(512, (0, 4, 12)), decoder=VLGDecoder(), crop=512)
-    assert_sizes(model, 512, 21, VOC)
-
-
-def test_published_cityscapes_model():
-    decoder = VLGDecoder(use_conv_features=True, skip_channels=(32, 32))
-    model = SegmentationModel(
-        backbone=vit_b16(801, (4, 12)),
-        decoder=decoder,
-        conv_encoder=ResNetV1c(),
-        crop=801,
-        renormalize=True,
-    )
-    assert_sizes(model, 801, 19, CITYSCAPES)
-
-
-def assert_sizes(model, crop, classes, expected):
-    """Parameters by part, for an image of the training crop."""
-    text = class_text(np.ones((classes, 512), np.float32))
-    image = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
-    logits, variables = jax.eval_shape(
-        lambda key, image: model.init_with_output(key, image, text), jax.random.key(0), image
-    )
-    assert logits.shape == (1, crop, crop, classes)
-    sizes = {
-        part: sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for part, tree in variables["params"].items()
-    }
-    assert sizes == expected
-
-
-def tiny_model(**changes):
-    tower = VisionTransformer(
-        patch_size=4,
-        width=8,
-        depth=2,
-        num_heads=2,
-        mlp_dim=16,
-        out_dim=16,
-        grid=(4, 4),
-        out_indices=(0, 2),
-    )
-    decoder = DeepLabHead(num_classes=3, channels=8, low_channels=4)
-    return SegmentationModel(backbone=tower, decoder=decoder, crop=16, **changes)
-
-
 @pytest.fixture(scope="module")
 def tiny():
-    model = tiny_model()
+    sizes = {"patch_size": 4, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16, "out_dim": 16}
+    tower = VisionTransformer(**CLIP, **sizes, grid=(4, 4), out_indices=(0, 2))
+    decoder = DeepLabHead(num_classes=3, channels=8, low_channels=4)
+    model = SegmentationModel(backbone=tower, decoder=decoder, crop=16)
     image = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
     return model, drawn(model, image, None), image
 
@@ -197,7 +117,7 @@ def test_encode_and_decode_apart(tiny):
     np.testing.assert_allclose(resized, np.roll(whole, -1, axis=0), atol=1e-5)
 
 
-def test_masks_are_drawn_per_image_and_map():
+def test_masks_are_independent_per_image_and_map():
     features = Features(
         maps=(jnp.ones((4, 2, 2, 300)), jnp.ones((4, 2, 2, 200))), conv=jnp.ones((4, 8, 8, 100))
     )
@@ -229,9 +149,3 @@ def test_training_needs_and_moves_batch_statistics(tiny):
         image,
     )
     assert jax.tree.structure(state["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
-
-
-def test_names_outside_the_parts():
-    state = {"teacher.conv1.weight": np.zeros(1), "clip_encoder.proj.weight": np.zeros(1)}
-    with pytest.raises(ValueError, match=r"unknown name: teacher\.conv1\.weight"):
-        import_segmenter(state, backbone_heads=1, decoder_heads=1)

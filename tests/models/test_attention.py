@@ -1,4 +1,4 @@
-"""Forms by platform, and attention head by head against the formula of attention."""
+"""Attention against its formula, and functions with a special form for one platform."""
 
 import functools
 
@@ -7,17 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.models import transformer
+from semivl_jax.models import attention
 from semivl_jax.models.platforms import Derived, Recomputed, by_platform
 
 SINE = functools.partial(by_platform, "tpu", Derived(jnp.cos), Derived(jnp.sin))
-
-
-def test_other_machines_compute_the_default():
-    x = jnp.linspace(0, 1, 5)
-    np.testing.assert_allclose(jax.jit(SINE)(x), np.sin(x), atol=1e-6)
-    gradient = jax.grad(lambda x: SINE(x).sum())(x)
-    np.testing.assert_allclose(gradient, np.cos(x), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +26,14 @@ def test_programs_hold_the_form_of_their_platform_only(platform, value, gradient
     assert names[gradient] in backward
 
 
+@pytest.mark.parametrize("special", [Derived, Recomputed])
+def test_value_and_gradient_of_a_special_form(special):
+    x = jnp.linspace(0, 1, 5)
+    sine = functools.partial(by_platform, "cpu", special(jnp.sin), Derived(jnp.cos))
+    np.testing.assert_allclose(jax.jit(sine)(x), np.sin(x), atol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda x: sine(x).sum())(x), np.cos(x), atol=1e-6)
+
+
 def softmax_attention(query, key, value):
     """The formula, in float64 by numpy."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
@@ -41,13 +42,13 @@ def softmax_attention(query, key, value):
     return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), value)
 
 
-@pytest.fixture(params=["heads together", "heads in turn"])
+@pytest.fixture(params=["all heads", "head by head"])
 def attend(request, monkeypatch):
-    if request.param == "heads in turn":
-        monkeypatch.setattr(transformer, "HEAD_BY_HEAD_BYTES", 0)
+    if request.param == "head by head":
+        monkeypatch.setattr(attention, "HEAD_BY_HEAD_BYTES", 0)
         special = functools.partial(by_platform, "cpu")
-        monkeypatch.setattr(transformer, "by_platform", lambda _, *args: special(*args))
-    return jax.jit(transformer.attend)
+        monkeypatch.setattr(attention, "by_platform", lambda _, *args: special(*args))
+    return jax.jit(attention.attend)
 
 
 def test_attention_is_that_of_the_formula(attend):
@@ -66,12 +67,6 @@ def test_attention_is_that_of_the_formula(attend):
 
 def test_attention_weights_are_not_kept_for_the_backward_pass():
     tokens = jax.ShapeDtypeStruct((3, 1, 600, 12, 64), jnp.float32)
-    kept = jax.eval_shape(lambda x: jax.vjp(transformer.attend, *x)[1], tokens)
+    kept = jax.eval_shape(lambda x: jax.vjp(attention.attend, *x)[1], tokens)
     # Nothing but query, key and value.
     assert sum(leaf.size for leaf in jax.tree.leaves(kept)) == 3 * 600 * 12 * 64
-
-
-def test_recomputing_forms_have_the_same_gradients():
-    x = jnp.linspace(0, 1, 5)
-    again = functools.partial(by_platform, "cpu", Recomputed(jnp.sin), Derived(jnp.cos))
-    np.testing.assert_allclose(jax.grad(lambda x: again(x).sum())(x), np.cos(x), atol=1e-6)
