@@ -15,7 +15,7 @@ ALLOWED = {
     "models": {"types"},
     "data": {"types", "utils"},
     "text": {"types", "data", "models", "weights"},
-    "weights": {"types", "utils", "models"},
+    "weights": {"types", "utils", "models", "data"},
     "train": {
         "types",
         "utils",

@@ -41,41 +41,15 @@ DEMO = Path(__file__).with_name("demo_clip.safetensors")
 PREPARED = Path("~/.cache/semivl_jax/weights")
 """Where `python -m semivl_jax.prepare weights` puts what "clip_vit_b16" means."""
 
+_IMAGE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
 IMAGE_SIZES = {
-    "clip_vit_b16": {
-        "patch_size": 16,
-        "width": 768,
-        "depth": 12,
-        "num_heads": 12,
-        "mlp_dim": 3072,
-        "out_dim": 512,
-    },
-    "tiny": {
-        "patch_size": 8,
-        "width": 16,
-        "depth": 2,
-        "num_heads": 2,
-        "mlp_dim": 32,
-        "out_dim": 16,
-    },
+    "clip_vit_b16": dict(zip(_IMAGE, (16, 768, 12, 12, 3072, 512), strict=True)),
+    "tiny": dict(zip(_IMAGE, (8, 16, 2, 2, 32, 16), strict=True)),
 }
+_TEXT = ("vocab_size", "width", "depth", "num_heads", "out_dim", "context_length")
 TEXT_SIZES = {
-    "clip_vit_b16": {
-        "vocab_size": 49408,
-        "width": 512,
-        "depth": 12,
-        "num_heads": 8,
-        "out_dim": 512,
-        "context_length": 77,
-    },
-    "tiny": {
-        "vocab_size": 49408,
-        "width": 8,
-        "depth": 1,
-        "num_heads": 2,
-        "out_dim": 16,
-        "context_length": 77,
-    },
+    "clip_vit_b16": dict(zip(_TEXT, (49408, 512, 12, 8, 512, 77), strict=True)),
+    "tiny": dict(zip(_TEXT, (49408, 8, 1, 2, 16, 77), strict=True)),
 }
 """`tiny` is for trying out a configuration or the code; there are no trained weights of it."""
 _GRID = (14, 14)  # of CLIP's own position table
