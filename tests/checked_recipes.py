@@ -22,5 +22,10 @@ def config_of(spec):
 
 if __name__ == "__main__":
     print(
-        json.dumps({spec: dry_run.report(run.outlined(config_of(spec))) for spec in sys.argv[1:]})
+        json.dumps(
+            {
+                spec: dry_run.report(run.abstract_experiment(config_of(spec)))
+                for spec in sys.argv[1:]
+            }
+        )
     )

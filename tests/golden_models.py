@@ -8,9 +8,9 @@ from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import ClassText
-from semivl_jax.weights.semivl_decoder import import_segmenter
+from semivl_jax.weights import conversion
 from tests.golden_files import Golden
-from tests.weights import converted, published
+from tests.weights import converted
 
 BOTTLENECKS = {50: 3, 101: 3}  # of the first stage, by depth
 
@@ -61,27 +61,11 @@ def vlg_decoder(kwargs: dict) -> VLGDecoder:
 
 
 def decoder_params(golden: Golden) -> dict:
-    """The language-guided decoder's parameters, converted as part of a segmenter whose rest is random."""
-    kwargs, state = golden.meta["kwargs"], golden.weights()
-    width = 8
-    skips = [f"skip_proj.{i}.0.weight" for i in range(len(kwargs["skip_channels"]))]
-    resized = {name: np.zeros_like(state[name][:, :1]).repeat(width, 1) for name in skips}
-    rest = published.semivl_backbone(width, kwargs["text_in_channels"])
-    for name, array in list(rest.items()):
-        rest |= {name.replace("layers.0.", f"layers.{i}.", 1): array for i in range(1, 4)}
-    if kwargs["skip_from_conv_feat"]:
-        conv = Golden("resnet_v1c").weights()
-        rest |= {f"conv_encoder.{name}": array for name, array in conv.items()}
-        channels = conv["layer1.0.conv3.weight"].shape[0]
-        resized[skips[-1]] = np.zeros_like(state[skips[-1]][:, :1]).repeat(channels, 1)
-    state = {f"decode_head.{name}": array for name, array in (state | resized).items()}
-    weights = converted.segmenter(state | rest, image_heads=2, decoder_heads=kwargs["num_heads"])
-    params = weights.tree["params"]["decoder"]
-    # The real skips have other numbers of channels than one backbone gives.
-    for i, name in enumerate(skips):
-        kernel = golden[f"w/{name}"].transpose(2, 3, 1, 0)
-        params[f"skip_projection_{i}"] = {**params[f"skip_projection_{i}"], "kernel": kernel}
-    return params
+    """The language-guided decoder's parameters, from a file that holds nothing else."""
+    state = {f"decode_head.{name}": array for name, array in golden.weights().items()}
+    sizes = {"vlg_decoder": {"num_heads": golden.meta["kwargs"]["num_heads"]}}
+    tree = conversion.translate_some(state, "semivl", sizes, source="the golden file")
+    return tree["params"]["decoder"]
 
 
 def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> SegmentationModel:
@@ -106,10 +90,36 @@ def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> SegmentationMo
     )
 
 
-def imported(golden: Golden, state: dict[str, np.ndarray]) -> dict:
-    """{"params", "batch_stats"} from tensors named as in the file."""
-    return import_segmenter(
-        state,
-        backbone_heads=golden.meta["backbone"]["num_heads"],
+def variables(golden: Golden) -> dict:
+    """{"params", "batch_stats"} of the whole model of a file, converted as a user converts it."""
+    kwargs = golden.meta["backbone"]
+    weights = converted.segmenter(
+        golden.weights(),
+        image_heads=kwargs["num_heads"],
         decoder_heads=golden.meta["decode_head"]["num_heads"],
+        grid=table_grid(golden.meta.get("backbone_img_size"), kwargs["patch_size"]),
     )
+    return weights.tree
+
+
+def table_grid(image_size: list[int] | None, patch_size: int) -> tuple[int, int] | None:
+    """Rows and columns of the position table for images of this size; None: it is square."""
+    return image_size and tuple(side // patch_size for side in image_size)
+
+
+def imported(golden: Golden, state: dict[str, np.ndarray]) -> dict:
+    """{"params", "batch_stats"} from some tensors of that model (gradients, say)."""
+    sizes = {
+        "backbone": {"num_heads": golden.meta["backbone"]["num_heads"]},
+        "vlg_decoder": {"num_heads": golden.meta["decode_head"]["num_heads"]},
+        "conv_encoder": {},
+    }
+    return conversion.translate_some(state, "semivl", sizes, source="the golden file")
+
+
+def guidance_params(golden: Golden) -> dict:
+    """Parameters of the frozen CLIP tower of a file, converted as part of a CLIP."""
+    state, kwargs = golden.weights("clip_encoder."), golden.meta["clip_encoder"]
+    size = golden.meta.get("clip_encoder_img_size", kwargs["img_size"])
+    grid = table_grid(size, kwargs["patch_size"])
+    return converted.image_tower(state, num_heads=kwargs["num_heads"], grid=grid).image_params

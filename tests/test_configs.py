@@ -79,7 +79,7 @@ def _big_tower_without_weights(weights, tower):
     pixels = jnp.zeros((1, 224, 224, 3))
     shapes = jax.eval_shape(vision.init, jax.random.key(0), pixels)["params"]
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    small = towers._untrained("tiny")
+    small = towers.initialised("tiny")
     text = {**small.text, "out_dim": image["out_dim"]}
     wide = np.random.default_rng(0).normal(size=(text["width"], image["out_dim"]))
     text_params = {**small.text_params, "projection": {"kernel": wide.astype(np.float32)}}

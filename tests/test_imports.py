@@ -14,7 +14,7 @@ ALLOWED = {
     "utils": set(),
     "data": {"types", "utils"},
     "models": {"types"},
-    "weights": {"types", "utils", "models", "data.download"},
+    "weights": {"types", "utils", "data", "models"},
     "text": {"types", "utils", "data", "models", "weights"},
     "train": {"types", "utils", "data", "models", "weights"},
     "evaluation": {"types", "utils", "data", "models", "train.distributed"},

@@ -124,7 +124,7 @@ def published():
 def test_models_rates_and_decays_are_the_published_ones(model, published):
     spec, rates = MODELS[model]
     expected, config = published[model], config_of(f"{spec},recipe=paper")
-    built = run.outlined(config)
+    built = run.abstract_experiment(config)
     state = built.abstract_state()
     assert built.info.num_classes == expected["num_classes"]
     assert config.data.crop == expected["crop"]
@@ -149,7 +149,7 @@ def test_unimatch_v2_is_the_published_one(backbone, logged, unused):
     """Sizes of the published training logs, with the parameters that our models omit (docs/models.md)."""
     for finetune in unimatch_v2.FINETUNE:
         config = config_of(f"unimatch_v2:voc,92,backbone={backbone},finetune={finetune}")
-        built = run.outlined(config)
+        built = run.abstract_experiment(config)
         state = built.abstract_state()
         everything = count((state.params, state.frozen)) + unused
         assert round(everything / 1e6, 1) == logged
@@ -170,7 +170,7 @@ def test_unimatch_v2_is_the_published_one(backbone, logged, unused):
 )  # fmt: skip
 def test_lengths_are_the_published_ones(spec, steps, evaluations):
     """Iterations of METHOD 8; an epoch drops the last incomplete batch."""
-    built = run.outlined(config_of(spec))
+    built = run.abstract_experiment(config_of(spec))
     assert built.schedule.total_steps == steps
     assert len(built.schedule.evaluation_steps | {steps}) == evaluations
 
@@ -273,7 +273,7 @@ def test_learning_rate_rule():
 
 
 def test_every_trained_leaf_has_a_group():
-    state = run.outlined(config_of("cityscapes:1_30")).abstract_state()
+    state = run.abstract_experiment(config_of("cityscapes:1_30")).abstract_state()
     assert {path.split("/")[0] for path in flatten(state.params)} == {
         "backbone", "conv_encoder", "decoder"
     }  # fmt: skip

@@ -35,7 +35,6 @@ from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import LoopSchedule
 from semivl_jax.train.step import StepModules
 from semivl_jax.types import Batch, ClassText, PyTree
-from semivl_jax.weights import outline as outline_lib
 from semivl_jax.weights import towers as towers_lib
 from tfds_builders import builders, common
 from tfds_builders.folder_semi import FolderSemi
@@ -236,18 +235,18 @@ def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
 
 
 def build(
-    config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int, outline: bool = False
+    config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int, abstract: bool = False
 ) -> Experiment:
     """Puts the parts together for a data set with these classes and so many images to pass over.
 
-    With `outline` weights that are not there are shapes only: enough to trace a step.
+    With `abstract`, weights that are not there are shapes only: enough to trace a step.
     """
     mesh = mesh_of(config)
     total_steps, epoch = training_length(config, images_per_epoch)
     guided = methods.create(config.method).guided
     clip = _ClipParts(frozen=state_lib.Frozen(text=None))
     if guided or build_lib.needs_clip(config.model):
-        clip = _clip_parts(config, info, guided=guided, outline=outline)
+        clip = _clip_parts(config, info, guided=guided, abstract=abstract)
         _check_classes(config, clip.frozen.text)
     modules, own = step_modules.build_modules(
         config,
@@ -307,19 +306,19 @@ class _ClipParts:
 
 
 def _clip_parts(
-    config: ConfigDict, info: DatasetInfo, *, guided: bool, outline: bool
+    config: ConfigDict, info: DatasetInfo, *, guided: bool, abstract: bool
 ) -> _ClipParts:
-    absent = outline and config.model.weights not in ("demo", "random")
+    absent = abstract and config.model.weights not in ("demo", "random")
     if absent:
-        clip = outline_lib.clip_outline(config.model.tower)
+        clip = towers_lib.abstract_clip(config.model.tower)
     else:
         clip = towers_lib.load(config.model.weights, config.model.tower)
     tower = None if absent else class_text.TextTower.of(clip)
 
     def params(vision: VisionTransformer) -> PyTree:
         if absent:
-            return outline_lib.image_shapes(clip.image, vision.grid)
-        return towers_lib.resized(clip.image_params, vision.grid, resizing=vision.table_resizing)
+            return towers_lib.image_shapes(clip.image, vision.grid)
+        return towers_lib.resized(clip, vision.grid, resizing=vision.table_resizing)
 
     def text(mode: str) -> ClassText:
         if tower is None:  # rows of the right number and length, meaning nothing

@@ -22,6 +22,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from semivl_jax.experiment import step_modules
+from semivl_jax.models.pos_embed import Grid
 from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import ClassText, PyTree
@@ -62,7 +63,7 @@ def _load_part(path: Path, module: nn.Module, *, key: str) -> PyTree:
     tree = weights.tree
     if weights.format == files.SIGLIP:
         tree = {"params": tree["params"]["img"], "batch_stats": {}}
-    tree["params"] = _at_grid(tree["params"], module, path)
+    tree["params"] = _at_grid(tree["params"], module, path, weights.grid)
     image = jnp.zeros((1, 64, 64, 3))  # the parameters are the same for every size
     like = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
     check(tree, {"batch_stats": {}, **like}, source=f"model.{key} = {path}")
@@ -70,16 +71,19 @@ def _load_part(path: Path, module: nn.Module, *, key: str) -> PyTree:
 
 
 def _load_segmenter(path: Path, segmenter: SegmentationModel, like: PyTree) -> PyTree:
-    tree = files.load(path, expect=files.SEGMENTER).tree
+    weights = files.load(path, expect=files.SEGMENTER)
+    tree = weights.tree
     if "backbone" in tree["params"]:
-        tree["params"]["backbone"] = _at_grid(tree["params"]["backbone"], segmenter.backbone, path)
+        backbone = tree["params"]["backbone"]
+        tree["params"]["backbone"] = _at_grid(backbone, segmenter.backbone, path, weights.grid)
     check(tree, like, source=f"model.checkpoint = {path}")
     return tree
 
 
-def _at_grid(params: PyTree, encoder: nn.Module, path: Path) -> PyTree:
-    """An encoder's parameters with their position table for the grid that it was built for."""
+def _at_grid(params: PyTree, encoder: nn.Module, path: Path, stored: Grid | None) -> PyTree:
+    """An encoder's parameters with their position table, stored for the grid `stored`, for its own grid."""
     table = params.get("pos_embedding")
     if not isinstance(encoder, VisionTransformer) or table is None or table.ndim != 3:
         return params  # no table; or one so wrong that comparing names and shapes says more
-    return {**params, "pos_embedding": encoder.resized_table(table, source=str(path))}
+    resized = encoder.resized_table(table, stored=stored, source=str(path))
+    return {**params, "pos_embedding": resized}

@@ -126,17 +126,17 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path) -> None:
     """Goes through the whole step with shapes only and prints what the run would take."""
     del workdir
-    distributed.log_main(dry_run.report(outlined(config)))
+    distributed.log_main(dry_run.report(abstract_experiment(config)))
 
 
-def outlined(config: ConfigDict) -> Experiment:
+def abstract_experiment(config: ConfigDict) -> Experiment:
     """The parts of a run for tracing; of public data sets and weights only facts are needed."""
     _begin(config)
     facts = experiment_lib.published_facts(config)
     if facts is None:
         return _open(config)[1]
     info, images = facts
-    return experiment_lib.build(config, info, images_per_epoch=images, outline=True)
+    return experiment_lib.build(config, info, images_per_epoch=images, abstract=True)
 
 
 def _begin(config: ConfigDict) -> None:

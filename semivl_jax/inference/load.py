@@ -17,7 +17,6 @@ from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.inference import bundle, hub
 from semivl_jax.models import build, clip_guidance, vit
-from semivl_jax.models.pos_embed import square_grid
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
@@ -135,8 +134,7 @@ def _zero_shot(
     info = class_names.read_classes(classes)
     text = class_text.class_text(info, mode=mode, tower=class_text.TextTower.of(clip), cache=cache)
     patch = clip.image["patch_size"]
-    rows = clip.image_params["pos_embedding"].shape[1]
-    trained_at = square_grid(rows, source=weights)[0] * patch
+    trained_at = clip.grid[0] * patch
     # The method runs a CLIP trained at 224 pixels on windows of 512; others get the size of their training.
     side = window or (_METHOD_WINDOW if trained_at == _CLIP_SIDE else trained_at)
     if side < patch:
@@ -154,7 +152,7 @@ def _zero_shot(
     return Model(
         info=info,
         network=network,
-        variables={"params": towers.resized(clip.image_params, tower.grid)},
+        variables={"params": towers.resized(clip, tower.grid)},
         window=SlidingWindow(
             mode="zegclip_sliding_window",
             crop=side,

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Float32
 from semivl_jax.models.attention import check_heads
 from semivl_jax.models.layers import check_out_indices, l2_normalize
 from semivl_jax.models.normalization import symmetric
-from semivl_jax.models.pos_embed import Resizing, resize_table, stored_grid, table_at
+from semivl_jax.models.pos_embed import Grid, Resizing, resize_table, stored_grid, table_at
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.transformer import Encoder, Mlp, Prompts, Remat, layer_norm
 from semivl_jax.types import Features
@@ -183,14 +183,15 @@ class VisionTransformer(nn.Module):
         check_out_indices(self.out_indices, last=last, meaning=meaning, name=name)
 
     def resized_table(
-        self, table: Float[np.ndarray, "1 t c"], *, source: str
+        self, table: Float[np.ndarray, "1 t c"], *, source: str, stored: Grid | None = None
     ) -> Float32[np.ndarray, "1 u c"]:
-        """A stored position table on the host, for this tower's grid.
+        """A position table that was stored for the grid `stored` (None: not known), for this tower's grid.
 
-        ValueError, naming `source`, where the grid of the stored table is unknown.
+        ValueError, naming `source`, where the grid of the stored table cannot be told from its rows.
         """
         rows = self.class_rows
-        stored = stored_grid(table.shape[1], like=self.grid, class_rows=rows, source=source)
+        if stored is None:
+            stored = stored_grid(table.shape[1], like=self.grid, class_rows=rows, source=source)
         return resize_table(table, stored, self.grid, resizing=self.table_resizing, class_rows=rows)
 
     @nn.compact

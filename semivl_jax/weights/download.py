@@ -1,6 +1,6 @@
 """CLIP's weights from where they are published, converted once: `python -m semivl_jax.prepare weights`.
 
-In: nothing but a network, or a file that was downloaded elsewhere (`--from`). Out: `clip_vit_b16.safetensors`
+In: the network, or a file that was downloaded elsewhere (`--from`). Out: `clip_vit_b16.safetensors`
 in the cache folder, which `model.weights = "clip_vit_b16"` means, and the configuration line that names it.
 
 OpenAI's file carries its SHA-256 in its address; the Hugging Face hub states that of its files when asked
@@ -18,18 +18,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from email.message import Message
-from http.client import HTTPMessage
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from semivl_jax import convert
 from semivl_jax.data import download
 from semivl_jax.data.download import Patience, RemoteFile
-from semivl_jax.weights import checkpoints, files, kinds, towers
+from semivl_jax.weights import checkpoints, conversion, files, towers
 
 SOURCES = ("openai", "huggingface")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first of them that a repository has
-_SILENCE = 30.0  # seconds until a server that says nothing is given up
+_TIMEOUT = 30.0  # seconds without an answer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,18 +81,17 @@ def prepare(
     answers.
 
     Raises:
-      ValueError: the weights cannot be had, or are not those of this CLIP.
+      ValueError: the weights cannot be fetched, or are not those of this CLIP.
     """
     path = prepared_path(published, directory)
     if path.exists() and given is None:
         towers.load(path, published.name)  # raises where it is damaged
         return path
     found = given or _fetch(published, directory / "downloads", source, patience or Patience())
-    checkpoint = checkpoints.read(found)
-    weights = kinds.recognise(checkpoint).convert(checkpoint, kinds.Options())
+    weights = conversion.convert(checkpoints.read(found))
     _check_sizes(weights, published, found)
     files.save(path, weights)
-    print(convert.describe(weights, path), flush=True)
+    print(conversion.describe(weights, path), flush=True)
     return path
 
 
@@ -120,18 +117,15 @@ def _check_sizes(weights: files.Weights, published: Published, found: Path) -> N
     if weights.format != files.CLIP:
         raise ValueError(f"{found} is no CLIP but of the kind {weights.kind}; convert it by itself")
     for part, sizes in published.sizes.items():
-        other = {
-            name: weights.sizes[part].get(name)
+        wrong = [
+            f"{name} {weights.sizes[part].get(name)} instead of {value}"
             for name, value in sizes.items()
             if weights.sizes[part].get(name) != value
-        }
-        if other:
-            words = ", ".join(
-                f"{name} {value} instead of {sizes[name]}" for name, value in other.items()
-            )
+        ]
+        if wrong:
             raise ValueError(
-                f"{found} is not {published.name}: its {part} tower has {words}; convert it with python -m "
-                "semivl_jax.convert and name that file in model.weights"
+                f"{found} is not {published.name}: its {part} tower has {', '.join(wrong)}; convert it with "
+                "python -m semivl_jax.convert and name that file in model.weights"
             )
 
 
@@ -143,7 +137,7 @@ def _fetch(published: Published, directory: Path, source: str, patience: Patienc
             return fetch(published, directory, patience)
         except ValueError as error:
             problems.append(f"{name}: {error}")
-            print(f"{name}: not to be had", file=sys.stderr, flush=True)
+            print(f"{name}: not available", file=sys.stderr, flush=True)
     remedy = "or give a file that you downloaded elsewhere with --from=FILE"
     raise ValueError("; ".join([*problems, remedy]))
 
@@ -181,11 +175,11 @@ def _from_hub(published: Published, directory: Path, patience: Patience) -> Path
 
 
 def _hub_facts(address: str) -> dict[str, Any] | None:
-    """Checksum and size that the hub states for a large file; None where it has no such file."""
+    """Checksum and size that the hub states for a large file; None if it has no such file."""
     request = urllib.request.Request(address, headers={"User-Agent": "semivl_jax"})
-    opener = urllib.request.build_opener(_Stay)
+    opener = urllib.request.build_opener(_NoRedirect)
     try:
-        with opener.open(request, timeout=_SILENCE) as answer:
+        with opener.open(request, timeout=_TIMEOUT) as answer:
             headers: Message = answer.headers
     except urllib.error.HTTPError as error:
         error.close()
@@ -202,19 +196,11 @@ def _hub_facts(address: str) -> dict[str, Any] | None:
     return {"sha256": checksum, "size": int(headers.get("X-Linked-Size") or 0)}
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """The hub states facts of a file in the answer that sends on to where it lies."""
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The hub states checksum and size of a file in the answer that redirects to where it is stored."""
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: HTTPMessage,
-        newurl: str,
-    ) -> None:
-        """Not followed."""
+    def redirect_request(self, *_: Any) -> None:
+        """Redirects are not followed."""
 
 
 def _in_hubs_cache(repository: str) -> Path | None:

@@ -3,7 +3,7 @@
 In and out: safetensors files whose metadata say
 
     format   what the tree is: CLIP, SIGLIP, BACKBONE or SEGMENTER below
-    kind     which model it is: where the weights come from, or the module that they belong to
+    kind     the published format that the weights come from, or the decoder of a model trained here
     sizes    JSON: constructor arguments of the module or modules, so that a file describes itself
     (more)   texts for people: source, notes
 
@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from semivl_jax.models.pos_embed import Grid
 from semivl_jax.types import PyTree
 from semivl_jax.weights import store
+from semivl_jax.weights.tree import map_leaves
 
 CLIP = "semivl_jax clip 2"
 """Image and text tower that share an embedding space."""
@@ -60,9 +62,19 @@ class Weights:
     tree: PyTree
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def grid(self) -> Grid | None:
+        """Rows and columns of the image encoder's position table, None where the file does not say them."""
+        parts = (self.sizes.get(part) for part in ("image", "img", "backbone"))
+        sizes = next((part for part in parts if isinstance(part, dict)), self.sizes)
+        match sizes.get("grid"):
+            case [int(rows), int(cols)]:
+                return rows, cols
+        return None
+
 
 def save(path: str | os.PathLike[str], weights: Weights) -> None:
-    """Write the file; it appears complete or not at all. Arrays keep their dtype."""
+    """Writes the file; it appears complete or not at all. Arrays keep their dtype."""
     metadata = {
         "format": weights.format,
         "kind": weights.kind,
@@ -72,7 +84,7 @@ def save(path: str | os.PathLike[str], weights: Weights) -> None:
 
 
 def load(path: str | os.PathLike[str], *, expect: str | Sequence[str]) -> Weights:
-    """Read a file of the format `expect`, or of one of them, float32.
+    """Reads a file of the format `expect`, or of one of them, float32.
 
     Raises:
       ValueError: it is missing, damaged, or holds something else; the sentence says where it belongs.
@@ -88,13 +100,15 @@ def parse(
     *,
     expect: str | Sequence[str],
 ) -> Weights:
-    """The same for a file that has been read already (`store.load_tree`)."""
+    """`load` for a file that has been read already (`store.load_tree`)."""
     found = metadata.get("format", "")
     expected = (expect,) if isinstance(expect, str) else expect
     if found not in expected:
-        takes = " or ".join(map(repr, expected))
+        is_what = f"is of the format {found!r}" if found else "is no weight file of semivl_jax"
+        remedy = "make one with python -m semivl_jax.convert"
         raise ValueError(
-            f"{path} {_what(found)}, but {USES[expected[0]]} takes {takes}; {_hint(found)}"
+            f"{path} {is_what}, but {USES[expected[0]]} takes {' or '.join(map(repr, expected))}; "
+            + (f"name it in {USES[found]}" if found in USES else remedy)
         )
     try:
         sizes = json.loads(metadata.get("sizes", "{}"))
@@ -107,31 +121,11 @@ def parse(
     missing = [part for part in _PARTS[found] if part not in tree]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; make it again")
+    tree = map_leaves(lambda array: np.asarray(array, np.float32), tree)
     return Weights(
         format=found,
         kind=metadata.get("kind", ""),
         sizes=sizes,
-        tree={"batch_stats": {}, **_map(tree)} if found != CLIP else _map(tree),
+        tree=tree if found == CLIP else {"batch_stats": {}, **tree},
         notes={name: text for name, text in metadata.items() if name not in _FIELDS},
     )
-
-
-def _what(found: str) -> str:
-    return f"is of the format {found!r}" if found else "is no weight file of semivl_jax"
-
-
-def _hint(found: str) -> str:
-    if found in USES:
-        return f"name it in {USES[found]}"
-    return "make one with python -m semivl_jax.convert"
-
-
-def _map(tree: PyTree) -> PyTree:
-    return {
-        name: _map(value) if isinstance(value, dict) else _float32(value)
-        for name, value in tree.items()
-    }
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-    return np.asarray(array, np.float32)

@@ -1,4 +1,4 @@
-"""Named arrays in safetensors files.
+"""Trees of named arrays in safetensors files.
 
 In and out: nested dicts of arrays (any dtype NumPy has, and bfloat16); in the file every array stands
 under its "/"-joined path, next to a table of texts (`metadata`).
@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from semivl_jax import utils
 from semivl_jax.types import PyTree
 from semivl_jax.weights.tree import flatten, unflatten
 
@@ -23,20 +24,14 @@ from semivl_jax.weights.tree import flatten, unflatten
 def save_tree(
     path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: dict[str, str]
 ) -> None:
-    """Write the tree. The file appears complete or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes the tree. The file appears complete or not at all."""
     # Not np.ascontiguousarray, which turns a scalar into an array of shape (1,).
     flat = {name: np.asarray(leaf, order="C") for name, leaf in flatten(tree).items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.touch()  # with the permissions that files get here; the library's are private
-        mode = unfinished.stat().st_mode
-        save_file(flat, unfinished, metadata=metadata)
-        unfinished.chmod(mode)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with utils.atomic_write(Path(path)) as temporary:
+        temporary.touch()  # with the usual permissions; the library's are private
+        mode = temporary.stat().st_mode
+        save_file(flat, temporary, metadata=metadata)
+        temporary.chmod(mode)
 
 
 def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, str]]:
@@ -67,12 +62,6 @@ def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
         ) from error
 
 
-def damaged(path: str | os.PathLike[str], reason: object) -> ValueError:
-    """The error for a file that a library cannot read, whatever it raised; `reason` may be that."""
-    words = next(iter(str(reason).splitlines()), "") or type(reason).__name__
-    return ValueError(f"{path} cannot be read ({words}); it is damaged or cut off, fetch it again")
-
-
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The table of texts alone; empty where the file is not readable."""
     try:
@@ -80,3 +69,9 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError):
         return {}
+
+
+def damaged(path: str | os.PathLike[str], reason: object) -> ValueError:
+    """The error for a file that a library cannot read; `reason` is what it raised, or a text."""
+    words = next(iter(str(reason).splitlines()), "") or type(reason).__name__
+    return ValueError(f"{path} cannot be read ({words}); it is damaged or cut off, fetch it again")

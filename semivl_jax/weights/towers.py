@@ -1,12 +1,12 @@
-"""CLIP towers from a file: sizes, parameters, and where the small tower of the demo lies.
+"""CLIP's two towers from a file: sizes and parameters, and where the small CLIP of the demo is.
 
-In: a safetensors file that says its own sizes, which `semivl_jax.convert` or `semivl_jax.pretrain` wrote, or
+In: a safetensors file that states its sizes, written by `semivl_jax.convert` or `semivl_jax.pretrain`, or
 OpenAI's CLIP under its own names. Out: `Clip`, float32 NumPy parameters and the constructor arguments of
 `VisionTransformer` (grid and out_indices are the caller's) and `TextTransformer`.
 
-Files of `pretrain` are float16 and hold only the token embeddings that training saw. The others are
-what they were at the beginning of training: drawn again here from the seed in the file, the same on
-every machine. So every word can be embedded, although words that training never saw mean nothing.
+Files of `pretrain` are float16 and hold only the token embeddings that training saw. The others have their
+initial values, which are computed from the seed in the file, the same on every machine: every word can be
+embedded, although words that training never saw mean nothing.
 """
 
 from __future__ import annotations
@@ -24,68 +24,57 @@ from flax import linen as nn
 from jaxtyping import Array, Float32
 
 from semivl_jax.models.clip_text import TextTransformer
-from semivl_jax.models.pos_embed import Grid, Resizing, resize_table, square_grid
+from semivl_jax.models.pos_embed import Grid, Resizing, resize_table
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.types import PyTree
-from semivl_jax.weights import clip, files, store
-from semivl_jax.weights.tree import check
+from semivl_jax.weights import conversion, files, store
+from semivl_jax.weights.checkpoints import Checkpoint
+from semivl_jax.weights.encoder_layouts import OPENAI_IMAGE, OPENAI_TEXT
+from semivl_jax.weights.layouts import table_grid
+from semivl_jax.weights.tree import check, map_leaves
 
 FORMAT = "semivl_jax clip 1"
+"""Format of the files of `pretrain`."""
 DEMO = Path(__file__).with_name("demo_clip.safetensors")
-"""The small tower of the demo, pretrained on pictures and captions of `shapes`."""
+"""The small CLIP of the demo, pretrained on pictures and captions of `shapes`."""
 
 PREPARED = Path("~/.cache/semivl_jax/weights")
 """Where `python -m semivl_jax.prepare weights` puts what "clip_vit_b16" means."""
 
+_IMAGE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
 IMAGE_SIZES = {
-    "clip_vit_b16": {
-        "patch_size": 16,
-        "width": 768,
-        "depth": 12,
-        "num_heads": 12,
-        "mlp_dim": 3072,
-        "out_dim": 512,
-    },
-    "tiny": {
-        "patch_size": 8,
-        "width": 16,
-        "depth": 2,
-        "num_heads": 2,
-        "mlp_dim": 32,
-        "out_dim": 16,
-    },
+    "clip_vit_b16": dict(zip(_IMAGE, (16, 768, 12, 12, 3072, 512), strict=True)),
+    "tiny": dict(zip(_IMAGE, (8, 16, 2, 2, 32, 16), strict=True)),
 }
+_TEXT = ("vocab_size", "width", "depth", "num_heads", "out_dim", "context_length")
 TEXT_SIZES = {
-    "clip_vit_b16": {
-        "vocab_size": 49408,
-        "width": 512,
-        "depth": 12,
-        "num_heads": 8,
-        "out_dim": 512,
-        "context_length": 77,
-    },
-    "tiny": {
-        "vocab_size": 49408,
-        "width": 8,
-        "depth": 1,
-        "num_heads": 2,
-        "out_dim": 16,
-        "context_length": 77,
-    },
+    "clip_vit_b16": dict(zip(_TEXT, (49408, 512, 12, 8, 512, 77), strict=True)),
+    "tiny": dict(zip(_TEXT, (49408, 8, 1, 2, 16, 77), strict=True)),
 }
 """`tiny` is for trying out a configuration or the code; there are no trained weights of it."""
+_GRID = (14, 14)  # of CLIP's own position table
 _TOKEN_STD = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Two towers: constructor arguments and parameters; the image tower's table is square."""
+    """Two towers: constructor arguments and parameters.
+
+    stored_grid   rows and columns of the image tower's position table; None: it is square
+    """
 
     image: dict[str, Any]
     image_params: PyTree
     text: dict[str, Any]
     text_params: PyTree
     logit_scale: float
+    stored_grid: Grid | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of the image tower's position table. ValueError where they are not known."""
+        patches = self.image_params["pos_embedding"].shape[1] - 1
+        return table_grid(patches, self.stored_grid, source="the image tower")
 
 
 def load(weights: str | os.PathLike[str], tower: str) -> Clip:
@@ -99,15 +88,17 @@ def load(weights: str | os.PathLike[str], tower: str) -> Clip:
             "model.weights is empty; name a safetensors file with CLIP weights, or `demo`"
         )
     if str(weights) == "random":
-        return _untrained(_known(tower))
+        return initialised(tower)
     path = _path(str(weights))
     tree, metadata = store.load_tree(path)
     if metadata.get("format") == FORMAT:
         return _load_pretrained(path, tree, metadata)
     if "visual.conv1.weight" in tree:
-        openai = clip.from_openai(tree, source=str(path))
-        return _towers(dataclasses.replace(openai, tree=_map(_single, openai.tree)))
-    return _load_converted(path, files.parse(path, tree, metadata, expect=files.CLIP))
+        openai = conversion.convert(Checkpoint(source=str(path), state=tree))
+        return _clip(path, dataclasses.replace(openai, tree=map_leaves(_single, openai.tree)))
+    clip = _clip(path, files.parse(path, tree, metadata, expect=files.CLIP))
+    _check(clip, path)
+    return clip
 
 
 def _path(weights: str) -> Path:
@@ -124,11 +115,46 @@ def _path(weights: str) -> Path:
     return prepared
 
 
-def resized(image_params: PyTree, grid: Grid, *, resizing: Resizing = "bicubic") -> PyTree:
+def resized(clip: Clip, grid: Grid, *, resizing: Resizing = "bicubic") -> PyTree:
     """The image tower's parameters with its position table for another grid."""
-    table = image_params["pos_embedding"]
-    stored = square_grid(table.shape[1], source="the image tower")
-    return {**image_params, "pos_embedding": resize_table(table, stored, grid, resizing=resizing)}
+    table = resize_table(clip.image_params["pos_embedding"], clip.grid, grid, resizing=resizing)
+    return {**clip.image_params, "pos_embedding": table}
+
+
+def initialised(tower: str) -> Clip:
+    """Towers before any training, with CLIP's own 14×14 position table. ValueError for an unknown name."""
+    image, text = _sizes(tower)
+    vision = VisionTransformer(**{**CLIP, **image, "depth": 1}, grid=_GRID, out_indices=(1,))
+    pixels = jnp.zeros((1, *(side * vision.patch_size for side in _GRID), 3))
+    ids = jnp.zeros((1, text["context_length"]), jnp.int32)
+    return Clip(
+        image=image,
+        image_params=_initialise(vision, image["depth"], 0, pixels),
+        text=text,
+        text_params=_initialise(TextTransformer(**{**text, "depth": 1}), text["depth"], 1, ids),
+        logit_scale=100.0,
+    )
+
+
+def abstract_clip(tower: str) -> Clip:
+    """CLIP as shapes alone, to trace a step before any weights are there.
+
+    The image parameters are `jax.ShapeDtypeStruct`; there are no text parameters and nothing can be embedded.
+    ValueError for an unknown name.
+    """
+    image, text = _sizes(tower)
+    return Clip(
+        image=image,
+        image_params=image_shapes(image, _GRID),
+        text=text,
+        text_params={},
+        logit_scale=100.0,
+    )
+
+
+def image_shapes(image: dict[str, Any], grid: Grid) -> PyTree:
+    """Shapes of the image tower's parameters with a position table for this grid."""
+    return OPENAI_IMAGE.params({**image, "grid": grid})
 
 
 def save(
@@ -139,16 +165,17 @@ def save(
     token_seed: int,
     notes: dict[str, str],
 ) -> None:
-    """Write towers as float16; of the token embeddings only rows `token_ids` int[k], ascending.
+    """Writes towers as float16; of the token embeddings only rows `token_ids` int[k], ascending.
 
-    `token_seed` must be the seed that the other rows of the table were drawn from (`token_table`).
+    `token_seed` must be the seed of the table's other rows (`token_table`).
     """
     text = dict(towers.text_params)
     table = np.asarray(text.pop("token_embedding")["embedding"])
-    text["token_embedding"] = {"rows": _half(table[token_ids])}
-    tree = {
-        "image": _map(_half, towers.image_params),
-        "text": _map(_half, text),
+    text["token_embedding"] = {"rows": table[token_ids]}
+    half = map_leaves(
+        lambda array: np.asarray(array, np.float16), {"image": towers.image_params, "text": text}
+    )
+    tree = half | {
         "token_ids": np.asarray(token_ids, np.int32),
         "logit_scale": np.float32(towers.logit_scale),
     }
@@ -171,31 +198,15 @@ def token_table(seed: int, vocab_size: int, width: int) -> Float32[np.ndarray, "
     return (unit * np.float32(_TOKEN_STD * 12**0.5)).reshape(vocab_size, width)
 
 
-def _known(tower: str) -> str:
+def _sizes(tower: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if tower not in IMAGE_SIZES:
         raise ValueError(
             f"model.tower = {tower!r} is no known tower; use one of {', '.join(IMAGE_SIZES)}"
         )
-    return tower
+    return IMAGE_SIZES[tower], TEXT_SIZES[tower]
 
 
-def _untrained(tower: str) -> Clip:
-    """Towers as they are initialised, with CLIP's own 14×14 position table."""
-    image, text = IMAGE_SIZES[tower], TEXT_SIZES[tower]
-    grid = (14, 14)
-    vision = VisionTransformer(**{**CLIP, **image, "depth": 1}, grid=grid, out_indices=(1,))
-    pixels = jnp.zeros((1, *(side * vision.patch_size for side in grid), 3))
-    ids = jnp.zeros((1, text["context_length"]), jnp.int32)
-    return Clip(
-        image=image,
-        image_params=_drawn(vision, image["depth"], 0, pixels),
-        text=text,
-        text_params=_drawn(TextTransformer(**{**text, "depth": 1}), text["depth"], 1, ids),
-        logit_scale=100.0,
-    )
-
-
-def _drawn(tower: nn.Module, depth: int, seed: int, inputs: Array) -> PyTree:
+def _initialise(tower: nn.Module, depth: int, seed: int, inputs: Array) -> PyTree:
     """Parameters for so many blocks, from a tower with one: two small programs, one run for every block."""
     key = jax.random.key(seed)
     params = jax.jit(tower.init)(key, inputs)["params"]
@@ -207,65 +218,50 @@ def _drawn(tower: nn.Module, depth: int, seed: int, inputs: Array) -> PyTree:
 
 def _load_pretrained(path: Path, tree: PyTree, metadata: dict[str, str]) -> Clip:
     try:
-        image, text = json.loads(metadata["image"]), json.loads(metadata["text"])
-        table = token_table(int(metadata["token_seed"]), text["vocab_size"], text["width"])
+        sizes = {tower: json.loads(metadata[tower]) for tower in ("image", "text")}
+        table = token_table(
+            int(metadata["token_seed"]), sizes["text"]["vocab_size"], sizes["text"]["width"]
+        )
         table[tree["token_ids"]] = tree["text"]["token_embedding"]["rows"]
-        scale = float(np.reshape(tree["logit_scale"], ()))
+        params = {tower: map_leaves(_single, tree[tower]) for tower in ("image", "text")}
+        params["text"]["token_embedding"] = {"embedding": table}
+        params["logit_scale"] = tree["logit_scale"]
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
             f"{path} lacks or garbles a part of its towers ({error}); "
             "write it again with python -m semivl_jax.pretrain"
         ) from error
-    towers = Clip(
-        image=image,
-        image_params=_map(_single, tree["image"]),
-        text=text,
-        text_params=_map(_single, tree["text"]) | {"token_embedding": {"embedding": table}},
-        logit_scale=scale,
-    )
-    _check(towers, path)
-    return towers
+    weights = files.Weights(format=FORMAT, kind="", sizes=sizes, tree=params)
+    clip = _clip(path, weights)
+    _check(clip, path)
+    return clip
 
 
-def _load_converted(path: Path, weights: files.Weights) -> Clip:
+def _clip(path: Path, weights: files.Weights) -> Clip:
     if not {"image", "text"} <= weights.sizes.keys():
         raise ValueError(f"{path} does not say the sizes of both towers; convert it again")
-    towers = _towers(weights)
-    _check(towers, path)
-    return towers
-
-
-def _towers(weights: files.Weights) -> Clip:
+    tree, sizes = weights.tree, weights.sizes
     return Clip(
-        image=weights.sizes["image"],
-        image_params=weights.tree["image"],
-        text=weights.sizes["text"],
-        text_params=weights.tree["text"],
-        logit_scale=float(np.reshape(weights.tree["logit_scale"], ())),
+        image={name: size for name, size in sizes["image"].items() if name != "grid"},
+        image_params=tree["image"],
+        text=sizes["text"],
+        text_params=tree["text"],
+        logit_scale=float(np.reshape(tree["logit_scale"], ())),
+        stored_grid=weights.grid,
     )
 
 
-def _check(towers: Clip, path: Path) -> None:
+def _check(clip: Clip, path: Path) -> None:
     """Whether the parameters are those of towers of these sizes."""
     try:
-        rows = towers.image_params["pos_embedding"].shape[1]
-        image_like = clip.image_shapes(towers.image, rows, source=str(path))
-        text_like = clip.text_shapes(TextTransformer(**towers.text))
+        like = image_shapes(clip.image, clip.grid), OPENAI_TEXT.params(clip.text)
     except Exception as error:  # whatever modules raise for sizes that a file garbles
         raise ValueError(
             f"{path} states sizes that make no towers ({error}); make it again with "
             "python -m semivl_jax.convert or python -m semivl_jax.pretrain"
         ) from error
-    check(towers.image_params, image_like, source=f"{path} (image tower)")
-    check(towers.text_params, text_like, source=f"{path} (text tower)")
-
-
-def _map(function: Any, tree: PyTree) -> PyTree:
-    return {k: _map(function, v) if isinstance(v, dict) else function(v) for k, v in tree.items()}
-
-
-def _half(array: Any) -> np.ndarray:
-    return np.asarray(array, np.float16)
+    check(clip.image_params, like[0], source=f"{path} (image tower)")
+    check(clip.text_params, like[1], source=f"{path} (text tower)")
 
 
 def _single(array: np.ndarray) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Parameter trees as flat tables and back, and the strict comparison of two trees.
 
-In and out: nested dicts of arrays (as Flax keeps them) and flat dicts whose keys are the same paths
-joined with "/". Values are never touched here.
+In and out: nested dicts of arrays (as Flax keeps them) and flat dicts whose keys are the same paths joined
+with "/". Arrays are never read or changed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from semivl_jax.types import PyTree
@@ -42,34 +42,45 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def listed(names: list[str]) -> str:
-    """The names as text, the first few spelt out."""
+def map_leaves(function: Callable[[Any], Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with `function` applied to every leaf; empty branches stay."""
+    return {
+        name: map_leaves(function, value) if isinstance(value, Mapping) else function(value)
+        for name, value in tree.items()
+    }
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names as text, the first few spelt out, each once."""
+    names = list(dict.fromkeys(names))
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def check(tree: PyTree, like: PyTree, *, source: str) -> None:
-    """Raise one ValueError that lists every missing, unexpected and misshapen name of `tree`.
+def check(
+    tree: PyTree, like: PyTree, *, source: str, name: Callable[[str], str] = lambda path: path
+) -> None:
+    """Raises one ValueError that lists every missing, unexpected and misshapen leaf of `tree`.
 
-    `like` may hold arrays or `jax.ShapeDtypeStruct`s; only names and shapes are compared. `source`
-    is what the error names as the origin of `tree` (a file).
+    Args:
+      tree: arrays.
+      like: arrays or `jax.ShapeDtypeStruct`s; only paths and shapes are compared.
+      source: where `tree` comes from, such as a file.
+      name: how the error calls a path; by default as it is.
     """
     have, want = flatten(tree), flatten(like)
-    shapes = [
-        f"{path} {tuple(have[path].shape)} instead of {tuple(want[path].shape)}"
-        for path in want
-        if path in have and tuple(have[path].shape) != tuple(want[path].shape)
-    ]
-    problems = {
-        "missing": [path for path in want if path not in have],
-        "unexpected": [path for path in have if path not in want],
-        "of another shape": shapes,
+    shapes = {
+        path: (tuple(have[path].shape), tuple(want[path].shape)) for path in want.keys() & have
     }
-    raise_problems(source, problems)
-
-
-def raise_problems(source: str, problems: Mapping[str, list[str]]) -> None:
-    """One ValueError of all kinds of problems that have names; nothing where none has."""
-    found = [f"{kind}: {listed(names)}" for kind, names in problems.items() if names]
+    problems = {
+        "missing": [name(path) for path in want if path not in have],
+        "unexpected": [name(path) for path in have if path not in want],
+        "of another shape": [
+            f"{name(path)} {shapes[path][0]} instead of {shapes[path][1]}"
+            for path in want
+            if path in shapes and shapes[path][0] != shapes[path][1]
+        ],
+    }
+    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
     if found:
         raise ValueError(f"{source} does not fit the model. " + "; ".join(found))

@@ -14,9 +14,9 @@ from semivl_jax.inference import bundle, load
 from semivl_jax.inference.segmenter import Segmenter, as_rgb, find_devices
 from semivl_jax.text import class_names, class_text
 from semivl_jax.weights import towers
-from semivl_jax.weights.semivl import import_backbone
 from tests import golden_models, served
 from tests.golden_files import Golden, nhwc
+from tests.weights import converted
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def _golden_clip(golden):
     tower = golden_models.vision_tower(
         kwargs, table_of=kwargs["img_size"][0], out_dim=state["proj.weight"].shape[0]
     )
-    params = import_backbone(state, num_heads=kwargs["num_heads"])
+    params = converted.image_tower(state, num_heads=kwargs["num_heads"]).image_params
     names = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
     sizes = {name: getattr(tower, name) for name in names}
     return towers.Clip(image=sizes, image_params=params, text={}, text_params={}, logit_scale=100.0)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax import convert
 from semivl_jax.models import vit
+from semivl_jax.models.siglip import Siglip, SiglipText
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import IMAGENET_MEAN, IMAGENET_STD
-from semivl_jax.weights import big_vision, files
-from semivl_jax.weights.blueprint import tupled
+from semivl_jax.weights import conversion, files
+from semivl_jax.weights.layouts import tupled
 from semivl_jax.weights.tree import flatten
 from tests import golden_files
 from tests.golden_files import assert_close
@@ -159,12 +159,12 @@ def scanned(flat):
 
 def converted(folder, flat, root="params/"):
     np.savez(folder / "theirs.npz", **{f"{root}{name}": array for name, array in flat.items()})
-    return convert.convert(folder / "theirs.npz", folder / "ours.safetensors")
+    return conversion.convert_file(folder / "theirs.npz", folder / "ours.safetensors")
 
 
 def assert_exported(folder, flat):
     """What was converted becomes big_vision's file again."""
-    convert.convert(folder / "ours.safetensors", folder / "again.npz")
+    conversion.convert_file(folder / "ours.safetensors", folder / "again.npz")
     with np.load(folder / "again.npz") as again:
         assert set(again.files) == {f"params/{name}" for name in flat}
         for name, array in flat.items():
@@ -205,7 +205,9 @@ def test_siglip_computes_what_transformers_computes(tmp_path, siglip):
     with torch.no_grad():
         pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
         theirs = siglip(input_ids=torch.from_numpy(ids), pixel_values=pixels)
-    model = big_vision.siglip(weights.sizes)
+    sizes = weights.sizes
+    tower = VisionTransformer(**{**vit.SIGLIP, **tupled(sizes["img"])}, out_indices=(1,))
+    model = Siglip(img=tower, txt=SiglipText(**sizes["txt"]))
     variables = {"params": weights.tree["params"]}
 
     @jax.jit
@@ -283,4 +285,4 @@ def test_what_is_not_of_the_kind(tmp_path):
     weights = files.Weights(format=files.BACKBONE, kind="resnet", sizes={}, tree={"params": flat})
     files.save(tmp_path / "resnet.safetensors", weights)
     with pytest.raises(ValueError, match="'resnet' have no place in big_vision's layout"):
-        convert.convert(tmp_path / "resnet.safetensors", tmp_path / "resnet.npz")
+        conversion.convert_file(tmp_path / "resnet.safetensors", tmp_path / "resnet.npz")

@@ -24,7 +24,8 @@ def test_scores_probabilities_and_labels_are_the_published_ones(file):
     tower = golden_models.vision_tower(
         kwargs, table_of=kwargs["img_size"], out_dim=weights["proj.weight"].shape[0]
     )
-    params = converted.image_tower(weights, num_heads=tower.num_heads).image_params
+    clip = converted.image_tower(weights, num_heads=tower.num_heads, grid=tower.grid)
+    params = clip.image_params
     texts = {
         "class": class_text(golden["in/text_class"]),
         "concept": class_text(golden["in/text_concept"], golden.meta["class_to_concept_idx"]),

@@ -16,7 +16,6 @@ from tests import golden_models
 from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.golden_models import class_text
 from tests.models.drawn import drawn
-from tests.weights import converted
 
 TOLERANCE = 2e-5
 FILES = files("vlm_forward*")
@@ -28,12 +27,7 @@ def golden_model(golden):
         crop=golden.meta["img_size"],
         renormalize=golden.meta["build_cfg"]["model_args"]["renorm_clip_img"],
     )
-    weights = converted.segmenter(
-        golden.weights(),
-        image_heads=golden.meta["backbone"]["num_heads"],
-        decoder_heads=golden.meta["decode_head"]["num_heads"],
-    )
-    return model, weights.tree
+    return model, golden_models.variables(golden)
 
 
 @pytest.mark.golden
@@ -80,7 +74,7 @@ def test_guidance_labels_as_published(file):
         table_of=golden.meta["clip_encoder_img_size"],
         out_dim=state["proj.weight"].shape[0],
     )
-    params = converted.image_tower(state, num_heads=kwargs["num_heads"]).image_params
+    params = golden_models.guidance_params(golden)
     concepts = class_text(golden["in/text_concept"], golden.meta["class_to_concept_idx"])
     for name in golden.meta["inputs"]:
         image = jnp.asarray(nhwc(golden[f"in/{name}/img"]))

@@ -50,12 +50,9 @@ def test_clips_dense_tower_is_the_published_one(file):
     tower = golden_models.vision_tower(
         kwargs, table_of=kwargs["img_size"], out_dim=weights["proj.weight"].shape[0]
     )
-    table = tower.resized_table(weights["pos_embed"], source=file)
-    # CLIP's own files have square tables only.
-    square = weights | {"pos_embed": np.zeros((1, 1 + 3 * 3, tower.width), np.float32)}
-    clip = converted.image_tower(square, num_heads=tower.num_heads)
+    clip = converted.image_tower(weights, num_heads=tower.num_heads, grid=tower.grid)
     assert clip.image == {key: getattr(tower, key) for key in clip.image}
-    params = clip.image_params | {"pos_embedding": table}
+    params = clip.image_params
     image = jax.ShapeDtypeStruct((1, *kwargs["img_size"], 3), jnp.float32)
     check(params, jax.eval_shape(tower.init, jax.random.key(0), image)["params"], source=file)
     encode = jax.jit(lambda image: tower.apply({"params": params}, image))
@@ -84,7 +81,7 @@ def test_the_imagenet_tower_is_the_published_one(file):
         out_indices=tuple(sorted(wrapper["out_indices"])),
         eps=golden.meta["norm_eps"],
     )
-    weights = converted.encoder(golden.weights("m."), image_heads=tower.num_heads)
+    weights = converted.encoder(golden.weights("m."), image_heads=tower.num_heads, grid=tower.grid)
     assert tuple(weights.sizes.pop("grid")) == tower.grid
     assert weights.sizes == {name: getattr(tower, name) for name in weights.sizes}
     encode = jax.jit(lambda image: tower.apply({"params": weights.tree["params"]}, image))

@@ -18,10 +18,16 @@ from semivl_jax.train.forward import forward
 from semivl_jax.train.methods.semivl import SemiVL
 from semivl_jax.train.methods.unimatch import UniMatch
 from semivl_jax.types import StreamViews, Views
-from semivl_jax.weights.semivl import import_backbone
 from semivl_jax.weights.tree import flatten
 from tests.golden_files import Golden, assert_close, files, nhwc
-from tests.golden_models import class_text, imported, segmenter, vision_tower
+from tests.golden_models import (
+    class_text,
+    guidance_params,
+    imported,
+    segmenter,
+    variables,
+    vision_tower,
+)
 
 FILES = files("train_steps_*")
 
@@ -59,7 +65,7 @@ class Run:
             conv_encoder_lr=multipliers["conv_encoder"]["lr_mult"],
             decoder_lr=multipliers["head"]["lr_mult"],
         )
-        tree = imported(golden, golden.weights())
+        tree = variables(golden)
         self.stats = tree["batch_stats"]
         trained, frozen = groups_lib.partition(tree["params"], self.groups)
         schedule = optimizer.polynomial_schedule(
@@ -100,9 +106,7 @@ class Run:
         )  # fmt: skip
         self.frozen = state_lib.Frozen(
             text=self.text(cfg["pl_text"]),
-            guidance_params=import_backbone(
-                golden.weights("clip_encoder."), num_heads=clip["num_heads"]
-            ),
+            guidance_params=guidance_params(golden),
             guidance_text=self.text(cfg["mcc_text"]),
         )
         self.state = state_lib.create(trained, frozen, self.stats, tx, ema=False)

@@ -1,8 +1,14 @@
+"""Which parameters are trained, at which learning rate and weight decay."""
+
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from semivl_jax.train import param_groups as groups_lib
+from semivl_jax.weights import conversion
+from semivl_jax.weights.checkpoints import Checkpoint
 from semivl_jax.weights.tree import flatten
+from tests.golden_files import Golden
 
 BLOCK = "backbone/Transformer/encoderblock_0"
 
@@ -29,6 +35,38 @@ def published(finetune):
     return groups_lib.published_groups(
         finetune=finetune, backbone_lr=0.01, conv_encoder_lr=1.0, decoder_lr=10.0
     )
+
+
+ITEMS = Golden("param_groups").meta["items"]
+FINETUNE = {"ftap": "spatial", "pt": "prompts"}
+"""By what the published name of a model says; any other name: all of it is trained."""
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("item", ITEMS, ids=[f"{i['exp']}-{i['index']}" for i in ITEMS])
+def test_every_parameter_has_the_published_rate_and_decay(item):
+    rows = [*item["params"], *item["buffers"]]
+    # Every tensor is filled with its number, so that leaves say what they were made of.
+    state = {
+        name: np.broadcast_to(np.float16(i), shape) for i, (name, shape, *_) in enumerate(rows)
+    }
+    weights = conversion.convert(Checkpoint(source="param_groups", state=state))
+    optimizer = item["cfg"]["optimizer"]
+    multipliers = optimizer["paramwise_cfg"]["custom_keys"]
+    words = item["cfg"]["model"].split("-")
+    groups = groups_lib.published_groups(
+        finetune=next((FINETUNE[word] for word in words if word in FINETUNE), "all"),
+        backbone_lr=multipliers["backbone"]["lr_mult"],
+        conv_encoder_lr=multipliers["conv_encoder"]["lr_mult"],
+        decoder_lr=multipliers["head"]["lr_mult"],
+    )
+    leaves = flatten(weights.tree["params"])
+    for path, group in groups_lib.assign(weights.tree["params"], groups).items():
+        name, _, trained, lr, decay = rows[int(leaves[path].flat[0])]
+        assert trained != group.frozen, f"{path} ({name})"
+        if trained:
+            assert optimizer["lr"] * group.lr == pytest.approx(lr, rel=1e-9), path
+            assert optimizer["weight_decay"] * group.decay == pytest.approx(decay), path
 
 
 def test_spatial_fine_tuning_trains_attention_and_positions_only():

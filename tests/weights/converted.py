@@ -1,4 +1,4 @@
-"""Weights that went through a file of the published format and the convert command's function."""
+"""Weights as a user gets them: saved in a published format, converted by the command's function, loaded."""
 
 import tempfile
 from pathlib import Path
@@ -6,53 +6,45 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from semivl_jax import convert
-from semivl_jax.weights import files, towers
-from semivl_jax.weights.kinds import Options
+from semivl_jax.weights import conversion, files, towers
+from semivl_jax.weights.layouts import Options
 from tests.weights import published
 
 
 def through(folder: Path, state: dict, **options) -> Path:
     """The file that the command makes of a state dict saved as safetensors."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in state.items()}
-    contiguous |= {name: np.asarray(array) for name, array in state.items() if not np.ndim(array)}
-    save_file(contiguous, folder / "theirs.safetensors")
+    save_file({name: np.array(array, order="C") for name, array in state.items()}, folder / "in")
     out = folder / "ours.safetensors"
-    convert.convert(folder / "theirs.safetensors", out, options=Options(**options))
+    conversion.convert_file(folder / "in", out, options=Options(**options))
     return out
 
 
-def segmenter(state: dict, **options) -> files.Weights:
-    """A published segmenter, saved as trained on several devices: every name begins with "module."."""
+def load(state: dict, *, expect: str, **options) -> files.Weights:
     with tempfile.TemporaryDirectory() as folder:
-        wrapped = {f"module.{name}": array for name, array in state.items()}
-        return files.load(through(Path(folder), wrapped, **options), expect=files.SEGMENTER)
+        return files.load(through(Path(folder), state, **options), expect=expect)
+
+
+def segmenter(state: dict, **options) -> files.Weights:
+    """A whole model."""
+    return load(state, expect=files.SEGMENTER, **options)
 
 
 def encoder(state: dict, **options) -> files.Weights:
     """An image encoder alone."""
+    return load(state, expect=files.BACKBONE, **options)
+
+
+def clip(state: dict, **options) -> towers.Clip:
+    """A CLIP under OpenAI's or Hugging Face's names."""
     with tempfile.TemporaryDirectory() as folder:
-        return files.load(through(Path(folder), state, **options), expect=files.BACKBONE)
+        return towers.load(through(Path(folder), state, **options), "")
 
 
-def clip(openai: dict, **options) -> towers.Clip:
-    """A CLIP under OpenAI's names, and the same under Hugging Face's, which must not differ."""
-    with tempfile.TemporaryDirectory() as folder:
-        ours = towers.load(through(Path(folder), openai, **options), "")
-        theirs = published.huggingface(openai)
-        other = towers.load(through(Path(folder), theirs, **options), "")
-    assert_equal_trees(ours.image_params, other.image_params)
-    assert_equal_trees(ours.text_params, other.text_params)
-    assert (ours.image, ours.logit_scale) == (other.image, other.logit_scale)
-    assert ours.text.items() <= other.text.items()
-    return ours
-
-
-def image_tower(semivl: dict, *, num_heads: int) -> towers.Clip:
+def image_tower(semivl: dict, *, num_heads: int, grid: tuple[int, int] | None = None):
     """A tower named as SemiVL names it, brought into OpenAI's layout first; its words are random."""
     out_dim = semivl["proj.weight"].shape[0]
     words = published.random_like(published.openai_text_shapes(64, 1, out_dim))
-    return clip(published.openai_image(semivl) | words, image_heads=num_heads)
+    return clip(published.openai_image(semivl) | words, image_heads=num_heads, grid=grid)
 
 
 def text_tower(openai: dict, *, num_heads: int) -> towers.Clip:

@@ -128,11 +128,11 @@ def openai_text_shapes(
 
 
 def openai_image_shapes(
-    width: int, depth: int, out_dim: int, *, patch: int = 4, side: int = 3
+    width: int, depth: int, out_dim: int, *, patch: int = 4, grid: tuple[int, int] = (3, 3)
 ) -> dict:
     return {
         "visual.class_embedding": (width,),
-        "visual.positional_embedding": (1 + side * side, width),
+        "visual.positional_embedding": (1 + grid[0] * grid[1], width),
         "visual.conv1.weight": (width, 3, patch, patch),
         "visual.proj": (width, out_dim),
         **{f"visual.{n}.{p}": (width,) for n in ("ln_pre", "ln_post") for p in ("weight", "bias")},
@@ -140,10 +140,17 @@ def openai_image_shapes(
     }
 
 
-def tiny_openai(dtype=np.float32) -> dict:
+def tiny_shapes() -> dict:
     """A whole CLIP with one head of 64 channels per tower."""
-    shapes = openai_image_shapes(64, 2, 8) | openai_text_shapes(64, 1, 8)
-    return random_like(shapes, dtype=dtype)
+    return openai_image_shapes(64, 2, 8) | openai_text_shapes(64, 1, 8)
+
+
+def tiny_openai(dtype=np.float32) -> dict:
+    return random_like(tiny_shapes(), dtype=dtype)
+
+
+TIMM_MARKS = {"patch_embed.proj.weight": (8, 3, 4, 4), "blocks.0.ls1.gamma": (8,)}
+"""Names that DINOv2 is detected by."""
 
 
 def semivl_backbone(width: int, out_dim: int) -> dict:

@@ -1,24 +1,21 @@
-"""Other people's weights through `convert`: what is refused, what is said, what stays.
+"""Published weights through `convert`: what is refused, what is said, what stays.
 
-That the published numbers come out is tested where the models are: golden tests of `tests/models` take
-their weights through files (`tests.weights.converted`).
+That the converted models compute the published numbers is tested where the models are
+(`tests.weights.converted`).
 """
 
-import dataclasses
 import re
 import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from semivl_jax import convert
-from semivl_jax.models.vit import CLIP, VisionTransformer
-from semivl_jax.weights import files, towers
-from tests.weights import published
+from semivl_jax.weights import conversion, files, towers
+from tests.golden_files import Golden, assert_close
+from tests.weights import converted, published
 from tests.weights.converted import through
 
 
@@ -30,48 +27,56 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_written(tmp_path):
     with pytest.raises(ValueError) as error:
         through(tmp_path, state)
     text = str(error.value)
-    assert text.startswith(f"{tmp_path / 'theirs.safetensors'} does not fit the model. missing: ")
+    assert text.startswith(f"{tmp_path / 'in'} does not fit the model. missing: ")
     assert "visual.ln_pre.bias" in text and "transformer.resblocks.0.attn.in_proj_weight" in text
     assert "of another shape: visual.transformer.resblocks.1.mlp.c_fc.weight (image/" in text
     assert "(64, 255) instead of (64, 256)" in text
     state = published.tiny_openai()
     state["visual.extra"] = state["visual.ln_pre.bias"]
-    state["visual.proj"] = state["visual.proj"][None]
     state["ln_final.bias"] = np.arange(64)
-    with pytest.raises(ValueError, match=r"visual\.proj has the shape"):
-        through(tmp_path, state)
-    state["visual.proj"] = state["visual.proj"][0]
-    state["visual.conv1.weight"] = state["visual.conv1.weight"][None]
-    with pytest.raises(ValueError, match=r"visual\.conv1\.weight has the shape"):
-        through(tmp_path, state)
-    state["visual.conv1.weight"] = state["visual.conv1.weight"][0]
+    for name in ("visual.proj", "visual.conv1.weight"):
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} has the shape \(1, "):
+            through(tmp_path, state | {name: state[name][None]})
     with pytest.raises(ValueError) as error:
         through(tmp_path, state)
     assert "tensors of unknown name: visual.extra; tensors that are no floating-point" in str(
         error.value
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 @pytest.mark.parametrize(
-    ("state", "sentence"),
+    ("extra", "sentence"),
     [
-        ({"a.weight": np.ones(2)}, r"is of no kind that can be converted .*a\.weight.*--kind"),
-        ({"visual.layer1.0.conv1.weight": np.ones(2)}, "of no kind"),
+        ({"a.weight": ()}, r"is of no format that can be converted .*a\.weight.*--format"),
+        ({"visual.layer1.0.conv1.weight": (2,)}, "is of no format"),
+        ({"register_tokens": (1, 4, 8), **published.TIMM_MARKS}, "DINOv2 with register tokens"),
+        ({"conv1.weight": (64, 3, 7, 7), "layer4.0.conv1.weight": (2, 2, 1, 1)}, "one 7×7 convol"),
+        (
+            published.openai_image_shapes(64, 1, 8) | published.openai_text_shapes(64, 1, 9),
+            "images are embedded in 8 dimensions, words in 9",
+        ),
+        (
+            {"visual.attnpool.c_proj.weight": (2, 2), **published.tiny_shapes()},
+            "CLIP with a residual network; convert one with a vision",
+        ),
     ],
+    ids=["unknown", "part", "registers", "stem", "towers", "residual"],
 )
-def test_unknown_weights(tmp_path, state, sentence):
+def test_weights_that_are_not_supported_are_refused_by_name(tmp_path, extra, sentence):
     with pytest.raises(ValueError, match=sentence):
-        through(tmp_path, state)
+        through(tmp_path, published.random_like(extra))
 
 
-def test_residual_clip_is_refused_by_name(tmp_path):
-    state = published.tiny_openai() | {"visual.layer1.0.conv1.weight": np.ones(2, np.float32)}
-    with pytest.raises(ValueError, match="CLIP with a residual network; convert one with a vision"):
-        through(tmp_path, state)
+def test_the_format_can_be_told(tmp_path):
+    state = published.tiny_openai()
+    save_file(state, tmp_path / "in")
+    for name, sentence in (("resnet", r"lacks conv1\.6\.weight"), ("clip", "clip is unknown; ch")):
+        with pytest.raises(ValueError, match=sentence):
+            conversion.convert_file(tmp_path / "in", tmp_path / "o.safetensors", format=name)
 
 
-def test_heads_that_nobody_says(tmp_path):
+def test_heads_that_nobody_states(tmp_path):
     shapes = published.openai_image_shapes(48, 1, 8) | published.openai_text_shapes(64, 1, 8)
     state = published.random_like(shapes)
     with pytest.raises(ValueError, match=r"do not divide the width 48, .* give --image_heads"):
@@ -79,6 +84,15 @@ def test_heads_that_nobody_says(tmp_path):
     with pytest.raises(ValueError, match="5 heads do not divide the width 48"):
         through(tmp_path, state, image_heads=5)
     assert towers.load(through(tmp_path, state, image_heads=3), "").image["num_heads"] == 3
+
+
+def test_both_layouts_of_clip_give_the_same():
+    openai = published.tiny_openai()
+    one, other = converted.clip(openai), converted.clip(published.huggingface(openai))
+    converted.assert_equal_trees(one.image_params, other.image_params)
+    converted.assert_equal_trees(one.text_params, other.text_params)
+    assert (one.image, one.logit_scale) == (other.image, other.logit_scale)
+    assert one.text.items() <= other.text.items()
 
 
 def test_half_precision_stays_and_training_facts_are_an_option(tmp_path):
@@ -91,49 +105,81 @@ def test_half_precision_stays_and_training_facts_are_an_option(tmp_path):
     weights = files.load(path, expect=files.CLIP)
     assert (weights.kind, weights.sizes["image"]["quick_gelu"]) == ("openai_clip", True)
     assert weights.sizes["image"]["eps"] == 1e-5
-    assert path.stat().st_size < 1.2 * (tmp_path / "theirs.safetensors").stat().st_size
+    assert path.stat().st_size < 1.2 * (tmp_path / "in").stat().st_size
     assert towers.load(path, "").image_params["cls"].dtype == np.float32
     plain = through(tmp_path, state)
     assert "quick_gelu" not in files.load(plain, expect=files.CLIP).sizes["image"]
 
 
-def test_own_names_load_directly_and_own_files_need_no_conversion(tmp_path):
+def test_openais_names_load_directly_and_own_files_need_no_conversion(tmp_path):
     path = through(tmp_path, published.tiny_openai())
-    direct = towers.load(tmp_path / "theirs.safetensors", "")
-    ours = towers.load(path, "")
+    direct, ours = towers.load(tmp_path / "in", ""), towers.load(path, "")
     jax.tree.map(np.testing.assert_array_equal, direct.image_params, ours.image_params)
     jax.tree.map(np.testing.assert_array_equal, direct.text_params, ours.text_params)
-    assert dataclasses.asdict(direct)["image"] == ours.image
+    assert direct.image == ours.image
     with pytest.raises(ValueError, match="is a file of semivl_jax already"):
-        convert.convert(path, tmp_path / "again.safetensors")
+        conversion.convert_file(path, tmp_path / "again.safetensors")
     with pytest.raises(ValueError, match=r"'semivl_jax clip 2', but model\.checkpoint takes"):
         files.load(path, expect=files.SEGMENTER)
 
 
+def test_parts_of_a_model_translate_without_the_rest():
+    sizes = {"backbone": {"num_heads": 2}}
+    gradient = {"backbone.layers.1.attn.attn.in_proj_bias": np.arange(12.0)}
+    tree = conversion.translate_some(gradient, "semivl", sizes, source="gradients")
+    block = tree["params"]["backbone"]["Transformer"]["encoderblock_1"]
+    bias = block["MultiHeadDotProductAttention_0"]["key"]["bias"]
+    np.testing.assert_array_equal(bias, [[4, 5], [6, 7]])
+    assert tree["batch_stats"] == {}
+    with pytest.raises(ValueError, match=r"gradients has tensors of unknown name: teacher\.bias"):
+        conversion.translate_some({"teacher.bias": np.ones(1)}, "semivl", sizes, source="gradients")
+
+
+@pytest.mark.golden
+def test_position_tables_are_the_published_ones_after_loading():
+    """Tables of any grid, as parts of a CLIP that is converted, loaded and resized."""
+    golden = Golden("pos_embed_load")
+    for item in golden.meta["items"]:
+        key, grid = item["idx"], tuple(item["checkpoint_grid"])
+        table = golden[f"in/{key}/pos_embed"][0]
+        shapes = published.openai_image_shapes(table.shape[1], 1, 8, patch=item["patch_size"])
+        state = published.random_like(shapes | published.openai_text_shapes(64, 1, 8))
+        state["visual.positional_embedding"] = table
+        clip = converted.clip(state, image_heads=1, grid=grid)
+        assert clip.grid == grid
+        params = towers.resized(clip, tuple(item["target_grid"]))
+        assert_close(params["pos_embedding"], golden[f"out/{key}/pos_embed"], 1e-5, f"item {key}")
+
+
+def test_a_table_that_is_not_square_needs_its_grid(tmp_path):
+    shapes = published.openai_image_shapes(64, 1, 8, grid=(2, 5))
+    state = published.random_like(shapes | published.openai_text_shapes(64, 1, 8))
+    with pytest.raises(
+        ValueError, match=r"table is for 10 patches, not for a square; .*--grid=ROW"
+    ):
+        through(tmp_path, state)
+    with pytest.raises(ValueError, match="for 10 patches, not for 3×4 = 12 patches"):
+        through(tmp_path, state, grid=(3, 4))
+    path = through(tmp_path, state, grid=(2, 5))
+    assert files.load(path, expect=files.CLIP).grid == towers.load(path, "").grid == (2, 5)
+
+
 def test_command_line(tmp_path):
-    save_file(published.tiny_openai(), tmp_path / "theirs.safetensors")
+    state = published.tiny_openai()
+    save_file(state, tmp_path / "theirs.safetensors")
     command = [sys.executable, "-m", "semivl_jax.convert", str(tmp_path / "theirs.safetensors")]
     out = tmp_path / "new" / "ours.safetensors"
-    done = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True)
+    done = subprocess.run([*command, f"--out={out}", "--grid=3x3"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "recognised: CLIP of OpenAI" in done.stdout
     assert f"--config.model.weights={out}" in done.stdout
-    tower = VisionTransformer(
-        **CLIP,
-        patch_size=4,
-        width=64,
-        depth=2,
-        num_heads=1,
-        mlp_dim=256,
-        out_dim=8,
-        grid=(3, 3),
-        out_indices=(2,),
-    )
-    shapes = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    image = sum(array.size for name, array in state.items() if name.startswith("visual."))
     counts = re.findall(r"^  (\w+) +([\d,]+) parameters$", done.stdout, re.MULTILINE)
     assert [part for part, _ in counts] == ["image", "text", "logit_scale", "total"]
-    assert counts[0][1] == f"{count:,}" and counts[2][1] == "1"
-    done = subprocess.run([*command, "--out=x.pt"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "error: --out=x.pt must end with .safetensors, or .npz to export\n"
+    assert counts[0][1] == f"{image:,}" and counts[2][1] == "1"
+    for option, sentence in (
+        ("--out=x.pt", "--out=x.pt must end with .safetensors, or .npz to export\n"),
+        ("--grid=3", "argument --grid: '3' is not of the form 14x20"),
+    ):
+        done = subprocess.run([*command, "--out=y.npz", option], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {sentence}")

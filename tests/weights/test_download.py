@@ -16,16 +16,10 @@ from tests.weights import published, torch_formats
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
+BLOCKS = {"width": 64, "num_heads": 1, "out_dim": 8}
 SIZES = {
-    "image": {
-        "patch_size": 4,
-        "width": 64,
-        "depth": 2,
-        "num_heads": 1,
-        "mlp_dim": 256,
-        "out_dim": 8,
-    },
-    "text": {"vocab_size": 40, "width": 64, "depth": 1, "num_heads": 1, "out_dim": 8},
+    "image": {**BLOCKS, "patch_size": 4, "depth": 2, "mlp_dim": 256},
+    "text": {**BLOCKS, "vocab_size": 40, "depth": 1},
 }
 
 
@@ -109,7 +103,7 @@ def test_the_hub_is_the_alternative(run, server, tmp_path):
     offer_hub(server)
     code, text = run()
     assert code == 0, text
-    assert "openai: not to be had" in text and "recognised: CLIP in the layout of Hugging" in text
+    assert "openai: not available" in text and "recognised: CLIP in the layout of Hugging" in text
     # OpenAI's file is asked for only where torch is there to read it.
     torch_is_here = importlib.util.find_spec("torch") is not None
     assert (("ViT-B-16.pt", "") in server.requests) == torch_is_here

@@ -1,20 +1,12 @@
-"""Layouts that golden files of the towers do not reach, and trees on disk."""
+"""Trees of arrays, flat and on disk."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.weights.layout import Rule, convert
 from semivl_jax.weights.store import load_tree, save_tree
-from semivl_jax.weights.tree import flatten, unflatten
-
-
-def test_rules_can_drop_what_is_not_needed():
-    rules = (Rule(r"a(\d)", r"x/\1"), Rule(".*count", None))
-    assert convert({"a3": np.ones(1), "b.count": np.ones(())}, rules, source="file") == {
-        "x": {"3": np.ones(1)}
-    }
+from semivl_jax.weights.tree import check, flatten, unflatten
 
 
 def test_trees_flatten_and_return():
@@ -25,25 +17,30 @@ def test_trees_flatten_and_return():
         unflatten({"a": 1, "a/b": 2})
 
 
+def test_all_differences_of_two_trees_are_in_one_error():
+    have = {"a": np.ones(1), "b": {"c": np.ones((2, 3))}, "x": np.ones(1)}
+    like = {"a": np.ones(1), "b": {"c": np.ones((3, 2))}, **{f"m{i}": 0 for i in range(14)}}
+    with pytest.raises(ValueError) as error:
+        check(have, like, source="w.safetensors")
+    assert str(error.value) == (
+        f"w.safetensors does not fit the model. missing: {', '.join(f'm{i}' for i in range(12))} and 2 more; "
+        "unexpected: x; of another shape: b/c (2, 3) instead of (3, 2)"
+    )
+
+
 def test_a_saved_tree_comes_back(tmp_path):
     kernel = np.asfortranarray(np.random.default_rng(0).normal(size=(2, 3)))
     tree = {"a": {"kernel": kernel}, "n": jnp.arange(4), "scale": np.float32(3)}
-    save_tree(tmp_path / "new" / "w.safetensors", tree, {"names": "cat, dog"})
-    back, metadata = load_tree(tmp_path / "new" / "w.safetensors")
+    path = tmp_path / "new" / "w.safetensors"
+    save_tree(path, tree, {"names": "cat, dog"})
+    back, metadata = load_tree(path)
     assert metadata == {"names": "cat, dog"}
     jax.tree.map(np.testing.assert_array_equal, back, tree)
     assert jax.tree.map(np.shape, back) == {"a": {"kernel": (2, 3)}, "n": (4,), "scale": ()}
-    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["w.safetensors"]
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     (tmp_path / "plain").touch()
-    assert (tmp_path / "new" / "w.safetensors").stat().st_mode == (
-        tmp_path / "plain"
-    ).stat().st_mode
-
-
-def test_a_broken_or_missing_file_is_named(tmp_path):
-    path = tmp_path / "w.safetensors"
-    save_tree(path, {"a": np.ones(100)}, {})
-    path.write_bytes(path.read_bytes()[:-50])
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"w\.safetensors is not a readable safetensors file"):
         load_tree(path)
     with pytest.raises(ValueError, match=r"other\.safetensors: no such file"):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from semivl_jax import convert
-from semivl_jax.weights import checkpoints, kinds
+from semivl_jax.weights import checkpoints, conversion
+from semivl_jax.weights.layouts import Options
 from tests.weights import published, torch_formats
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -139,13 +139,13 @@ def test_a_folder_of_hugging_face_says_heads_and_activations(tmp_path, state):
         "text_config": {"num_attention_heads": 2, "hidden_act": "gelu"},
     }
     folder = hugging_face(tmp_path / "clip", state, config)
-    out, options = tmp_path / "ours.safetensors", kinds.Options(as_trained=True)
+    out, options = tmp_path / "ours.safetensors", Options(as_trained=True)
     for src in (folder, folder / "model.safetensors"):
-        sizes = convert.convert(src, out, options=options).sizes
+        sizes = conversion.convert_file(src, out, options=options).sizes
         assert (sizes["image"]["num_heads"], sizes["text"]["num_heads"]) == (4, 2)
         assert (sizes["image"]["quick_gelu"], sizes["image"]["eps"]) == (False, 1e-3)
         assert (sizes["text"]["quick_gelu"], sizes["text"]["eps"]) == (False, 1e-5)
-    plain = convert.convert(folder, out).sizes["image"]
+    plain = conversion.convert_file(folder, out).sizes["image"]
     assert "eps" not in plain and "quick_gelu" not in plain
 
 
@@ -163,6 +163,6 @@ def test_a_folder_of_hugging_face_says_heads_and_activations(tmp_path, state):
 def test_a_config_that_cannot_be_used(tmp_path, state, config, sentence):
     folder = hugging_face(tmp_path / "clip", state, config)
     with pytest.raises(ValueError, match=sentence):
-        convert.convert(folder, tmp_path / "ours.safetensors")
+        conversion.convert_file(folder, tmp_path / "ours.safetensors")
     with pytest.raises(ValueError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         checkpoints.read(tmp_path)

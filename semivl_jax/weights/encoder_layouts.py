@@ -1,0 +1,296 @@
+"""Tables of published encoders: CLIP's towers, timm's ViT, DINOv2, big_vision's towers, residual networks.
+
+One `Layout` each. What is known and not needed (classifiers of ImageNet, DINOv2's mask token) has rules that
+drop it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import linen as nn
+
+from semivl_jax.models import vit
+from semivl_jax.models.clip_text import TextTransformer
+from semivl_jax.models.resnet import ResNet, ResNetV1c
+from semivl_jax.models.siglip import SiglipText
+from semivl_jax.weights.layouts import POSITIONS, Layout, Options, Sizes, Tensors, token_ids
+from semivl_jax.weights.translate import (
+    Rule,
+    Rules,
+    add_axes,
+    add_axis,
+    conv,
+    conv_batch_norm,
+    layer,
+    linear,
+    norm,
+    pointwise,
+    transformer_blocks,
+)
+
+_CLASSIFIER: Rules = tuple(
+    Rule(f"{layer}.{part}", None) for layer in ("fc", "head") for part in ("weight", "bias")
+)
+_PATCHES = "width _ patch_size _"
+
+
+def _vit(kind: Mapping[str, Any]) -> Callable[[Sizes, int], nn.Module]:
+    """A vision transformer of `models.vit`; its last map is the dense embedding or the last block."""
+
+    def module(sizes: Sizes, maps: int) -> nn.Module:
+        last = sizes["depth"] if "out_dim" in sizes else sizes["depth"] - 1
+        indices = (*range(maps - 1), last)
+        return vit.VisionTransformer(**{**kind, **sizes}, out_indices=indices)
+
+    return module
+
+
+def _clip_text(sizes: Sizes, _: int) -> nn.Module:
+    return TextTransformer(**sizes)
+
+
+# --- CLIP as OpenAI names it, and ZegCLIP, which adds prompts ---
+
+
+def _openai_blocks(hidden: str) -> Rules:
+    return transformer_blocks(
+        "transformer.resblocks.#.",
+        norms=("ln_1", "ln_2"),
+        mlp=("mlp.c_fc", "mlp.c_proj"),
+        qkv="attn.in_proj_",
+        out="attn.out_proj",
+        hidden=hidden,
+    )
+
+
+_OPENAI_IMAGE: Rules = (
+    Rule("class_embedding", "cls", add_axes),
+    Rule("positional_embedding", "pos_embedding", add_axis, f"{POSITIONS} _"),
+    Rule("conv1.weight", "embedding/kernel", conv, _PATCHES),
+    *norm("ln_pre", "pre_norm"),
+    *_openai_blocks("mlp_dim _"),
+    *norm("ln_post", "Transformer/encoder_norm"),
+    Rule("proj", "projection/kernel", axes="_ out_dim"),
+)
+_RESIDUAL = (
+    "is a CLIP with a residual network; convert one with a vision transformer: ViT-B/16, ViT-B/32 or "
+    "ViT-L/14"
+)
+OPENAI_IMAGE = Layout(
+    rules=_OPENAI_IMAGE,
+    module=_vit(vit.CLIP),
+    heads="image_heads",
+    refused={"layer1.*": _RESIDUAL, "attnpool.*": _RESIDUAL},
+)
+OPENAI_TEXT = Layout(
+    rules=(
+        Rule("token_embedding.weight", "token_embedding/embedding", axes="vocab_size width"),
+        Rule("positional_embedding", "pos_embedding", add_axis, "context_length _"),
+        *_openai_blocks(""),
+        *norm("ln_final", "Transformer/encoder_norm"),
+        Rule("text_projection", "projection/kernel", axes="_ out_dim"),
+    ),
+    module=_clip_text,
+    heads="text_heads",
+    example=token_ids,
+)
+ZEGCLIP_IMAGE = Layout(
+    rules=(
+        *_OPENAI_IMAGE,
+        Rule("prompt_embeddings", "prompt/embedding", axes="_ prompts _"),
+        Rule("deep_prompt_embeddings", "prompt/deep_embedding", axes="prompt_depth _ _"),
+        *layer("prompt_proj", "prompt/projection"),
+        *norm("prompt_norm", "prompt/norm"),
+    ),
+    module=_vit(vit.PROMPTED_CLIP),
+    heads="image_heads",
+)
+
+# --- CLIP as Hugging Face names it ---
+
+
+def _huggingface_blocks(tower: str, hidden: str) -> Rules:
+    return transformer_blocks(
+        f"{tower}.encoder.layers.#.",
+        norms=("layer_norm1", "layer_norm2"),
+        mlp=("mlp.fc1", "mlp.fc2"),
+        qkv=("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."),
+        out="self_attn.out_proj",
+        hidden=hidden,
+    )
+
+
+_IMAGE, _TEXT = "vision_model.embeddings", "text_model.embeddings"
+HUGGINGFACE_IMAGE = Layout(
+    rules=(
+        Rule(f"{_IMAGE}.class_embedding", "cls", add_axes),
+        Rule(f"{_IMAGE}.position_embedding.weight", "pos_embedding", add_axis, f"{POSITIONS} _"),
+        Rule(f"{_IMAGE}.patch_embedding.weight", "embedding/kernel", conv, _PATCHES),
+        *norm("vision_model.pre_layrnorm", "pre_norm"),  # the misspelling is the published name
+        *_huggingface_blocks("vision_model", "mlp_dim _"),
+        *norm("vision_model.post_layernorm", "Transformer/encoder_norm"),
+        Rule("visual_projection.weight", "projection/kernel", linear, "out_dim _"),
+    ),
+    module=_vit(vit.CLIP),
+    heads="image_heads",
+)
+HUGGINGFACE_TEXT = Layout(
+    rules=(
+        Rule(
+            f"{_TEXT}.token_embedding.weight", "token_embedding/embedding", axes="vocab_size width"
+        ),
+        Rule(f"{_TEXT}.position_embedding.weight", "pos_embedding", add_axis, "context_length _"),
+        *_huggingface_blocks("text_model", ""),
+        *norm("text_model.final_layer_norm", "Transformer/encoder_norm"),
+        Rule("text_projection.weight", "projection/kernel", linear, "out_dim _"),
+    ),
+    module=_clip_text,
+    heads="text_heads",
+    example=token_ids,
+)
+
+# --- CLIP's image tower as SemiVL names it ---
+
+SEMIVL_IMAGE = Layout(
+    rules=(
+        Rule("cls_token", "cls"),
+        Rule("pos_embed", "pos_embedding", axes=f"_ {POSITIONS} _"),
+        Rule("patch_embed.projection.weight", "embedding/kernel", conv, _PATCHES),
+        *norm("ln0", "pre_norm"),
+        *transformer_blocks(
+            "layers.#.",
+            norms=("ln1", "ln2"),
+            mlp=("ffn.layers.0.0", "ffn.layers.1"),
+            qkv="attn.attn.in_proj_",
+            out="attn.attn.out_proj",
+        ),
+        *norm("ln1", "Transformer/encoder_norm"),
+        Rule("proj.weight", "projection/kernel", pointwise, "out_dim _ _ _"),
+    ),
+    module=_vit(vit.CLIP),
+    heads="image_heads",
+)
+
+# --- timm's ViT, and DINOv2, which shares its names ---
+
+_TIMM: Rules = (
+    Rule("cls_token", "cls"),
+    Rule("pos_embed", "pos_embedding", axes=f"_ {POSITIONS} _"),
+    *layer("patch_embed.proj", "embedding", conv, axes=_PATCHES),
+    *transformer_blocks(
+        "blocks.#.",
+        norms=("norm1", "norm2"),
+        mlp=("mlp.fc1", "mlp.fc2"),
+        qkv="attn.qkv.",
+        out="attn.proj",
+    ),
+    *norm("norm", "Transformer/encoder_norm"),
+)
+TIMM_VIT = Layout(rules=(*_TIMM, *_CLASSIFIER), module=_vit(vit.IMAGENET), heads="image_heads")
+DINOV2 = Layout(
+    rules=(
+        *_TIMM,
+        Rule("blocks.#.ls1.gamma", "Transformer/encoderblock_#/LayerScale_0"),
+        Rule("blocks.#.ls2.gamma", "Transformer/encoderblock_#/LayerScale_1"),
+        Rule("mask_token", None),
+    ),
+    module=_vit(vit.DINOV2),
+    heads="image_heads",
+    refused={
+        "register_tokens": "is a DINOv2 with register tokens; convert one without, such as "
+        "dinov2_vitb14_pretrain.pth"
+    },
+)
+
+# --- big_vision's towers, whose names and layouts are ours (`npz` brings older ones into this form) ---
+
+
+def _big_vision(encoder: str) -> Rules:
+    block = f"{encoder}/encoderblock_#"
+    heads, hidden = f"{block}/MultiHeadDotProductAttention_0", f"{block}/MlpBlock_0/Dense_0"
+    return (
+        Rule(f"{heads}/query/kernel", f"{heads}/query/kernel", axes="_ num_heads _", count="depth"),
+        Rule(f"{hidden}/kernel", f"{hidden}/kernel", axes="_ mlp_dim"),
+        Rule("*", "*"),
+    )
+
+
+BIG_VISION_VIT = Layout(
+    rules=(
+        Rule("embedding/kernel", "embedding/kernel", axes="patch_size _ _ width"),
+        Rule("pos_embedding", "pos_embedding", axes=f"_ {POSITIONS} _"),
+        *_big_vision("Transformer"),
+    ),
+    module=_vit(vit.AUGREG),
+    extra=lambda tensors, *_: {
+        "class_token": tensors.any("cls"),
+        "map_head": tensors.any("MAPHead_0/probe"),
+    },
+    class_rows=0,
+)
+BIG_VISION_TEXT = Layout(
+    rules=(
+        Rule("Embed_0/embedding", "Embed_0/embedding", axes="vocab_size width"),
+        Rule("pos_embedding", "pos_embedding", axes="_ context_length _"),
+        Rule("head/kernel", "head/kernel", axes="_ out_dim"),
+        *_big_vision("Encoder_0"),
+    ),
+    module=lambda sizes, _: SiglipText(**sizes),
+    example=token_ids,
+)
+
+# --- residual networks ---
+
+
+def _residual_blocks(name: str, path: str) -> Rules:
+    """Bottleneck blocks under torchvision's names."""
+    return (
+        *conv_batch_norm(f"{name}.conv1", f"{name}.bn1", f"{path}/conv1"),
+        *conv_batch_norm(f"{name}.conv2", f"{name}.bn2", f"{path}/conv2"),
+        *conv_batch_norm(f"{name}.conv3", f"{name}.bn3", f"{path}/conv3"),
+        *conv_batch_norm(f"{name}.downsample.0", f"{name}.downsample.1", f"{path}/shortcut"),
+    )
+
+
+def _resnet_stages(tensors: Tensors, *_: Sizes | Options) -> Sizes:
+    stages = [f"layer{stage}" for stage in (1, 2, 3, 4)]
+    return {
+        "blocks": [tensors.count(f"{stage}.#.conv1.weight") for stage in stages],
+        "channels": [tensors.axis(f"{stage}.0.conv1.weight", "out _ _ _") for stage in stages],
+    }
+
+
+RESNET = Layout(
+    rules=(
+        *conv_batch_norm("conv1.0", "conv1.1", "stem/conv1"),
+        *conv_batch_norm("conv1.3", "conv1.4", "stem/conv2"),
+        *conv_batch_norm("conv1.6", "bn1", "stem/conv3", axes="stem_channels _ _ _"),
+        *_residual_blocks("layer1.#", "stage_0_block_#"),
+        *_residual_blocks("layer2.#", "stage_1_block_#"),
+        *_residual_blocks("layer3.#", "stage_2_block_#"),
+        *_residual_blocks("layer4.#", "stage_3_block_#"),
+        *_CLASSIFIER,
+    ),
+    # Other dilations than the default have the same parameters.
+    module=lambda sizes, _: ResNet(**sizes),
+    extra=_resnet_stages,
+    refused={
+        "conv1.weight": "has a stem of one 7×7 convolution, the encoder has one of three 3×3; use the "
+        "ImageNet weights that UniMatch distributes (resnet50.pth, resnet101.pth)"
+    },
+)
+RESNET_V1C = Layout(
+    rules=(
+        *conv_batch_norm("stem.0", "stem.1", "stem/conv1"),
+        *conv_batch_norm("stem.3", "stem.4", "stem/conv2"),
+        *conv_batch_norm("stem.6", "stem.7", "stem/conv3", axes="stem_channels _ _ _"),
+        *_residual_blocks("layer1.#", "block_#"),
+    ),
+    module=lambda sizes, _: ResNetV1c(**sizes),
+    extra=lambda tensors, *_: {
+        "base_channels": tensors.axis("layer1.0.conv1.weight", "out _ _ _"),
+        "num_blocks": tensors.count("layer1.#.conv1.weight"),
+    },
+)

@@ -1,0 +1,344 @@
+"""The published formats that can be converted, as a table, and which of them a checkpoint has.
+
+In: `checkpoints.Checkpoint`. Out: a `Format`: its parts (`layouts.Layout`), what is known and not needed,
+and where the file that is written belongs. A format is detected from tensor names alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from semivl_jax.weights import decoder_layouts as decoders
+from semivl_jax.weights import encoder_layouts as encoders
+from semivl_jax.weights import files, npz
+from semivl_jax.weights.checkpoints import Checkpoint
+from semivl_jax.weights.layouts import Layout, Options, Tensors
+from semivl_jax.weights.translate import Rule, Rules, State
+from semivl_jax.weights.tree import listed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One module of a format.
+
+    layout   its table
+    branch   where it is in our tree; "": it is the whole tree
+    prefix   what its published names begin with
+    sizes    its name in the sizes; "": as the branch
+    only     the part is there if there is such a name below `prefix`
+    """
+
+    layout: Layout
+    branch: str = ""
+    prefix: str = ""
+    sizes: str = ""
+    only: str = "*"
+
+    @property
+    def key(self) -> str:
+        """Name in the sizes."""
+        return self.sizes or self.branch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """One published format.
+
+    name      for --format, and the `kind` of the file that is written
+    title     for people
+    holds     format of the file that is written: CLIP, SIGLIP, BACKBONE or SEGMENTER of `files`
+    marks     names that every checkpoint of the format has …
+    without   … and names that none has; together no other format is like that
+    parts     its modules
+    arrays    rules of arrays that belong to no part
+    dropped   names that are known and not needed
+    prepare   what is to be done before, to the arrays and the options
+    finish    … and after, with the weights, the config.json and the options
+    """
+
+    name: str
+    title: str
+    holds: str
+    marks: tuple[str, ...]
+    without: tuple[str, ...] = ()
+    parts: tuple[Part, ...]
+    arrays: Rules = ()
+    dropped: tuple[str, ...] = ()
+    prepare: Callable[[Checkpoint, Options], tuple[State, Options]] = lambda checkpoint, options: (
+        checkpoint.state,
+        options,
+    )
+    finish: Callable[[files.Weights, Checkpoint, Options], files.Weights] = lambda weights, *_: (
+        weights
+    )
+
+    def matches(self, names: Mapping[str, Any]) -> bool:
+        """Whether the names are of this format."""
+        tensors = Tensors(names, source="")
+        return all(map(tensors.any, self.marks)) and not any(map(tensors.any, self.without))
+
+
+def detect_format(checkpoint: Checkpoint, name: str = "") -> Format:
+    """The format of a checkpoint, or the one called `name`. ValueError where it is unknown or ambiguous."""
+    if name:
+        return by_name(name)
+    if checkpoint.metadata.get("format", "").startswith("semivl_jax"):
+        raise ValueError(
+            f"{checkpoint.source} is a file of semivl_jax already ({checkpoint.metadata['format']}); it "
+            "needs no conversion"
+        )
+    found = [form for form in FORMATS if form.matches(checkpoint.state)]
+    if len(found) == 1:
+        return found[0]
+    what = "fits several formats" if found else "is of no format that can be converted"
+    choice = ", ".join(form.name for form in found) or ", ".join(names())
+    raise ValueError(
+        f"{checkpoint.source} {what} (its first tensors: {listed(sorted(checkpoint.state)[:6])}); if it is "
+        f"one of {choice}, say so with --format"
+    )
+
+
+def by_name(name: str) -> Format:
+    """The format of that name; ValueError where there is none."""
+    for form in FORMATS:
+        if form.name == name:
+            return form
+    raise ValueError(f"--format={name} is unknown; choose one of {', '.join(names())}")
+
+
+def names() -> tuple[str, ...]:
+    """Names of all formats."""
+    return tuple(form.name for form in FORMATS)
+
+
+# --- what single formats need besides their tables ---
+
+_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+"""Whether an activation of Hugging Face's config.json is QuickGELU."""
+
+
+def _heads_of_config(checkpoint: Checkpoint, options: Options) -> tuple[State, Options]:
+    """Attention heads that the options do not say are those of Hugging Face's config.json."""
+    found = {
+        option: getattr(options, option) or _config_of(checkpoint, part).get("num_attention_heads")
+        for option, part in (("image_heads", "vision_config"), ("text_heads", "text_config"))
+    }
+    return checkpoint.state, dataclasses.replace(options, **found)
+
+
+def _config_of(checkpoint: Checkpoint, part: str) -> Mapping[str, Any]:
+    """Settings of one tower; OpenAI's facts are the default. ValueError for ones that cannot be used."""
+    source, settings = checkpoint.source, checkpoint.config.get(part, {})
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{source}: config.json says no settings under {part}; fetch it again")
+    defaults = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": None}
+    settings = defaults | dict(settings)
+    if settings["hidden_act"] not in _ACTIVATIONS:
+        raise ValueError(
+            f"{source}: config.json says {part}.hidden_act = {settings['hidden_act']!r}, which the towers do "
+            f"not have; they have {' and '.join(_ACTIVATIONS)}"
+        )
+    eps, heads = settings["layer_norm_eps"], settings["num_attention_heads"]
+    if not isinstance(eps, float) or not (heads is None or isinstance(heads, int)):
+        raise ValueError(
+            f"{source}: config.json says {part}.layer_norm_eps = {eps!r} and num_attention_heads = "
+            f"{heads!r}, which are no numbers; fetch it again"
+        )
+    return settings
+
+
+def _finish_clip(weights: files.Weights, checkpoint: Checkpoint, options: Options) -> files.Weights:
+    """Activations and epsilons into the sizes, the exponential of the logit scale, a square grid left out."""
+    sizes, trained = weights.sizes, {}
+    for tower in ("vision", "text"):
+        settings = _config_of(checkpoint, f"{tower}_config")
+        trained[tower] = {
+            "quick_gelu": _ACTIVATIONS[settings["hidden_act"]],
+            "eps": settings["layer_norm_eps"],
+        }
+    image_sizes = {k: v for k, v in sizes["image"].items() if k != "grid" or v[0] != v[1]}
+    image_sizes |= trained["vision"] if options.as_trained else {}
+    text_sizes = sizes["text"] | (trained["text"] if weights.kind == "huggingface_clip" else {})
+    _check_widths(checkpoint, image=image_sizes["out_dim"], text=text_sizes["out_dim"])
+    activation = "QuickGELU" if trained["vision"]["quick_gelu"] else "GELU"
+    scale = np.asarray(np.exp(np.float32(weights.tree["logit_scale"])))
+    return dataclasses.replace(
+        weights,
+        sizes={"image": image_sizes, "text": text_sizes},
+        tree={part: weights.tree[part] for part in ("image", "text")} | {"logit_scale": scale},
+        notes={"trained_with": f"{activation}, LayerNorm epsilon {trained['vision']['eps']:g}"},
+    )
+
+
+def _finish_siglip(weights: files.Weights, checkpoint: Checkpoint, _: Options) -> files.Weights:
+    sizes = weights.sizes
+    _check_widths(checkpoint, image=sizes["img"]["width"], text=sizes["txt"]["out_dim"])
+    return weights
+
+
+def _check_widths(checkpoint: Checkpoint, *, image: int, text: int) -> None:
+    if image != text:
+        raise ValueError(
+            f"{checkpoint.source}: images are embedded in {image} dimensions, words in {text}; these are not "
+            "the towers of one model"
+        )
+
+
+def _plain_names(checkpoint: Checkpoint, options: Options) -> tuple[State, Options]:
+    return npz.plain_names(checkpoint.state, source=checkpoint.source), options
+
+
+# --- the table ---
+
+_LOGIT_SCALE = (Rule("logit_scale", "logit_scale"),)
+_LAYER_SCALE = "blocks.0.ls1.gamma"
+
+
+def _backbone(layout: Layout, prefix: str = "backbone.") -> Part:
+    return Part(layout=layout, branch="backbone", prefix=prefix)
+
+
+def _decoder(layout: Layout, sizes: str, prefix: str = "decode_head.", only: str = "*") -> Part:
+    return Part(layout=layout, branch="decoder", prefix=prefix, sizes=sizes, only=only)
+
+
+FORMATS = (
+    Format(
+        name="openai_clip",
+        title="CLIP of OpenAI: image and text tower",
+        holds=files.CLIP,
+        marks=("visual.conv1.weight", "token_embedding.weight"),
+        parts=(
+            Part(layout=encoders.OPENAI_IMAGE, branch="image", prefix="visual."),
+            Part(layout=encoders.OPENAI_TEXT, branch="text"),
+        ),
+        arrays=_LOGIT_SCALE,
+        dropped=("input_resolution", "context_length", "vocab_size"),  # of TorchScript archives
+        finish=_finish_clip,
+    ),
+    Format(
+        name="huggingface_clip",
+        title="CLIP in the layout of Hugging Face: image and text tower",
+        holds=files.CLIP,
+        marks=("visual_projection.weight", "text_projection.weight"),
+        parts=(
+            Part(layout=encoders.HUGGINGFACE_IMAGE, branch="image"),
+            Part(layout=encoders.HUGGINGFACE_TEXT, branch="text"),
+        ),
+        arrays=_LOGIT_SCALE,
+        dropped=("*_model.embeddings.position_ids",),
+        prepare=_heads_of_config,
+        finish=_finish_clip,
+    ),
+    Format(
+        name="semivl",
+        title="segmenter of SemiVL with CLIP's dense image tower",
+        holds=files.SEGMENTER,
+        marks=("backbone.patch_embed.projection.weight", "backbone.layers.0.ln1.weight"),
+        parts=(
+            _backbone(encoders.SEMIVL_IMAGE),
+            Part(layout=encoders.RESNET_V1C, branch="conv_encoder", prefix="conv_encoder."),
+            _decoder(decoders.VLG, "vlg_decoder", only="conv1.weight"),
+            _decoder(decoders.SEMIVL_DEEPLAB, "deeplab_decoder", only="head.6.weight"),
+        ),
+        dropped=("clip_encoder.*",),  # the frozen guidance tower
+    ),
+    Format(
+        name="vit_baseline",
+        title="segmenter of SemiVL's baseline with an ImageNet ViT",
+        holds=files.SEGMENTER,
+        marks=("backbone.m.patch_embed.proj.weight", "decode_head.head.6.weight"),
+        parts=(
+            _backbone(encoders.TIMM_VIT, "backbone.m."),
+            _decoder(decoders.SEMIVL_DEEPLAB, "deeplab_decoder"),
+        ),
+    ),
+    Format(
+        name="zegclip",
+        title="segmenter of SemiVL's baseline with ZegCLIP",
+        holds=files.SEGMENTER,
+        marks=("backbone.prompt_embeddings", "decode_head.q_proj.weight"),
+        parts=(
+            _backbone(encoders.ZEGCLIP_IMAGE),
+            _decoder(decoders.MASK_DECODER, "mask_decoder"),
+        ),
+    ),
+    Format(
+        name="unimatch_deeplab",
+        title="segmenter of UniMatch: DeepLabV3+ on a residual network",
+        holds=files.SEGMENTER,
+        marks=("backbone.layer4.0.conv1.weight", "classifier.weight"),
+        parts=(
+            _backbone(encoders.RESNET),
+            _decoder(decoders.UNIMATCH_DEEPLAB, "deeplab_decoder", ""),
+        ),
+    ),
+    Format(
+        name="unimatch_v2",
+        title="segmenter of UniMatch V2: DPT on DINOv2",
+        holds=files.SEGMENTER,
+        marks=("backbone.patch_embed.proj.weight", "head.projects.0.weight"),
+        parts=(
+            _backbone(encoders.DINOV2),
+            _decoder(decoders.DPT, "dpt_decoder", "head."),
+        ),
+    ),
+    Format(
+        name="resnet",
+        title="residual network with ImageNet weights, stem of three convolutions",
+        holds=files.BACKBONE,
+        marks=("layer4.0.conv1.weight",),
+        without=("stem.0.weight",),
+        parts=(Part(layout=encoders.RESNET),),
+    ),
+    Format(
+        name="resnet_v1c",
+        title="ResNet-V1c with ImageNet weights: stem and first stage",
+        holds=files.BACKBONE,
+        marks=("stem.0.weight", "layer1.0.conv1.weight"),
+        parts=(Part(layout=encoders.RESNET_V1C),),
+        dropped=("layer2.*", "layer3.*", "layer4.*", "fc.*"),
+    ),
+    Format(
+        name="imagenet_vit",
+        title="ViT of timm with ImageNet weights",
+        holds=files.BACKBONE,
+        marks=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
+        without=(_LAYER_SCALE,),
+        parts=(Part(layout=encoders.TIMM_VIT),),
+    ),
+    Format(
+        name="dinov2",
+        title="DINOv2",
+        holds=files.BACKBONE,
+        marks=("patch_embed.proj.weight", _LAYER_SCALE),
+        parts=(Part(layout=encoders.DINOV2),),
+    ),
+    Format(
+        name="big_vision_vit",
+        title="ViT of big_vision, such as AugReg's",
+        holds=files.BACKBONE,
+        marks=("*embedding/kernel",),
+        without=("*img/embedding/kernel",),
+        parts=(Part(layout=encoders.BIG_VISION_VIT),),
+        dropped=("head/*", "pre_logits/*"),
+        prepare=_plain_names,
+    ),
+    Format(
+        name="siglip",
+        title="SigLIP of big_vision: image and text tower",
+        holds=files.SIGLIP,
+        marks=("*img/embedding/kernel",),
+        parts=(
+            Part(layout=encoders.BIG_VISION_VIT, branch="img", prefix="img/"),
+            Part(layout=encoders.BIG_VISION_TEXT, branch="txt", prefix="txt/"),
+        ),
+        arrays=(Rule("t", "t"), Rule("b", "b")),
+        prepare=_plain_names,
+        finish=_finish_siglip,
+    ),
+)
