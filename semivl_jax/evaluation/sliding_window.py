@@ -86,7 +86,8 @@ class SlidingWindow:
         short_side: images are resized to this short side first; 0: as they are.
         window_batch: windows per call of the network.
         patch_size: windows smaller than the crop are padded with zeros to whole patches, right and below, as
-            the tower itself does. None where that would change the logits (see `SegmentationModel.padding_patch`).
+            the tower itself does. None where that would change the logits (see
+            `SegmentationModel.padding_patch`).
         least_side: pixels that the network needs along either axis. Smaller images are enlarged; in modes
             without a resize, they and too small border windows get a black margin on the right and below.
         max_pixels: larger images are reduced to this area; 0: no limit. For modes that resize scores.
