@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from semivl_jax import utils
 from semivl_jax.config import default_config
 from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.models import build
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.text.class_text import TextTower
 from semivl_jax.types import ClassText, PyTree
@@ -46,8 +47,6 @@ FILES = (
     "config.json",
     "metrics.json",
 )
-TEXT_DECODERS = ("vlg", "atm")
-"""Decoders that need text embeddings of the classes."""
 
 KEYS = {
     "": ("dtype",),
@@ -168,7 +167,7 @@ def load(path: str | os.PathLike[str]) -> Bundle:
     metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
     config = read_config(folder / "config.json")
     text, tower = folder / "text.safetensors", folder / "text_tower.safetensors"
-    needs_text = config.model.decoder in TEXT_DECODERS
+    needs_text = config.model.decoder in build.TEXT_DECODERS
     return Bundle(
         folder=folder,
         config=config,

@@ -156,10 +156,9 @@ def student_loss(
             frozen.text,
             variables(params, state.frozen_params, state.batch_stats),
             passes,
-            perturb=functools.partial(method.perturb, noise),
             names=by_view,
             dropout=dropout,
-            dropout_passes=method.dropout_passes,
+            **method.forward_options(noise),
         )
         values = target_losses(outputs.logits, by_view)
         further, metrics = method.losses(params.get("method", {}), outputs, labels, views)

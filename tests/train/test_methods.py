@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from semivl_jax.train.methods.base import Target
 from semivl_jax.train.methods.supervised import Supervised
 from semivl_jax.train.step import jit_train_step, train_step
 from semivl_jax.types import Stream
+from tests.command import ROOT
 from tests.train import tiny_experiment
 
 STEPS = 4
@@ -198,6 +200,22 @@ def test_a_method_of_ones_own_trains_accumulates_and_resumes(toy, tmp_path):
     after = [step(built.frozen, each, tiny_experiment.batch_of(built, 9))[0]
              for each in (restored(state, built, tmp_path), state)]  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, *after)
+
+
+def test_the_example_of_the_documentation_trains(monkeypatch):
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf8")
+    code = next(
+        block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "class " in block
+    )
+    scope = {"dataclasses": dataclasses, "jax": jax, "jnp": jnp, "UniMatch": methods.UniMatch}
+    exec(code, scope)
+    monkeypatch.setitem(methods.METHODS, "class_thresholds", scope["ClassThresholds"])
+    built = tiny_experiment.build(method="class_thresholds", method__momentum=0.5)
+    state, metrics = tiny_experiment.step_of(built)(
+        built.init_state(), tiny_experiment.batch_of(built)
+    )
+    assert metrics["confident"] > 0  # the most confident class has the whole threshold
+    assert (state.method["confidence"] != 0.5).any()
 
 
 def test_fields_of_a_method_are_its_own():

@@ -167,6 +167,11 @@ class Method:
         """Features by view of one pass, perturbed, or with perturbed copies under new names."""
         return features
 
+    def forward_options(self, noise: PyTree) -> dict[str, Any]:
+        """Options of `train.forward.forward`: perturbation of features, and in which passes layers drop."""
+        perturb = functools.partial(self.perturb, noise)
+        return {"perturb": perturb, "dropout_passes": self.dropout_passes}
+
     def losses(
         self, params: PyTree, outputs: Outputs, labels: PyTree, views: Views
     ) -> tuple[Float[Array, ""], Metrics]:

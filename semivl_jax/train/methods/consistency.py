@@ -70,10 +70,7 @@ class Consistency(Method):
             pseudo = networks.predict(networks.teacher, own.w)
         else:
             pseudo = networks.predict_in_training(
-                {"x": views.x, "w": own.w},
-                name="w",
-                perturb=functools.partial(self.perturb, noise),
-                dropout_passes=self.dropout_passes,
+                {"x": views.x, "w": own.w}, name="w", **self.forward_options(noise)
             )
         made = [self.image_targets(networks, own, pseudo)]
         for crop in partner:
@@ -102,19 +99,23 @@ class Consistency(Method):
             mixed = own
             if view in views.boxes:
                 mixed = jax.tree.map(functools.partial(cutmix.mix, views.boxes[view]), own, partner)
-            by_view[view] = self.view_targets(view, mixed)
+            by_view[view] = self.view_targets(view, mixed, state)
         return Targets(
-            views=by_view, factors=self.factors(progress), metrics=self.label_metrics(own)
+            views=by_view, factors=self.factors(progress), metrics=self.label_metrics(own, state)
         )
 
-    def view_targets(self, view: str, labels: ImageLabels) -> tuple[Target, ...]:
+    def thresholds(self, labels: ImageLabels, state: PyTree) -> float | Float[Array, "b h w"]:
+        """The confidence from which a pseudo-label counts, of all pixels or of every pixel."""
+        return self.confidence_threshold
+
+    def view_targets(self, view: str, labels: ImageLabels, state: PyTree) -> tuple[Target, ...]:
         """The targets of one view, named `loss_<view>` and so on."""
         pseudo = labels.pseudo
         weight = losses.consistency_weights(
             pseudo.confidence,
             labels.ignore,
             mode=self.confidence_mode,
-            threshold=self.confidence_threshold,
+            threshold=self.thresholds(labels, state),
         )
         return (Target(f"loss_{view}", pseudo.label, weight),)
 
@@ -123,13 +124,13 @@ class Consistency(Method):
         shares = {f"loss_{view}": 0.5 * share for view, share in self.view_shares.items()}
         return {"loss_x": 0.5, **shares}
 
-    def label_metrics(self, labels: ImageLabels) -> Metrics:
+    def label_metrics(self, labels: ImageLabels, state: PyTree) -> Metrics:
         """Metrics of the labels of w."""
-        return {"confident": self.confident_share(labels)}
+        return {"confident": self.confident_share(labels, state)}
 
-    def confident_share(self, labels: ImageLabels) -> Float[Array, ""]:
+    def confident_share(self, labels: ImageLabels, state: PyTree) -> Float[Array, ""]:
         """Share of the pixels whose confidence reaches the threshold."""
-        sure = labels.pseudo.confidence >= self.confidence_threshold
+        sure = labels.pseudo.confidence >= self.thresholds(labels, state)
         return losses.share_of_valid(sure, labels.ignore)
 
     def passes(self, views: Views) -> list[dict[str, Float[Array, "b h w 3"]]]:
@@ -151,7 +152,8 @@ class Consistency(Method):
     ) -> dict[str, Array]:
         """The teacher's label where it is confident, and its confidence."""
         pseudo = networks.predict(networks.teacher, image)
-        sure = pseudo.confidence >= self.confidence_threshold
+        nowhere = jnp.zeros(pseudo.label.shape, bool)
+        sure = pseudo.confidence >= self.thresholds(ImageLabels(pseudo, nowhere), state)
         label = jnp.where(sure, pseudo.label, IGNORE_INDEX)
         return {"pseudo": label, "confidence": pseudo.confidence}
 

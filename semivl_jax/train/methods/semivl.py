@@ -41,13 +41,13 @@ class SemiVL(UniMatch):
         guidance = networks.guidance(crop.w, crop.ignore, threshold=self.guidance_threshold)
         return ImageLabels(pseudo, crop.ignore, guidance)
 
-    def view_targets(self, view: str, labels: ImageLabels) -> tuple[Target, ...]:
+    def view_targets(self, view: str, labels: ImageLabels, state: PyTree) -> tuple[Target, ...]:
         """Adds the guidance label."""
         weight = losses.guidance_weights(
             labels.guidance, labels.ignore, reduction=self.guidance_reduction
         )
         guidance = Target(f"guidance_{view}", labels.guidance, weight)
-        return (*super().view_targets(view, labels), guidance)
+        return (*super().view_targets(view, labels, state), guidance)
 
     def factors(self, progress: Float[Array, ""]) -> dict[str, float | Array]:
         """Guidance losses are shared as the views are, times a weight that falls over the training."""
@@ -67,10 +67,10 @@ class SemiVL(UniMatch):
         """λ of METHOD 4.7."""
         return self.guidance_start + (self.guidance_end - self.guidance_start) * progress
 
-    def label_metrics(self, labels: ImageLabels) -> Metrics:
+    def label_metrics(self, labels: ImageLabels, state: PyTree) -> Metrics:
         """Adds the share of pixels that guidance labels."""
         share = losses.share_of_valid(labels.guidance != IGNORE_INDEX, labels.ignore)
-        return super().label_metrics(labels) | {"guidance_share": share}
+        return super().label_metrics(labels, state) | {"guidance_share": share}
 
     def image_labels(
         self, networks: Networks, image: Float[Array, "b h w 3"], state: PyTree
