@@ -79,28 +79,24 @@ class Axis(NamedTuple):
 class SlidingWindow:
     """Options of sliding-window inference; names in messages are those of the configuration.
 
-        Attributes:
-            mode: one of `MODES`.
-            crop: side of the window, and of the square of the network's logits.
-            stride: pixels, or a fraction of the crop if below 1; read in the modes `STRIDED`.
-            short_side: images are resized to this short side first; 0: as they are.
-            window_batch: windows per call of the network.
-            patch_size: windows smaller than the crop are padded with zeros to whole patches, right and below, as
-    <<<<<<< HEAD
-                the tower does. None where that would change the logits (`SegmentationModel.padding_patch`).
-    =======
-                the tower itself does. None where that would change the logits (see
-                `SegmentationModel.padding_patch`).
-    >>>>>>> infer
-            least_side: pixels that the network needs along either axis. Smaller images are enlarged; in modes
-                without a resize, they and too small border windows get a black margin on the right and below.
-            max_pixels: larger images are reduced to this area; 0: no limit. For modes that resize scores.
-            via_square: logits have the crop's size, before the resize to the window (METHOD 3.10), or with False
-                the window's own size.
+    Attributes:
+        mode: one of `MODES`.
+        crop: side of the window, and of the square of the network's logits.
+        stride: pixels, or a fraction of the crop if below 1; read in the modes `STRIDED`.
+        short_side: images are resized to this short side first; 0: as they are.
+        window_batch: windows per call of the network.
+        patch_size: windows smaller than the crop are padded with zeros to whole patches, right and below, as
+            the tower itself does. None where that would change the logits (see
+            `SegmentationModel.padding_patch`).
+        least_side: pixels that the network needs along either axis. Smaller images are enlarged; in modes
+            without a resize, they and too small border windows get a black margin on the right and below.
+        max_pixels: larger images are reduced to this area; 0: no limit. For modes that resize scores.
+        via_square: logits have the crop's size, before the resize to the window (METHOD 3.10), or with False
+            the window's own size.
 
-        Raises:
-            ValueError: an unknown mode, a stride that leaves gaps, or a resize in a mode that scores the
-                pixels of the image.
+    Raises:
+        ValueError: an unknown mode, a stride that leaves gaps, or a resize in a mode that scores the
+            pixels of the image.
     """
 
     mode: str
