@@ -130,7 +130,7 @@ def test_models_rates_and_decays_are_the_published_ones(model, published):
     assert config.data.crop == expected["crop"]
     unused = UNUSED.get(model, 0)
     assert count(state.params) + unused == expected["trained"]
-    assert count((state.params, state.frozen)) + unused == expected["total"]
+    assert count((state.params, state.frozen_params)) + unused == expected["total"]
     assert count(built.frozen.guidance_params) == expected["guidance_encoder"]
     owners = groups_lib.assign(state.params, built.modules.groups)
     for part, rate in rates.items():
@@ -151,7 +151,7 @@ def test_unimatch_v2_is_the_published_one(backbone, logged, unused):
         config = config_of(f"unimatch_v2:voc,92,backbone={backbone},finetune={finetune}")
         built = run.abstract_experiment(config)
         state = built.abstract_state()
-        everything = count((state.params, state.frozen)) + unused
+        everything = count((state.params, state.frozen_params)) + unused
         assert round(everything / 1e6, 1) == logged
         assert set(state.params) == ({"backbone", "decoder"} if finetune == "all" else {"decoder"})
         rates = {

@@ -65,8 +65,7 @@ def options(place, name, *more):
         "--config.optim.name=sgd",
         "--config.optim.lr=0.002",
         "--config.method.confidence_mode=pixelavg",
-        "--config.method.strong_views=1",  # test_meshes has the whole method
-        "--config.method.guidance=False",
+        "--config.method.name=fixmatch",  # test_meshes has the whole method
         *more,
     ]
 
@@ -230,7 +229,7 @@ distributed.start(coordinator_address=address, num_processes=2, process_id=index
 if index == 1:
     time.sleep(2)
     done.touch()
-distributed.meet("both")
+distributed.barrier("both")
 print("done before:", done.exists())
 
 # Then the first one prepares something, and the processes exchange whether that failed.
