@@ -12,7 +12,7 @@ from semivl_jax.data.download import Patience, RemoteFile
 from semivl_jax.weights import download, towers
 from semivl_jax.weights.download import CLIP_VIT_B16, Published
 from tests.data.file_server import serve
-from tests.weights import published, torch_formats
+from tests.weights import file_formats, published
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -62,7 +62,7 @@ def sha(data):
 
 
 def offer_official(server, folder):
-    torch_formats.save_script(published.tiny_openai(), folder / "script.pt")
+    file_formats.save_script(published.tiny_openai(), folder / "script.pt")
     server.files["ViT-B-16.pt"] = (folder / "script.pt").read_bytes()
 
 
