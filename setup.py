@@ -13,6 +13,7 @@ setup(
         "semivl_jax": [
             "*.json",
             "text/*.json",
+            "text/clip_merges.*",
             "weights/*.safetensors",
             "weights/*.json",
             "reporting/*.js",
@@ -30,7 +31,6 @@ setup(
         "ftfy>=6.3,<7",
         "grain>=0.2.16,<0.3",
         "importlib_resources>=6",  # tensorflow-datasets needs it and does not ask for it
-        "instant-clip-tokenizer>=0.1.1,<0.2",
         "jax>=0.10,<0.13",
         "jinja2>=3.1,<4",
         "jaxtyping>=0.3,<0.4",
@@ -44,6 +44,7 @@ setup(
         "safetensors>=0.5,<1",
         "tensorboardX>=2.6,<3",
         "tensorflow-datasets>=4.9.10,<4.10",
+        "tokenizers>=0.22,<0.24",
         "tqdm>=4.66,<5",
     ],
     extras_require={

@@ -1,1 +1,1 @@
-"""Measurements behind the figures of the README and the docs; each prints a table and writes JSON."""
+"""Commands behind the numbers of the README and the docs; each prints a table, most also write JSON."""

@@ -1,15 +1,15 @@
-"""Reports in headless Chromium, for the benchmark, the tests and the screenshots of the documentation.
+"""Opens reports in headless Chromium, for tests and for the screenshots of the documentation.
 
-    python -m benchmarks.browser REPORT.html --out=docs/report
+    python -m benchmarks.browser runs/demo/report.html --out=docs/report
 
-writes `<out>-desktop.jpg` (1280 wide, light) and `<out>-phone.jpg` (390 wide, dark).
+writes `OUT-desktop.jpg` (1280 wide, light) and `OUT-phone.jpg` (390 wide, dark). Needs the extra `test` and
+Debian's chromium and chromium-driver.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -25,27 +25,15 @@ SIZES = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
 
 
 def missing() -> str | None:
-    """What is not installed, in words; None where a browser can be driven."""
+    """The program that is not installed, in words; None if there is none."""
     for program in ("chromium", "chromedriver"):
         if shutil.which(program) is None:
             return f"no {program} here (Debian: apt-get install chromium chromium-driver)"
     return None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Opening:
-    """How fast a report opened: milliseconds from the start of the navigation."""
-
-    first_paint: float
-    """First text or picture on the screen (the browser's first-contentful-paint)."""
-    first_screen: float
-    """Every chart on the first screen is drawn and painted; tables and pictures need no script."""
-    all_charts: float
-    """The charts further down are drawn too."""
-
-
 class Browser:
-    """A Chromium window that can be as wide as a phone or a desktop; a context manager."""
+    """A Chromium window of the size of a desktop or phone; a context manager."""
 
     def __init__(self) -> None:
         options = webdriver.ChromeOptions()
@@ -53,7 +41,7 @@ class Browser:
                      "--disable-gpu", "--hide-scrollbars"):  # fmt: skip
             options.add_argument(flag)
         options.binary_location = shutil.which("chromium") or ""
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
         self.resize("desktop")
 
@@ -71,19 +59,14 @@ class Browser:
         media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
 
-    def open(self, path: Path) -> Opening:
+    def open(self, path: Path) -> None:
         """Opens a report and waits until all its charts are drawn."""
         self.driver.get(path.resolve().as_uri())
-        script = (
-            "const {ready, drawn} = document.documentElement.dataset, paint = performance"
-            ".getEntriesByName('first-contentful-paint')[0];"
-            "return ready && drawn && paint && [paint.startTime, Number(ready), Number(drawn)]"
-        )
-        times = WebDriverWait(self.driver, 60).until(lambda d: d.execute_script(script))
-        return Opening(first_paint=times[0], first_screen=times[1], all_charts=times[2])
+        script = "return document.documentElement.dataset.drawn"
+        WebDriverWait(self.driver, 60).until(lambda driver: driver.execute_script(script))
 
     def run(self, script: str) -> Any:
-        """What a script returns in the page."""
+        """Runs a script in the page and returns its value."""
         return self.driver.execute_script(script)
 
     def console(self) -> list[str]:
@@ -91,7 +74,7 @@ class Browser:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def picture(self, path: Path, *, height: int) -> None:
-        """The page from its top, as wide as the window, as a JPEG."""
+        """Saves the top of the page, as wide as the window, as a JPEG."""
         whole = self.run("return document.documentElement.scrollHeight")
         width = self.run("return innerWidth")
         scale = 0.75 if width > 1000 else 1
@@ -105,11 +88,13 @@ class Browser:
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("benchmarks.browser", __doc__)
-    made.add_argument("report", type=Path, help="a report.html")
-    made.add_argument("--out", default="report", help="path without -desktop.jpg")
-    made.add_argument("--height", type=int, default=2600, help="most pixels of a picture's height")
-    return made
+    command = utils.Parser("benchmarks.browser", __doc__)
+    command.add_argument("report", type=Path, help="a report.html")
+    command.add_argument("--out", default="report", help="path without -desktop.jpg")
+    command.add_argument(
+        "--height", type=int, default=2600, help="most pixels of a picture's height"
+    )
+    return command
 
 
 def main() -> None:

@@ -1,111 +1,116 @@
-"""What each part of SemiVL adds, on the drawn pictures of `shapes`.
+"""What each part of SemiVL adds, on the generated images of `shapes`.
 
     python -m benchmarks.demo_ablation --out=runs/ablation [--seeds=0,1,2 --steps=400 --jobs=2]
 
-Every row is the demo configuration with the same labelled pictures and the same number of steps; a row
-adds one part to the row before. The score is the validation mIoU (%) of the weights at the end of
-training (of the average where the row keeps one), not the best on the way. Rows that are there already
-are not run again. Prints a Markdown table and writes `<out>/ablation.json`.
+Every row is the demo configuration with the same labelled images and the same number of steps; a row adds
+one part to the row before. The score is the validation mIoU (%) of the weights at the end of training (of the
+EMA where there is one). Finished runs are not repeated. Prints a Markdown table and writes
+`OUT/ablation.json`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from pathlib import Path
 
-from absl import app, flags
-
-from semivl_jax import sweep
-
-_OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of the runs and of ablation.json.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of initialisation, order and views.")
-_STEPS = flags.DEFINE_integer("steps", 0, "Steps of every run; 0: as many as the demo.")
-_JOBS = flags.DEFINE_integer("jobs", 2, "Runs at a time, each on its own share of the cores.")
+from semivl_jax import sweep, utils
 
 _FROM_SCRATCH = {
-    "method.semi_supervised": False,
+    "method.name": "supervised",
     "model.init": "random",
     "model.finetune": "all",
     "model.decoder": "deeplab",
     "model.out_indices": "(2,4)",
-    "method.guidance": False,
 }
 
-# Evaluated at the end only, without pictures.
-_QUIET = {"evaluation.every_steps": 1_000_000, "evaluation.pictures": 0}
-
-# Each row: its name and what it changes of the row before (None: back to the demo's own value).
-ROWS: tuple[tuple[str, dict[str, object]], ...] = (
-    ("labelled pictures only", _FROM_SCRATCH),
-    ("+ consistency", {"method.semi_supervised": None}),
-    (
-        "+ CLIP initialisation, spatial fine-tuning",
-        {"model.init": None, "model.finetune": None},
-    ),
+# Name of a row, and what it changes in the row before (None: the value of the demo).
+STEPS: tuple[tuple[str, dict[str, object]], ...] = (
+    ("labelled images only", _FROM_SCRATCH),
+    ("+ consistency", {"method.name": "unimatch"}),
+    ("+ CLIP initialisation, spatial fine-tuning", {"model.init": None, "model.finetune": None}),
     ("+ language-guided decoder", {"model.decoder": None, "model.out_indices": None}),
-    ("+ CLIP guidance (class names)", {"method.guidance": None, "text.guidance": "name"}),
+    ("+ CLIP guidance (class names)", {"method.name": None, "text.guidance": "name"}),
     ("+ class definitions", {"text.guidance": None}),
 )
 
+# Beside these steps: the third row without consistency.
+_EXTRA = "(CLIP initialisation, labelled images only)"
+_EXTRA_OF = "+ CLIP initialisation, spatial fine-tuning"
 
-# Beside the ladder: what the third row is without consistency.
-_BESIDE = "(CLIP initialisation, labelled pictures only)"
-_BESIDE_OF = "+ CLIP initialisation, spatial fine-tuning"
+# Evaluate at the end only, without pictures.
+_QUIET = {
+    "evaluation.every_steps": 1_000_000,
+    "evaluation.pictures": 0,
+    "evaluation.pseudo_label_eval_images": 0,
+}
 
 
-def row_options() -> dict[str, dict[str, object]]:
-    """Row name → all fields that differ from the demo configuration."""
+def rows() -> dict[str, dict[str, object]]:
+    """Name of a row → all fields that differ from the demo configuration."""
     fields: dict[str, object] = {}
-    rows = {}
-    for name, change in ROWS:
+    table = {}
+    for name, change in STEPS:
         fields = {k: v for k, v in {**fields, **change}.items() if v is not None}
-        rows[name] = fields
-    rows[_BESIDE] = {**rows[_BESIDE_OF], "method.semi_supervised": False}
-    return rows
+        table[name] = fields
+    table[_EXTRA] = {**table[_EXTRA_OF], "method.name": "supervised"}
+    return table
 
 
-def planned() -> dict[str, list[sweep.Run]]:
-    """The runs of every row, one per seed."""
-    steps = {"steps": _STEPS.value} if _STEPS.value else {}
-    return {
+def add_options(command: argparse.ArgumentParser, *, out: str) -> argparse.ArgumentParser:
+    """Options of benchmarks that train rows with several seeds."""
+    option = command.add_argument
+    option("--config", default="configs/demo.py", help="configuration of every run")
+    option("--out", default=out, help="folder of the runs and of the table")
+    option("--seeds", default="0,1,2", help="seeds of every row")
+    option("--steps", type=int, default=0, help="steps of every run; 0: as the configuration says")
+    option("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
+    return command
+
+
+def train(
+    rows: dict[str, dict[str, object]], options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Last mIoU (%) per seed of every row; runs what is not finished."""
+    steps = {"steps": options.steps} if options.steps else {}
+    runs = {
         name: [
             sweep.Run(
                 name=f"{name}, seed {seed}",
-                config="configs/demo.py",
-                workdir=Path(_OUT.value) / f"{number}-seed{seed}",
+                config=options.config,
+                workdir=Path(options.out) / f"{number}-seed{seed}",
                 fields={**fields, "seed": seed, **steps, **_QUIET},
             )
-            for seed in _SEEDS.value
+            for seed in options.seeds.split(",")
         ]
-        for number, (name, fields) in enumerate(row_options().items())
+        for number, (name, fields) in enumerate(rows.items())
     }
-
-
-def main(argv: list[str]) -> None:
-    """Runs what is missing and prints the table."""
-    del argv
-    runs = planned()
     every = [one for of_row in runs.values() for one in of_row]
-    sweep.run_all(sorted(every, key=lambda one: one.fields["seed"]), jobs=_JOBS.value)
-    report(runs)
+    failed = sweep.run_all(sorted(every, key=lambda one: one.fields["seed"]), jobs=options.jobs)
+    if failed:
+        raise SystemExit(f"error: {len(failed)} runs failed; see log.txt in their workdirs")
+    return {name: [one.result().last for one in of_row] for name, of_row in runs.items()}
 
 
-def report(runs: dict[str, list[sweep.Run]]) -> None:
-    """Prints the table and writes it as JSON."""
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    command = utils.Parser("benchmarks.demo_ablation", __doc__)
+    return add_options(command, out="runs/ablation")
+
+
+def main() -> None:
+    """Trains, prints and writes the table."""
+    options = parser().parse_args()
     table = []
-    print(f"\n| shapes, {len(_SEEDS.value)} seeds | mIoU (%) |\n| --- | --- |")
-    for name, of_row in runs.items():
-        values = [result.last for one in of_row if (result := one.result()) is not None]
-        if not values:
-            raise ValueError(f"row {name!r} has no result; see the log.txt files in {_OUT.value}")
+    print(f"\n| {options.config}, seeds {options.seeds} | mIoU (%) |\n| --- | --- |")
+    for name, values in train(rows(), options).items():
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
         mean = statistics.mean(values)
         table.append({"row": name, "mean": mean, "deviation": deviation, "values": values})
         print(f"| {name} | {sweep.mean_and_deviation(values)} |")
-    text = json.dumps(table, indent=1) + "\n"
-    (Path(_OUT.value) / "ablation.json").write_text(text, encoding="utf8")
+    utils.write_text(Path(options.out) / "ablation.json", json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

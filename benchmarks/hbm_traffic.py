@@ -1,9 +1,9 @@
-"""What a compiled TPU program moves between its memory (HBM) and the chip, and how much of that is padding.
+"""Bytes that a compiled TPU program moves between its memory (HBM) and the chip, and the share of padding.
 
-In: the text of an optimised TPU program, whose shapes carry layouts, as `bf16[105,64,64]{0,2,1:T(8,128)}`:
-the order of dimensions from the fastest, the tile that the two fastest are padded to, and `S(1)` for values
-in the chip's fast memory (VMEM). Out: bytes as stored and without padding. An estimate: every operation reads
-its operands and writes its results once. (The compiler's own count takes both memories together.)
+In: the text of an optimised TPU program. Its shapes have layouts such as `bf16[105,64,64]{0,2,1:T(8,128)}`:
+the order of dimensions from the fastest, the tile to which the two fastest are padded, and `S(1)` for values
+in the chip's fast memory (VMEM). Out: bytes with and without padding. It is an estimate: every operation
+reads its operands and writes its results once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ _SHAPE = re.compile(rf"({'|'.join(_BYTES)})\[([\d,]*)\](?:\{{([^}}]*)\}})?")
 _TILE = re.compile(r"T\((\d+),(\d+)\)")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
+_COMMENT = re.compile(r"/\*.*?\*/")
 _MOVES_NOTHING = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Bytes moved: as stored, and what they would be without padding."""
+    """Bytes moved: `stored` with padding, `needed` without."""
 
     stored: float = 0.0
     needed: float = 0.0
@@ -31,17 +32,17 @@ class Traffic:
         return Traffic(self.stored + other.stored, self.needed + other.needed)
 
     def times(self, count: int) -> Traffic:
-        """That of so many rounds."""
+        """That of `count` iterations."""
         return Traffic(count * self.stored, count * self.needed)
 
     @property
     def padding(self) -> float:
-        """Share of what is stored that only fills tiles."""
+        """Share of the stored bytes that is padding."""
         return 1 - self.needed / self.stored if self.stored else 0.0
 
 
 def of_program(text: str) -> Traffic:
-    """Of one run of the program; a loop counts with its rounds where the compiler knows them, else once."""
+    """Of one run of the program; a loop with an unknown number of iterations counts once."""
     computations: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -50,14 +51,14 @@ def of_program(text: str) -> Traffic:
         else:
             lines.append(line)
     if "ENTRY" not in computations:
-        raise ValueError("the text has no ENTRY computation: give Compiled.as_text() of a program")
+        raise ValueError("the text has no ENTRY computation: pass Compiled.as_text()")
     return _of_computation(computations, "ENTRY")
 
 
 def _of_computation(computations: dict[str, list[str]], name: str) -> Traffic:
     total, values = Traffic(), dict[str, Traffic]()
     for line in computations[name]:
-        found = _INSTRUCTION.match(_without_comments(line))
+        found = _INSTRUCTION.match(_COMMENT.sub("", line))
         if found is None:
             continue
         result, shapes, operation, rest = found.groups()
@@ -78,10 +79,6 @@ def _of_computation(computations: dict[str, list[str]], name: str) -> Traffic:
             operands = re.findall(r"%([\w.-]+)", rest.split("), ")[0])
             total += sum((values.get(each, Traffic()) for each in operands), values[result])
     return total
-
-
-def _without_comments(line: str) -> str:
-    return re.sub(r"/\*.*?\*/", "", line)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""The usual way to feed this method, for comparison: Pillow in worker processes, strong views on the host.
+"""The published way to feed this method, for comparison: all views on the host, in worker processes.
 
-What the published training does for one place of its stream, step by step, written with Pillow, NumPy and
-OpenCV: a labelled crop with its mask; a weak crop and two strong views of an unlabelled photo; the same
-three once more, from a second decoding, for the CutMix partner. All leave the worker as normalised
-float32 in channels-first order, through shared memory, as a torch DataLoader would send them.
+Per item, with Pillow, NumPy and OpenCV: a labelled crop with its mask; a weak crop and two strong views of an
+unlabelled image; the same three from a second decoding, for the CutMix partner. All are normalised float32 in
+channels-first order and leave the worker through shared memory, as a torch DataLoader sends them.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def _tensor(photo: Image.Image) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a worker has to load: (image, mask) paths and image paths, and how."""
+    """What a worker loads: paths of (image, mask) and of images, and how."""
 
     labelled: list[tuple[Path, Path]]
     unlabelled: list[Path]
@@ -116,7 +115,7 @@ class Job:
         return shapes
 
     def load(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """One place of the stream."""
+        """One item."""
         image, mask = self.labelled[rng.integers(len(self.labelled))]
         photo, label = _weak(rng, Image.open(image).convert("RGB"), Image.open(mask), self)
         row = {"labelled": _tensor(photo), "mask": np.array(label).astype(np.int64)}
@@ -134,15 +133,16 @@ class Job:
 
 
 class Loader:
-    """Worker processes that fill batches in shared memory; the consumer hands every one back."""
+    """Worker processes that fill batches in shared memory."""
 
     def __init__(self, job: Job, workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._job, self._turn, self._held = job, 0, None
         self._workers = []
         for seed in range(workers):
-            size = sum(np.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _all(job))
-            memory = context.RawArray("B", int(size))
+            slots = job.slots().values()
+            size = sum(np.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in slots)
+            memory = context.RawArray("B", int(size) * _AHEAD)
             free, ready = context.SimpleQueue(), context.SimpleQueue()
             process = context.Process(target=_work, args=(job, seed, memory, free, ready))
             process.start()
@@ -154,7 +154,7 @@ class Loader:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """The next batch; it stays valid until the one after it is asked for."""
+        """The next batch; it is valid until the next call."""
         if self._held is not None:
             free, number = self._held
             free.put(number)
@@ -165,18 +165,14 @@ class Loader:
         return slots[number]
 
     def close(self) -> None:
-        """End the workers."""
+        """Ends the workers."""
         for process, _, free, _ in self._workers:
             free.put(None)
             process.join()
 
 
-def _all(job: Job) -> list[tuple[tuple[int, ...], Any]]:
-    return list(job.slots().values()) * _AHEAD
-
-
 def _arrays(job: Job, memory: Any) -> list[dict[str, np.ndarray]]:
-    """Views of the shared memory: one dict of arrays per batch that is under way."""
+    """Views of the shared memory: the arrays of _AHEAD batches."""
     start, slots = 0, []
     for _ in range(_AHEAD):
         slot = {}

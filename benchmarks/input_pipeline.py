@@ -2,18 +2,18 @@
 
     python -m benchmarks.input_pipeline --out=input_pipeline.json [--seconds=20 --workers=1,2]
 
-The photos are drawn (`benchmarks.photos`): 500 × 375 for the "ratio" recipe with crops of 512 (Pascal VOC)
-and 2048 × 1024 for the "long side" recipe with crops of 801 (Cityscapes), as JPEGs, with PNG masks.
-One unit of work is a labelled crop with its mask, the weak crop of an unlabelled photo and the partner's:
-three crops. Ours sends them as uint8 and leaves mirroring, colours, blur, boxes and normalisation to the
-accelerator; the other (`benchmarks.host_views`) does what the published training does on the host. Every
-measurement runs in fresh processes. A core's rate is crops per second of processor time, counted over the
-main process and all workers, which other programs on the machine hardly disturb; the wall clock's rate
-stands beside it. Memory is the largest sum of proportional set sizes.
+The images are generated (photos.py): JPEGs of 500 × 375 with the "ratio" resize and crops of 512 (as Pascal
+VOC), and of 2048 × 1024 with the "long side" resize and crops of 801 (as Cityscapes), with PNG masks. An item
+is three crops: a labelled one with its mask, the weak crop of an unlabelled image, its CutMix partner. This
+project sends them as uint8 and leaves flips, colours, blur, boxes and normalisation to the accelerator; the
+other pipeline (host_views.py) does what the published training does on the host. Every measurement runs in
+new processes. The rate of a core is crops per second of processor time of all processes, which other programs
+hardly affect; the rate by the clock is beside it. Memory is the largest sum of proportional set sizes.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -26,76 +26,78 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-
 from benchmarks import host_views, photos
+from semivl_jax import utils
 
-_OUT = flags.DEFINE_string("out", "input_pipeline.json", "The results as JSON.")
-_SECONDS = flags.DEFINE_float("seconds", 20.0, "Length of every measurement.")
-_WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of worker processes.")
-_BATCH = flags.DEFINE_integer("batch", 4, "Images of each kind per batch.")
-_ONE = flags.DEFINE_string("one", "", "A single measurement as JSON; used by the benchmark itself.")
-
-# name: rows and columns of the photos, rule of the scale, crop, how many photos, classes
+# Shape of the images, resize rule, crop, number of images, classes.
 SETS: dict[str, dict[str, Any]] = {
     "voc": {"shape": (375, 500), "rule": "ratio", "crop": 512, "count": 64, "classes": 21},
-    "cityscapes": {
-        "shape": (1024, 2048),
-        "rule": "long_side",
-        "crop": 801,
-        "count": 16,
-        "classes": 19,
-    },
-}
+    "cityscapes": {"shape": (1024, 2048), "rule": "long_side", "crop": 801, "count": 16, "classes": 19},
+}  # fmt: skip
 PIPELINES = ("ours", "host views")
 _LABELLED = 8
 
 
-def main(_: list[str]) -> None:
-    """Draws the photos, runs every measurement, prints the table, writes the file."""
-    if _ONE.value:
-        print(json.dumps(_measure(**json.loads(_ONE.value))))
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    command = utils.Parser("benchmarks.input_pipeline", __doc__)
+    option = command.add_argument
+    option("--out", default="input_pipeline.json", help="the results as JSON")
+    option("--seconds", type=float, default=20.0, help="length of every measurement")
+    option("--workers", default="1,2", help="numbers of worker processes")
+    option("--batch", type=int, default=4, help="images of each kind per batch")
+    option("--measure", default="", help="one measurement as JSON; for the command's own use")
+    return command
+
+
+def main() -> None:
+    """Makes the images, runs every measurement, prints the table, writes the file."""
+    options = parser().parse_args()
+    if options.measure:
+        print(json.dumps(_measure(**json.loads(options.measure))))
         return
-    logging.set_verbosity(logging.ERROR)
     rows = []
     with tempfile.TemporaryDirectory() as place:
         for name in SETS:
             root = Path(place) / name
             size = _make(root, name)
-            print(f"{name}: {SETS[name]['count']} photos, {size / 1000:.0f} kB each", flush=True)
-            for workers in map(int, _WORKERS.value):
+            print(f"{name}: {SETS[name]['count']} images, {size / 1000:.0f} kB each", flush=True)
+            for workers in map(int, options.workers.split(",")):
                 for pipeline in PIPELINES:
-                    rows.append(_run(pipeline, name, root, workers) | {"jpeg_bytes": size})
-                    print(_line(rows[-1]), flush=True)
+                    task = {
+                        "pipeline": pipeline,
+                        "name": name,
+                        "root": str(root),
+                        "workers": workers,
+                    }
+                    task |= {"batch": options.batch, "seconds": options.seconds}
+                    rows.append(_measure_in_new_process(task) | {"jpeg_bytes": size})
+                    print(f"  {pipeline:10s} {workers} workers: {_rates(rows[-1])}", flush=True)
     print(_table(rows))
-    Path(_OUT.value).write_text(json.dumps({"cores": os.cpu_count(), "rows": rows}, indent=1))
+    utils.write_text(
+        Path(options.out), json.dumps({"cores": os.cpu_count(), "rows": rows}, indent=1)
+    )
 
 
 def _make(root: Path, name: str) -> int:
-    """Draws a folder and prepares it; returns the mean size of a JPEG."""
+    """Makes a folder of images and prepares it; returns the mean size of a JPEG in bytes."""
     import tensorflow_datasets as tfds
 
     from tfds_builders import common
     from tfds_builders.folder_semi import FolderSemi
 
     tfds.disable_progress_bar()
-    facts = SETS[name]
+    of = SETS[name]
     size = photos.make_folder(
-        root / "photos",
-        facts["shape"],
-        count=facts["count"],
-        labelled=_LABELLED,
-        classes=facts["classes"],
+        root / "photos", of["shape"], count=of["count"], labelled=_LABELLED, classes=of["classes"]
     )
     prepared = common.prepare(FolderSemi(root / "photos", data_dir=root / "prepared"))
     (root / "prepared.txt").write_text(str(prepared))
     return size
 
 
-def _run(pipeline: str, name: str, root: Path, workers: int) -> dict[str, Any]:
-    task = {"pipeline": pipeline, "name": name, "root": str(root), "workers": workers}
-    task |= {"batch": _BATCH.value, "seconds": _SECONDS.value}
-    command = [sys.executable, "-m", "benchmarks.input_pipeline", f"--one={json.dumps(task)}"]
+def _measure_in_new_process(task: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.input_pipeline", f"--measure={json.dumps(task)}"]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -103,7 +105,7 @@ def _run(pipeline: str, name: str, root: Path, workers: int) -> dict[str, Any]:
 def _measure(
     *, pipeline: str, name: str, root: str, workers: int, batch: int, seconds: float
 ) -> dict[str, Any]:
-    """Rate, processor time and memory of one pipeline, after a warm-up of a few batches."""
+    """Rates and memory of one pipeline, after a few batches of warm-up."""
     opened = _ours if pipeline == "ours" else _host_views
     stream = opened(name, Path(root), workers, batch)
     for _ in range(3 * workers):
@@ -121,7 +123,6 @@ def _measure(
         "set": name,
         "workers": workers,
         "batch": batch,
-        "crops": crops,
         "crops_per_second": crops / wall,
         "crops_per_core_second": crops / cpu,
         "cores_busy": cpu / wall,
@@ -133,38 +134,39 @@ def _ours(name: str, root: Path, workers: int, batch: int) -> Any:
     from semivl_jax.data.crops import Geometry
     from semivl_jax.data.pipeline import TrainPipeline
     from semivl_jax.data.source import open_source
+    from semivl_jax.types import Stream
 
-    facts = SETS[name]
+    of = SETS[name]
     source = open_source((root / "prepared.txt").read_text(), "train")
     pipeline = TrainPipeline(
         source,
         range(_LABELLED),
-        range(_LABELLED, facts["count"]),
+        range(_LABELLED, of["count"]),
         batch=batch,
-        geometry=Geometry(crop=facts["crop"], resize=facts["rule"]),
+        geometry=Geometry(crop=of["crop"], resize=of["rule"]),
         seed=0,
-        partner="same_image",
+        streams=(Stream("unlabelled", crops=2),),
         workers=workers,
     )
     return pipeline.batches(0)
 
 
 def _host_views(name: str, root: Path, workers: int, batch: int) -> Any:
-    facts = SETS[name]
+    of = SETS[name]
     images = sorted((root / "photos/images/train").iterdir())
     masks = root / "photos/masks/train"
     job = host_views.Job(
         labelled=[(path, masks / f"{path.stem}.png") for path in images[:_LABELLED]],
         unlabelled=images[_LABELLED:],
-        rule=facts["rule"],
-        crop=facts["crop"],
+        rule=of["rule"],
+        crop=of["crop"],
         batch=batch,
     )
     return host_views.Loader(job, workers)
 
 
 def _family() -> Iterator[Path]:
-    """/proc entries of this process and everything below it."""
+    """/proc folders of this process and its descendants."""
     todo = [os.getpid()]
     while todo:
         entry = Path(f"/proc/{todo.pop()}")
@@ -185,8 +187,8 @@ def _processor_seconds() -> float:
 
 
 def _proportional_bytes(entry: Path) -> int:
-    """Memory of a process, pages that several share divided among them."""
-    with contextlib.suppress(OSError):  # it may end in this moment
+    """Memory of a process; shared pages are divided among the processes that share them."""
+    with contextlib.suppress(OSError):  # the process may have ended
         for line in (entry / "smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
@@ -194,7 +196,7 @@ def _proportional_bytes(entry: Path) -> int:
 
 
 class _Memory:
-    """Watches the memory of the whole family twice a second; `peak` in bytes."""
+    """Measures the memory of all processes twice a second; `peak` in bytes."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -216,15 +218,15 @@ class _Memory:
         self._thread.join()
 
 
-def _line(row: dict[str, Any]) -> str:
+def _rates(row: dict[str, Any]) -> str:
     return (
-        f"  {row['pipeline']:10s} {row['workers']} workers: {row['crops_per_second']:.0f} crops/s, "
-        f"{row['crops_per_core_second']:.0f} per core second, {row['peak_memory_mb']:.0f} MB"
+        f"{row['crops_per_second']:.0f} crops/s, {row['crops_per_core_second']:.0f} per core second, "
+        f"{row['peak_memory_mb']:.0f} MB"
     )
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; every pair of rows with the quotient of their rates per core."""
+    """Markdown; `times` is the rate per core divided by that of the other pipeline."""
     lines = [
         "| photos | workers | pipeline | crops/s | crops/s per core | times | peak memory |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -245,4 +247,4 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

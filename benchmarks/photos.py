@@ -1,7 +1,6 @@
-"""Photos and masks for benchmarks, drawn: soft clouds, flat things with sharp edges, grain.
+"""Generated images and masks for benchmarks: clouds, shapes with sharp edges, noise.
 
-A JPEG of one of them takes about as many bytes per pixel as a photo's, because decoding takes longer the
-more bytes there are.
+Their JPEGs have about as many bytes per pixel as those of photos, because the time to decode depends on it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _THINGS = 30
 
 
 def draw(rng: np.random.Generator, shape: tuple[int, int], *, classes: int) -> tuple:
-    """A photo uint8 [h, w, 3] and its mask uint8 [h, w] with values below `classes` and 255."""
+    """An image uint8 [h, w, 3] and its mask uint8 [h, w] with values below `classes` and 255."""
     height, width = shape
     mask = np.zeros(shape, np.uint8)
     colour = np.zeros((height, width, 3), np.float32)
@@ -38,7 +37,7 @@ def draw(rng: np.random.Generator, shape: tuple[int, int], *, classes: int) -> t
 def make_folder(
     root: Path, shape: tuple[int, int], *, count: int, labelled: int, classes: int
 ) -> int:
-    """A folder as `folder_semi` reads it; returns the mean size of a JPEG in bytes."""
+    """Writes a folder for `folder_semi`; returns the mean size of a JPEG in bytes."""
     rng = np.random.default_rng(0)
     for part in ("images/train", "images/val", "masks/train", "masks/val"):
         (root / part).mkdir(parents=True)

@@ -1,58 +1,65 @@
-"""How good the pseudo-labels of a finished run are, class by class.
+"""Quality of the pseudo-labels of a finished run, class by class.
 
     python -m benchmarks.pseudo_labels WORKDIR [--images=200]
 
-Makes the teacher's pseudo-labels for training images whose masks were held back, as the training step makes
-them (crops, confidence threshold), and compares them with those masks: share of the pixels of each true
-class that are confident, and how many of these are right. Prints a table (percent).
+Makes pseudo-labels as in the training step for unlabelled training images whose masks exist, and compares
+them with the masks. Prints, for every true class, the percentage of its pixels with a confident label, and
+the percentage of these labels that is right.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
 from ml_collections import ConfigDict
 
+from semivl_jax import utils
 from semivl_jax.experiment import experiment as experiment_lib
-from semivl_jax.experiment.pseudo_label_quality import HeldBack
+from semivl_jax.experiment.pseudo_label_quality import ImageLabeller, PseudoLabelQuality
 from semivl_jax.train import sharding
 from semivl_jax.train.checkpoint import Checkpoints
 
-_IMAGES = flags.DEFINE_integer("images", 200, "Unlabelled training images to look at.")
+
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    command = utils.Parser("benchmarks.pseudo_labels", __doc__)
+    command.add_argument("workdir", type=Path, help="workdir of a finished run")
+    command.add_argument("--images", type=int, default=200, help="unlabelled images to look at")
+    return command
 
 
-def main(argv: list[str]) -> None:
-    """Prints the table for the run in argv[1]."""
-    if len(argv) != 2:
-        raise app.UsageError("name one workdir of a finished run")
-    workdir = Path(argv[1])
-    if not (workdir / "config.json").is_file():
-        raise app.UsageError(f"{workdir} holds no run; name a workdir of main")
-    config = ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf8")))
+def main() -> None:
+    """Prints the table."""
+    options = parser().parse_args()
+    path = options.workdir / "config.json"
+    if not path.is_file():
+        sys.exit(f"error: {options.workdir} holds no run; name a workdir of main")
+    config = ConfigDict(json.loads(path.read_text(encoding="utf8")))
     data = experiment_lib.open_data(config)
-    built = experiment_lib.build(
-        config, data.info, images_per_epoch=len(data.split.unlabelled) or len(data.split.labelled)
-    )
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    state, _ = checkpoints.restore(built.abstract_state())
+    images = len(data.split.unlabelled) or len(data.split.labelled)
+    experiment = experiment_lib.build(config, data.info, images_per_epoch=images)
+    checkpoints = Checkpoints(options.workdir / "checkpoints", keep=config.checkpoint.keep)
+    state, _ = checkpoints.restore(experiment.abstract_state())
     checkpoints.close()
-    teacher = sharding.local(built.mesh, state.teacher())
-    quality = HeldBack(built, data, images=_IMAGES.value).score(teacher)
-    if quality is None:
-        raise app.UsageError(
-            f"{workdir} has no unlabelled training image with a mask, or no teacher"
+    labeller = ImageLabeller(experiment, sharding.local(experiment.mesh, state))
+    quality = PseudoLabelQuality(experiment, data, images=options.images).score(labeller)
+    if "pseudo" not in quality:
+        sys.exit(
+            f"error: {options.workdir}: no unlabelled image has a mask, or there is no teacher"
         )
-    pixels, confident = quality.pseudo.sum(1), quality.pseudo[:, :-1].sum(1)
-    right = np.diagonal(quality.pseudo)
+    counts = quality["pseudo"]
+    pixels, confident = counts.sum(1), counts[:, :-1].sum(1)
+    share = 100 * confident / np.maximum(pixels, 1)
+    right = 100 * np.diagonal(counts) / np.maximum(confident, 1)
     width = max(map(len, data.info.classes))
     print(f"{'class':<{width}}  confident   right of these")
-    for name, row in zip(data.info.classes, np.stack([pixels, confident, right], 1), strict=True):
-        share, accuracy = row[1] / max(row[0], 1), row[2] / max(row[1], 1)
-        print(f"{name:<{width}}  {100 * share:8.1f}  {100 * accuracy:8.1f}")
+    for name, *numbers in zip(data.info.classes, share, right, strict=True):
+        print(f"{name:<{width}}  {numbers[0]:8.1f}  {numbers[1]:8.1f}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

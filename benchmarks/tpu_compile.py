@@ -1,13 +1,13 @@
-"""Compiles the whole training step for TPUs that are not there, and says what it would take.
+"""Compiles the whole training step for TPUs, without one, and prints what it would take.
 
     python -m benchmarks.tpu_compile --recipes=voc,ade20k --targets=v5e-8,v6e-8 --out=tpu_compile.json
 
-The TPU compiler comes as a Python package (extra `tpu_compile`) and runs on any x86 Linux machine. For every
-recipe (a published one by name, or FILE[:ARGUMENT]) and target it compiles the sharded training step and one
-evaluation window batch at the published global batch in bfloat16 and prints, per device: memory (arguments +
-temporary + program), floating-point operations of products and convolutions, bytes moved from and to HBM with
-the share that is padding (hbm_traffic.py), the time that each of the two takes at least, and the collectives.
-Compiling a published training step takes 5 to 40 minutes of one core.
+The TPU compiler is a Python package (extra `tpu_compile`) that runs on x86 Linux. For every recipe (voc,
+coco, ade20k, cityscapes, or FILE[:ARGUMENT]) and target this compiles the sharded training step and one
+window batch of the evaluation in bfloat16 at the global batch of the recipe. It prints per device: memory
+(arguments + temporary + program), operations of matrix products and convolutions, bytes moved between HBM and
+chip and the share of them that is padding (hbm_traffic.py), the least time that each of the two takes, and
+the collectives. Compiling a training step takes 5 to 40 minutes of one core.
 """
 
 from __future__ import annotations
@@ -25,25 +25,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import stand_ins
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
 
-stand_ins.install()
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-
-from benchmarks import hbm_traffic, workload  # noqa: E402
-from semivl_jax import utils  # noqa: E402
-from semivl_jax.experiment import flops  # noqa: E402
-from semivl_jax.train import programs, sharding  # noqa: E402
+from benchmarks import hbm_traffic, workload
+from semivl_jax import utils
+from semivl_jax.experiment import flops
+from semivl_jax.train import sharding
+from semivl_jax.train.step import jit_train_step
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A TPU slice: what the compiler calls it; memory of a chip in GiB, bfloat16 TFLOP/s, HBM GB/s."""
+    """A TPU slice: its name for the compiler; per chip GiB of memory, bfloat16 TFLOP/s and HBM GB/s."""
 
     topology: str
     options: dict[str, Any]
@@ -67,9 +64,9 @@ _COLLECTIVES = re.compile(
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("benchmarks.tpu_compile", __doc__)
-    option = made.add_argument
-    option("--recipes", default=",".join(workload.PUBLISHED), help="recipes to compile")
+    command = utils.Parser("benchmarks.tpu_compile", __doc__)
+    option = command.add_argument
+    option("--recipes", default=",".join(workload.RECIPES), help="recipes, or FILE[:ARGUMENT]")
     option("--targets", default="v5e-8,v6e-8,v4-8", help="machines to compile for")
     option("--parts", default="train,evaluate", help="functions to compile")
     option(
@@ -77,11 +74,11 @@ def parser() -> argparse.ArgumentParser:
     )
     option("--out", default="tpu_compile.json", help="the results as JSON")
     option("--dump", default="", help="folder for the optimised programs, to read")
-    return made
+    return command
 
 
 def main() -> None:
-    """Compiles everything asked for, one line each, and writes the file after every one."""
+    """Compiles everything, prints a line for each, and writes the file after every one."""
     options = parser().parse_args()
     rows = []
     print(HEADER, flush=True)
@@ -96,7 +93,7 @@ def main() -> None:
 
 def devices_of(target: Target) -> list[jax.Device]:
     """The devices of a slice, for compiling only. ValueError without the compiler's package."""
-    # Nothing is run: no metadata server to wait for, and no TPU that one process must have to itself.
+    # Nothing is run, so the compiler need not ask the metadata server or lock the TPU.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
@@ -111,9 +108,9 @@ def devices_of(target: Target) -> list[jax.Device]:
 def compile_one(
     recipe: str, target_name: str, part: str, changes: list[str], *, dump: str = ""
 ) -> dict[str, Any]:
-    """One function of one recipe for one target; a row of the table as a dict.
+    """Compiles "train" or "evaluate" of a recipe for a target; returns a row of the table.
 
-    `dump` is a folder for the optimised program as text, empty: none.
+    `dump` is a folder for the optimised program as text; empty: none.
     """
     target = TARGETS[target_name]
     config = workload.load_config(recipe, ["dtype=bfloat16", *changes])
@@ -129,56 +126,50 @@ def compile_one(
     }  # fmt: skip
     start = time.monotonic()
     try:
-        compiled = [each.lower().compile() for each in traced]
+        compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         needs = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))
         if needs is None:
             raise
         return row | {"fits": False, "needs_gib": float(needs[1]), "limit_gib": float(needs[2])}
     if dump:
-        folder = Path(dump)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = "\n".join(each.as_text() for each in compiled)
-        (folder / f"{Path(recipe).stem}-{target_name}-{part}.txt").write_text(text)
+        name = f"{Path(recipe).stem}-{target_name}-{part}.txt"
+        utils.write_text(Path(dump) / name, compiled.as_text())
     row |= {"fits": True, "compile_s": time.monotonic() - start}
-    operations = sum(map(flops.of_traced, traced)) / len(devices)
+    operations = flops.of_traced(traced) / len(devices)
     return row | analysis(compiled, target, operations)
 
 
-def trace_train(
-    work: workload.Workload, devices: list[jax.Device]
-) -> tuple[jax.stages.Traced, ...]:
-    """Both programs of the training step, sharded as `run` shards them, the state donated."""
+def trace_train(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Traced:
+    """The training step, sharded as in training, with donated state."""
     config = work.config
     mesh = sharding.make_mesh(devices, **config.mesh)
     sharding.check_batch(config.batch, mesh, accumulation=config.accumulation)
-    constants, state, batch = work.abstract_arguments(mesh)
+    frozen, state, batch = work.abstract_arguments(mesh)
     with _for_tpu():
-        return programs.Step(work.parts, mesh, state).trace(constants, state, batch)
+        return jit_train_step(work.modules, mesh, state).trace(frozen, state, batch)
 
 
-def trace_evaluate(
-    work: workload.Workload, devices: list[jax.Device]
-) -> tuple[jax.stages.Traced, ...]:
+def trace_evaluate(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Traced:
     """The network of the evaluation on one batch of windows."""
     mesh = sharding.make_mesh(devices)
     place = functools.partial(_placed, sharding.replicated(mesh))
-    text, variables = place(work.constants.text), place(work.abstract_state().student())
+    text, variables = place(work.frozen.text), place(work.abstract_state().student())
     windows = -(-work.config.evaluation.window_batch // len(devices)) * len(devices)
     side = work.config.data.crop
     images = jax.ShapeDtypeStruct((windows, side, side, 3), jnp.float32)
     images = _placed(sharding.batch_sharding(mesh), images)
 
     def network(variables: Any, text: Any, images: jax.Array) -> jax.Array:
-        return work.parts.segmenter.apply(variables, images, text)
+        return work.modules.model.apply(variables, images, text)
 
     with _for_tpu():
-        return (jax.jit(network).trace(variables, text, images),)
+        return jax.jit(network).trace(variables, text, images)
 
 
 @contextlib.contextmanager
 def _for_tpu() -> Iterator[None]:
-    """The matmul precision that a TPU run has: one bfloat16 pass."""
+    """The default precision of matrix products on a TPU: one bfloat16 pass."""
     with jax.default_matmul_precision("default"):
         yield
 
@@ -190,38 +181,27 @@ def _placed(place: jax.sharding.Sharding, tree: Any) -> Any:
     return jax.tree.map(put, tree)
 
 
-def analysis(
-    compiled: list[jax.stages.Compiled], target: Target, operations: float
-) -> dict[str, Any]:
-    """What the compiler says about programs that run one after another, per device.
+def analysis(compiled: jax.stages.Compiled, target: Target, operations: float) -> dict[str, Any]:
+    """The compiler's numbers for a program, per device.
 
-    It counts operations in loops only once, so they are given.
+    `operations` are given, because the compiler counts those in loops only once.
     """
-    needs = memory_of(compiled)
-    texts = [each.as_text() for each in compiled]
-    moved = sum(map(hbm_traffic.of_program, texts), start=hbm_traffic.Traffic())
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    needed += memory.generated_code_size_in_bytes
+    moved = hbm_traffic.of_program(text)
     return {
-        "temporary_gib": needs.temporary / GIB,
-        "needs_gib": needs.total / GIB,
+        "temporary_gib": memory.temp_size_in_bytes / GIB,
+        "needs_gib": needed / GIB,
         "tflop": operations / 1e12,
-        "gb_accessed": sum(each.cost_analysis()["bytes accessed"] for each in compiled) / 1e9,
+        "gb_accessed": compiled.cost_analysis()["bytes accessed"] / 1e9,
         "hbm_gb": moved.stored / 1e9,
         "padding": moved.padding,
         "compute_ms": operations / target.peak / 1e9,
         "memory_ms": moved.stored / target.bandwidth / 1e6,
-        "collectives": dict(Counter(name for text in texts for name in _COLLECTIVES.findall(text))),
+        "collectives": dict(Counter(_COLLECTIVES.findall(text))),
     }
-
-
-def memory_of(compiled: list[jax.stages.Compiled]) -> programs.Memory:
-    """Of the two programs of a step, or of one that runs alone."""
-    if len(compiled) == 2:
-        return programs.CompiledStep(*compiled).memory()
-    (memory,) = (each.memory_analysis() for each in compiled)
-    arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    arguments -= memory.alias_size_in_bytes
-    temporary, code = memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
-    return programs.Memory(arguments + temporary + code, temporary)
 
 
 HEADER = (
@@ -231,7 +211,7 @@ HEADER = (
 
 
 def format_row(row: dict[str, Any]) -> str:
-    """A line of the table; a program that does not fit has only its memory."""
+    """A line of the table; of a program that does not fit only its memory."""
     head = (
         f"{Path(row['recipe']).stem:<12}{row['target']:<8}{row['part']:<10}{row['batch']:>6}"
         f"{row['needs_gib']:>12.2f}{row['limit_gib']:>7.1f}"

@@ -5,7 +5,8 @@ python -m semivl_jax.main --config=configs/ade.py:1_128[,recipe=default|paper|fi
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base, recipes
+from configs import arguments, recipes
+from semivl_jax.config import default_config
 
 IMAGES = 20_210  # for training
 SPLITS = {
@@ -30,7 +31,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def semivl(split: str) -> ConfigDict:
     """SemiVL as published (METHOD 8), with an EMA teacher."""
-    config = base.get_config()
+    config = default_config()
     config.data.dataset = "ade20k"
     config.data.split = split
     config.model.weights = "clip_vit_b16"

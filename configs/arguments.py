@@ -6,6 +6,7 @@ configs/voc.py:92,recipe=paper   configs/voc_ablation.py:clip_init,1464   config
 RECIPES = {
     "default": "the published losses with an EMA teacher and the reversed batch as CutMix partner",
     "paper": "exactly the published training: the student teaches itself, the partner is the same image",
+    "unimatch": "two strong views and a feature perturbation, no guidance, EMA teacher",
     "fixmatch": "one strong view with CutMix, no feature perturbation, no guidance, EMA teacher",
     "supervised": "labelled images only, as many steps as the default",
 }

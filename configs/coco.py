@@ -5,7 +5,8 @@ python -m semivl_jax.main --config=configs/coco.py:1_512[,recipe=default|paper|f
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base, recipes
+from configs import arguments, recipes
+from semivl_jax.config import default_config
 
 IMAGES = 118_287  # for training
 SPLITS = {
@@ -30,7 +31,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def semivl(split: str) -> ConfigDict:
     """SemiVL as published (METHOD 8), with an EMA teacher."""
-    config = base.get_config()
+    config = default_config()
     config.data.dataset = "coco"
     config.data.split = split
     config.model.weights = "clip_vit_b16"

@@ -7,13 +7,14 @@ The image tower is the small CLIP that comes with the project (semivl_jax/weight
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base
+from configs import arguments
+from semivl_jax.config import default_config
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`argument` is the split: how many of the 3000 pictures are labelled, or a share such as 1_50."""
     split = arguments.parse(argument, file="configs/demo.py", split=None)["split"]
-    config = base.get_config()
+    config = default_config()
     config.steps = 500
     config.batch = 4
     config.data.dataset = "shapes"

@@ -9,7 +9,8 @@ name real CLIP weights:
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base, demo
+from configs import arguments, demo
+from semivl_jax.config import default_config, set_method
 
 _TOWERS = ("demo", "clip_vit_b16")
 
@@ -19,7 +20,7 @@ def get_config(argument: str = "") -> ConfigDict:
     chosen = arguments.parse(
         argument, file="configs/folder.py", folder=None, split=None, tower=_TOWERS
     )
-    config = base.get_config()
+    config = default_config()
     config.data.dataset = "folder"
     config.data.folder = chosen["folder"]
     config.data.label_map = "n:255"  # the value after the last class: not labelled
@@ -32,7 +33,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.ratio_long, config.data.ratio_short = 1024, 256
     config.data.workers = 0
     config.model.weights = "demo"
-    config.method.guidance = False  # this CLIP knows only the words of the drawn pictures
+    set_method(
+        config, "unimatch"
+    )  # no guidance: this CLIP knows only the text of the drawn pictures
     config.model.out_indices = (0, 2, 4)
     demo.small_decoder(config)
     config.optim.lr = 3e-4

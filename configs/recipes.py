@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from semivl_jax.config import set_method
+
 
 def apply(config: ConfigDict, recipe: str, *, unlabelled: int) -> None:
     """Changes a configuration to one of `arguments.RECIPES`.
@@ -10,9 +12,10 @@ def apply(config: ConfigDict, recipe: str, *, unlabelled: int) -> None:
     """
     method = config.method
     if recipe == "paper":
-        method.teacher, method.partner = "student", "same_image"
-    elif recipe == "fixmatch":
-        method.strong_views, method.perturbation, method.guidance = 1, "none", False
+        method.teacher, method.cutmix_partner = "student", "same_image"
     elif recipe == "supervised":
-        method.semi_supervised, method.guidance = False, False
+        same = {"criterion": method.criterion, "dropout_passes": method.dropout_passes}
+        set_method(config, "supervised", **same)
         config.epoch_images = unlabelled
+    elif recipe != "default":
+        set_method(config, recipe)

@@ -7,14 +7,15 @@ The argument is a folder of images as in `folder.py`; without it the drawn pictu
 
 from ml_collections import ConfigDict
 
-from configs import arguments, base
+from configs import arguments
+from semivl_jax.config import default_config
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """Eight steps; folder and split are optional."""
     chosen = arguments.parse(argument, file="configs/tiny.py", folder=None, split=None)
     folder = chosen["folder"]
-    config = base.get_config()
+    config = default_config()
     config.steps = 8
     config.batch = 2
     config.log_every = 2
@@ -46,6 +47,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.evaluation.window_batch = 2
     config.evaluation.every_steps = 4
     config.evaluation.pictures = 1
-    config.evaluation.held_back = 2
+    config.evaluation.pseudo_label_eval_images = 2
     config.checkpoint.every = 2
     return config

@@ -8,7 +8,8 @@ public implementation.
 
 from ml_collections import ConfigDict
 
-from configs import ade, arguments, base, cityscapes, coco, voc
+from configs import ade, arguments, cityscapes, coco, voc
+from semivl_jax.config import default_config, set_method
 
 FAMILIES = {"voc": voc, "coco": coco, "ade": ade, "cityscapes": cityscapes}
 """Data set → the file with its splits."""
@@ -38,7 +39,7 @@ def get_config(argument: str = "") -> ConfigDict:
         finetune=FINETUNE,
     )
     dataset = chosen["dataset"]
-    config = base.get_config()
+    config = default_config()
     config.batch, config.epochs = BATCH[dataset], EPOCHS[dataset]
     config.data.dataset = family.semivl(chosen["split"]).data.dataset
     config.data.split = chosen["split"]
@@ -67,8 +68,7 @@ def _model(config: ConfigDict, backbone: str, finetune: str) -> None:
 
 
 def _training(config: ConfigDict) -> None:
-    config.method.perturbation = "complementary"
-    config.method.guidance = False
+    set_method(config, "unimatch_v2")
     config.optim.lr = 5e-6
     config.optim.published_batch = config.batch
     config.optim.backbone_lr = 1.0

@@ -9,6 +9,7 @@ model changed.
 from ml_collections import ConfigDict
 
 from configs import arguments, recipes, voc
+from semivl_jax.config import set_method
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -37,7 +38,7 @@ def clip_guidance(config: ConfigDict) -> None:
 
 def language_decoder(config: ConfigDict) -> None:
     """No guidance."""
-    config.method.guidance = False
+    set_method(config, "unimatch")
 
 
 def spatial_finetuning(config: ConfigDict) -> None:
@@ -64,7 +65,7 @@ def unimatch_r101(config: ConfigDict) -> None:
     config.model.weights = ""
     config.model.backbone_weights = "resnet101.safetensors"
     config.model.decoder = "deeplab"
-    config.method.guidance = False
+    set_method(config, "unimatch")
     config.optim.name = "sgd"
     config.optim.lr = 1e-3
     config.optim.weight_decay = 1e-4
@@ -80,9 +81,7 @@ def unimatch_zegclip(config: ConfigDict) -> None:
     config.model.out_indices = (12,)
     config.model.finetune = "prompts"
     config.model.decoder = "atm"
-    config.method.criterion = "focal_dice"
-    config.method.dropout_passes = "first"
-    config.method.guidance = False
+    set_method(config, "zegclip")
     config.optim.backbone_lr = 10.0
 
 
@@ -95,8 +94,7 @@ def unimatch_vit(config: ConfigDict) -> None:
     config.model.weights = ""
     config.model.backbone_weights = "imagenet_vit_b16.safetensors"
     config.model.decoder = "deeplab"
-    config.method.dropout_passes = "all"
-    config.method.guidance = False
+    set_method(config, "unimatch", dropout_passes="all")
     config.optim.backbone_lr = 0.001
 
 

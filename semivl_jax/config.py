@@ -1,18 +1,229 @@
-"""Rules that a configuration must keep, checked before anything is loaded.
+"""The configuration: every key once with its default, and the rules that its values must keep.
 
-Every message names the key, its value and what to do. The configuration is an `ml_collections.ConfigDict`
-with the keys of `configs/base.py`.
+`default_config` is the published SemiVL on Pascal VOC; the files in `configs/` change fields. On the command
+line `--config.optim.lr=1e-4` changes a field of whatever file is named; a key that does not exist is refused.
+The fields of `config.method` are those of the method's dataclass (`train/methods/`). Lengths are in steps,
+sizes in pixels, rates between 0 and 1 unless said otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from semivl_jax import utils
 from semivl_jax.evaluation import sliding_window
-from semivl_jax.experiment import profiling
-from semivl_jax.text import embeddings
+from semivl_jax.text import class_names
+from semivl_jax.train import methods
+
+
+def default_config() -> ConfigDict:
+    """SemiVL with CLIP ViT-B/16 as published for Pascal VOC, with an EMA teacher."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 0  # length of training; 0: `epochs` decides
+    config.epochs = 80.0  # passes over the unlabelled images
+    # Images that count as one epoch; 0: the unlabelled ones (labelled, where only they are used)
+    config.epoch_images = 0
+    config.batch = 8  # labelled images per step = unlabelled images per step, over all devices
+    # Parts of the batch that are computed one after another, with summed gradients: less memory, the same
+    # step (docs/scaling.md)
+    config.accumulation = 1
+    # Devices along each axis; data = -1: all that the others leave. fsdp also splits parameters, optimiser
+    # and average; classes splits the decoder's maps per class (docs/scaling.md)
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "classes": 1})
+    config.dtype = "float32"  # of the computation (or bfloat16); parameters are always float32
+    config.max_skipped_steps = 5  # non-finite steps in a row that are skipped before the run stops
+    config.log_every = 10
+    config.profile = (
+        ""  # FIRST:LAST: a trace of these steps goes to profile/ of the working directory
+    )
+    config.compilation_cache = utils.COMPILATION_CACHE  # empty: compile every time
+    config.data = _data()
+    config.model = _model()
+    config.vlg_decoder = _vlg_decoder()
+    config.deeplab_decoder = _deeplab_decoder()
+    config.atm_decoder = ConfigDict({"num_layers": 3, "num_heads": 8})
+    config.dpt_decoder = ConfigDict({"channels": 128, "out_channels": (96, 192, 384, 768)})
+    config.text = _text()
+    config.method = ConfigDict(methods.defaults("semivl"))
+    config.optim = _optim()
+    config.evaluation = _evaluation()
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
+    return config
+
+
+def set_method(config: ConfigDict, name: str, **fields: Any) -> None:
+    """Chooses a method: `config.method` becomes its fields.
+
+    A field takes the given value; else the value that the method before was changed to, if it has the field
+    as well; else its default.
+
+    Raises:
+      ValueError: there is no such method, or it has no such field.
+    """
+    defaults, before = methods.defaults(name), methods.defaults(config.method.name)
+    changed = {
+        field: value
+        for field, value in config.method.items()
+        if field in defaults and field != "name" and value != before[field]
+    }
+    unknown = [field for field in fields if field not in defaults]
+    if unknown:
+        raise ValueError(
+            f"method {name!r} has no field {unknown[0]!r}; it has {', '.join(defaults)}"
+        )
+    config.method = ConfigDict(defaults | changed | fields)
+
+
+def drop_other_fields(config: ConfigDict) -> None:
+    """Removes fields of other methods, which `--config.method.name=NAME` leaves in `config.method`.
+
+    Raises:
+      ValueError: one of them was changed, so it was meant to have an effect.
+    """
+    name = config.method.name
+    own, others = methods.defaults(name), [methods.defaults(other) for other in methods.METHODS]
+    for field, value in config.method.items():
+        if field not in own and not any(value == other.get(field) for other in others):
+            raise ValueError(
+                f"method.{field} = {value!r} is no field of the method {name!r}, which has "
+                f"{', '.join(own)}; leave it out or choose another method.name"
+            )
+    with config.unlocked():
+        config.method = ConfigDict(own | {k: v for k, v in config.method.items() if k in own})
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    # shapes (made by the project), folder (your own images), voc, coco, coco_instances, ade20k,
+    # cityscapes (docs/datasets.md)
+    data.dataset = "shapes"
+    data.directory = "~/.cache/semivl_jax/data"  # prepared data sets
+    data.manual_dir = ""  # folder with archives that you downloaded yourself (docs/datasets.md)
+    data.folder = ""  # dataset = folder: where images/, masks/ and classes.txt are
+    # dataset = folder: mask values to change, such as "11:255,12:3"; "n:255": the value after the last
+    data.label_map = ""
+    # published list ("92" of voc, "1_512" of coco, …), labelled share 1_k, a number of labelled images,
+    # all, or a file of ids
+    data.split = "1_8"
+    data.split_seed = 0  # draws the labelled images of a share or number; not 0: no published list
+    data.unlabelled = ""  # file of ids; empty: every training image that is not labelled
+    data.extra_sources = (
+        ""  # NAME=FOLDER, …: further images for streams of a method (docs/methods.md)
+    )
+    data.crop = 512
+    data.resize = "ratio"  # ratio or long_side (METHOD 6)
+    data.ratio_long = 2048  # resize = ratio: the image is first fitted into long × short, …
+    data.ratio_short = 512
+    data.scale_min = 0.5  # … times a factor drawn from [scale_min, scale_max]
+    data.scale_max = 2.0
+    data.workers = 2  # processes that decode and crop; 0: threads of the main process
+    data.prefetch = 2  # batches kept ready on the devices
+    return data
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    # clip_vit (CLIP's image tower as a dense encoder), prompted_clip_vit (the frozen tower with trained
+    # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the decoder gets its
+    # first and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's
+    # ViT-B/16), dinov2_vits14 or dinov2_vitb14
+    model.backbone = "clip_vit"
+    # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
+    model.tower = "clip_vit_b16"
+    model.weights = ""  # CLIP weights (.safetensors), `demo` for the small tower of the demo
+    # what a training starts from beside CLIP, and what --mode=evaluate scores where no run is: files of
+    # python -m semivl_jax.convert (docs/checkpoints.md)
+    model.checkpoint = ""  # a whole segmenter, or the serving/ folder of another run
+    # an image encoder for a backbone that is not CLIP's; empty: it starts untrained
+    model.backbone_weights = ""
+    model.conv_encoder_weights = ""  # ImageNet weights of the convolutional encoder
+    model.init = (
+        "clip"  # clip, or random: the tower starts untrained (guidance still needs weights)
+    )
+    # blocks whose features the decoder gets; the depth = the dense embedding
+    model.out_indices = (0, 4, 12)
+    model.finetune = "spatial"  # spatial (attention and positions), all, prompts, or none
+    # side of the frozen tower's position table in patches; 0: that of the crop
+    model.guidance_grid = 0
+    model.conv_encoder = "none"  # none or resnet101_v1c
+    model.renormalize = False  # feed the towers with CLIP's image statistics instead of ImageNet's
+    # vlg (language-guided), deeplab, atm (attention to classes, of ZegCLIP) or dpt (of UniMatch V2)
+    model.decoder = "vlg"
+    # What of a transformer's blocks is rematerialised in the backward pass: none (only the cheap maps
+    # inside), dots (all but products with weights) or blocks (everything). Results are the same
+    model.remat = "none"
+    model.guidance_dtype = "float32"  # of the frozen tower's stored weights; bfloat16 halves them
+    return model
+
+
+def _vlg_decoder() -> ConfigDict:
+    decoder = ConfigDict()
+    decoder.channels = 128
+    decoder.text_channels = 128
+    decoder.up_channels = (64, 32)
+    decoder.skip_channels = (32, 16)  # deepest skip first
+    decoder.num_layers = 2  # semantic layers
+    decoder.num_heads = 4
+    decoder.mlp_dim = 512
+    decoder.pool_size = (4, 4)  # patches that share one semantic token
+    decoder.kernel_size = 7  # of the convolution over the similarity map
+    decoder.dilations = (1, 6, 12, 18)
+    decoder.remat = (
+        "none"  # or blocks: every part is rematerialised from its input in the backward pass
+    )
+    return decoder
+
+
+def _deeplab_decoder() -> ConfigDict:
+    decoder = ConfigDict()
+    decoder.channels = 256
+    decoder.low_channels = 48
+    decoder.dilations = (1, 6, 12, 18)
+    return decoder
+
+
+def _text() -> ConfigDict:
+    text = ConfigDict()
+    text.decoder = "name"  # what describes a class: name, concept or concept_average (METHOD 2)
+    text.guidance = "concept"
+    text.cache = "~/.cache/semivl_jax/text"  # folder of embeddings; empty: computed every time
+    return text
+
+
+def _optim() -> ConfigDict:
+    optim = ConfigDict()
+    optim.name = "adamw"  # or sgd
+    optim.lr = 1e-4
+    optim.lr_scaling = "none"  # or linear: lr is multiplied with batch / published_batch
+    optim.published_batch = 8  # labelled images per step with which lr was published
+    optim.weight_decay = 0.01
+    optim.power = 0.9  # of the polynomial decay
+    optim.warmup_steps = 0
+    optim.backbone_lr = 0.01  # times optim.lr
+    optim.conv_encoder_lr = 1.0
+    optim.decoder_lr = 10.0
+    return optim
+
+
+def _evaluation() -> ConfigDict:
+    evaluation = ConfigDict()
+    evaluation.mode = "zegclip_sliding_window"
+    evaluation.stride = 426.0  # below 1: share of the crop
+    evaluation.short_side = 512  # resize before; 0: as it is
+    evaluation.window_batch = 8  # windows per forward pass
+    evaluation.every_epochs = 1  # after epoch 0, n, 2n, … and at the end
+    evaluation.every_steps = 0  # if set, counts instead of epochs
+    # validation images drawn at every evaluation, and as many of the worst ones
+    evaluation.pictures = 8
+    # unlabelled training images with masks, on which pseudo-labels and guidance are scored at every
+    # evaluation; training never reads these masks. 0: none
+    evaluation.pseudo_label_eval_images = 32
+    return evaluation
+
 
 FITTING: dict[str, dict[str, tuple[str, ...]]] = {
     "clip_vit": {"decoder": ("vlg", "deeplab"), "finetune": ("spatial", "all", "none")},
@@ -47,17 +258,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.remat": ("none", "dots", "blocks"),
     "model.guidance_dtype": ("float32", "bfloat16"),
     "vlg_decoder.remat": ("none", "blocks"),
-    "text.decoder": embeddings.MODES,
-    "text.guidance": embeddings.MODES,
-    "method.teacher": ("ema", "student"),
-    "method.ema_dtype": ("float32", "bfloat16"),
-    "method.partner": ("batch", "same_image"),
-    "method.strong_views": (1, 2),
-    "method.perturbation": ("feature", "complementary", "none"),
-    "method.dropout_passes": ("none", "first", "all"),
-    "method.criterion": ("cross_entropy", "ohem", "focal_dice"),
-    "method.confidence_mode": ("pixelwise", "pixelratio", "pixelavg"),
-    "method.guidance_reduction": ("mean", "mean_valid", "mean_all"),
+    "text.decoder": class_names.MODES,
+    "text.guidance": class_names.MODES,
     "optim.lr_scaling": ("none", "linear"),
     "optim.name": ("adamw", "sgd"),
     "evaluation.mode": sliding_window.MODES,
@@ -98,18 +300,7 @@ NOT_NEGATIVE = (
     "evaluation.every_epochs",
     "evaluation.every_steps",
     "evaluation.pictures",
-    "evaluation.held_back",
-    "method.guidance_start",
-    "method.guidance_end",
-    "method.ohem_min_kept",
-)
-
-SHARES = (
-    "method.ema_decay",
-    "method.ohem_threshold",
-    "method.confidence_threshold",
-    "method.perturbation_rate",
-    "method.guidance_threshold",
+    "evaluation.pseudo_label_eval_images",
 )
 
 
@@ -119,9 +310,13 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ValueError: the first rule that is broken, in one sentence.
     """
-    for broken in (*_single_values(config), *_between_values(config)):
+    for broken in _single_values(config):
         raise ValueError(broken)
-    profiling.span(config.profile)
+    method = methods.create(config.method)
+    for broken in _between_values(config, guided=method.guided):
+        raise ValueError(broken)
+    if config.accumulation > 1:
+        method.check_accumulation(config.accumulation)
 
 
 def _value(config: ConfigDict, key: str) -> object:
@@ -142,13 +337,10 @@ def _single_values(config: ConfigDict) -> Iterator[str]:
     for key in NOT_NEGATIVE:
         if _value(config, key) < 0:
             yield f"{key} = {_value(config, key)} must be 0 or more"
-    for key in SHARES:
-        if not 0 <= _value(config, key) <= 1:
-            yield f"{key} = {_value(config, key)} must lie between 0 and 1"
 
 
-def _between_values(config: ConfigDict) -> Iterator[str]:
-    data, model, method, evaluation = config.data, config.model, config.method, config.evaluation
+def _between_values(config: ConfigDict, *, guided: bool) -> Iterator[str]:
+    data, model, evaluation = config.data, config.model, config.evaluation
     if not config.steps and not config.epochs:
         yield "steps = 0 and epochs = 0 leave nothing to train; set one of them"
     if data.dataset == "folder" and not data.folder:
@@ -161,20 +353,11 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
             f"data.scale_max = {data.scale_max} is below data.scale_min = {data.scale_min}; "
             "exchange them"
         )
-    if method.perturbation_rate == 1:
-        yield "method.perturbation_rate = 1 drops every channel; choose less than 1"
-    if method.perturbation == "complementary" and method.strong_views != 2:
-        yield (
-            f"method.strong_views = {method.strong_views} leaves nothing to complement; set it to 2 for "
-            "method.perturbation = 'complementary'"
-        )
     if config.mesh.classes > 1 and model.decoder != "vlg":
         yield (
             f"mesh.classes = {config.mesh.classes} splits what the decoder 'vlg' computes per class, but "
             f"model.decoder = {model.decoder!r}; set mesh.classes = 1"
         )
-    if config.accumulation > 1:
-        yield from _accumulates(config)
     of_clip = model.backbone in ("clip_vit", "prompted_clip_vit")
     if of_clip and model.backbone_weights:
         yield (
@@ -201,8 +384,8 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
         yield f"model.backbone = {model.backbone!r} is no CLIP tower; set model.init = 'random'"
     if model.init == "random" and model.finetune != "all" and model.weights != "random":
         yield from _frozen_untrained(model, of_clip=of_clip)
-    if method.semi_supervised and method.guidance and not model.weights:
-        yield from _needs_weights("method.guidance = True")
+    if guided and not model.weights:
+        yield from _needs_weights(f"method.name = {config.method.name!r}")
     elif model.init == "clip" and not model.weights:
         yield from _needs_weights("model.init = 'clip'")
     elif model.decoder in ("vlg", "atm") and not model.weights:
@@ -221,20 +404,6 @@ def _between_values(config: ConfigDict) -> Iterator[str]:
     if not evaluation.every_epochs and not evaluation.every_steps:
         yield (
             "evaluation.every_epochs = 0 and evaluation.every_steps = 0 never evaluate; set one of them"
-        )
-
-
-def _accumulates(config: ConfigDict) -> Iterator[str]:
-    method, key = config.method, f"accumulation = {config.accumulation}"
-    if method.criterion == "ohem":
-        yield (
-            f"{key} does not go with method.criterion = 'ohem', which chooses pixels of the whole batch by "
-            "their predictions; set accumulation = 1 or another criterion"
-        )
-    if method.dropout_passes != "none":
-        yield (
-            f"{key} does not go with method.dropout_passes = {method.dropout_passes!r}, because dropout "
-            "drawn part by part is another one than the batch's; set one of them back to 1 or 'none'"
         )
 
 

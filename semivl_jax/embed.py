@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from semivl_jax import utils
 from semivl_jax.data.dataset_info import DatasetInfo
-from semivl_jax.text import class_names, class_text, embeddings
+from semivl_jax.text import class_names, class_text
 from semivl_jax.types import ClassText
 from semivl_jax.weights import store, towers
 
@@ -41,7 +41,10 @@ def main(argv: Sequence[str]) -> int:
         out = Path(options.out).expanduser()
         if out.suffix not in (".npy", ".safetensors"):
             raise ValueError(f"--out {out}: end the name with .npy or .safetensors")
-        info = _classes(options)
+        if options.dataset:
+            info = class_names.dataset_info(options.dataset)
+        else:
+            info = class_names.read_classes(Path(options.classes_file), where="--classes_file")
         mode = "concept" if options.definitions else options.mode
         clip = towers.load(options.weights, "clip_vit_b16")
         text = class_text.class_text(
@@ -68,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     how = made.add_mutually_exclusive_group()
     how.add_argument(
         "--mode",
-        choices=embeddings.MODES,
+        choices=class_names.MODES,
         default="name",
         help="one row per class from its name (default), one per concept, or the mean of the concepts",
     )
@@ -90,23 +93,14 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _classes(options: argparse.Namespace) -> DatasetInfo:
-    if options.dataset:
-        return class_names.dataset_info(options.dataset)
-    path = Path(options.classes_file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"--classes_file {path}: no such file; correct the path")
-    return class_text.read_classes(path)
-
-
 def _write(out: Path, text: ClassText, info: DatasetInfo, mode: str, dtype: np.dtype) -> None:
     rows = np.asarray(text.embeddings).astype(dtype)
     if out.suffix == ".safetensors":
         tree = {"embeddings": rows, "class_of": np.asarray(text.class_of)}
         store.save_tree(out, tree, {"names": json.dumps(info.classes), "mode": mode})
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(out, rows)
+    with utils.atomic_write(out) as temporary, temporary.open("wb") as stream:
+        np.save(stream, rows)
 
 
 def _compare(rows: Float[np.ndarray, "k d"], path: Path, info: DatasetInfo, text: ClassText) -> int:

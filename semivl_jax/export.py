@@ -66,9 +66,9 @@ def _export(options: argparse.Namespace) -> None:
         platforms=_platforms(options.platforms),
     )
     out = Path(options.out).expanduser()
-    out.parent.mkdir(parents=True, exist_ok=True)
     content = exported.serialize()
-    out.write_bytes(content)
+    with utils.atomic_write(out) as temporary:
+        temporary.write_bytes(content)
     facts = {
         "classes": list(model.info.classes),
         "palette": model.info.palette.tolist(),
@@ -81,7 +81,7 @@ def _export(options: argparse.Namespace) -> None:
         "jax": jax.__version__,
     }
     beside = out.with_name(out.name + ".json")
-    beside.write_text(json.dumps(facts, indent=1), encoding="utf8")
+    utils.write_text(beside, json.dumps(facts, indent=1))
     print(
         f"{out}: {len(content) / 1e6:.1f} MB for {', '.join(exported.platforms)}; "
         f"{options.images} images {exported.in_avals[0].shape} -> {options.output} "
@@ -122,15 +122,14 @@ def _window_function(
 
 def _size(text: str | None, model: load.Model) -> tuple[int, int]:
     if text is None:
-        return model.crop, model.crop
+        return model.window.crop, model.window.crop
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"--size={text}: give rows and columns, for example 512,512")
     size = int(parts[0]), int(parts[1])
-    if min(size) < model.least_side:
-        raise ValueError(
-            f"--size={text} is too small for the model; give {model.least_side} or more each"
-        )
+    least = model.window.least_side
+    if min(size) < least:
+        raise ValueError(f"--size={text} is too small for the model; give {least} or more each")
     return size
 
 
@@ -146,43 +145,23 @@ def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     made = utils.Parser("semivl_jax.export", __doc__)
     add = made.add_argument
-    add(
-        "--model",
-        required=True,
-        help="working directory of a run, its folder serving, a model on the hub "
-        "(hf://USER/REPO) or CLIP weights (clip:WEIGHTS); for --push_to_hub a folder",
-    )
-    add("--out", metavar="FILE", help="the StableHLO program to write; FILE.json stands beside it")
-    add(
-        "--size", metavar="ROWS,COLUMNS", help="of the window in pixels; default: the training crop"
-    )
+    add("--model", required=True,
+        help="working directory of a run, its folder serving, a model on the hub (hf://USER/REPO) or CLIP "
+        "weights (clip:WEIGHTS); for --push_to_hub a folder")  # fmt: skip
+    add("--out", metavar="FILE", help="the StableHLO program to write, and FILE.json beside it")
+    add("--size", metavar="ROWS,COLUMNS", help="of the window, in pixels; default: the crop")
     add("--images", choices=IMAGES, default="uint8", help="uint8 RGB (default), or normalised")
-    add(
-        "--output",
-        choices=OUTPUTS,
-        default="logits",
-        help="what the program returns; default: %(default)s",
-    )
+    add("--output", choices=OUTPUTS, default="logits",
+        help="what the program returns; default: %(default)s")  # fmt: skip
     add("--batch", type=int, default=0, help="images per call; 0 (default): any number")
-    add(
-        "--platforms",
-        default="cpu,cuda,tpu",
-        help="machines the program can run on; default: %(default)s",
-    )
-    add(
-        "--classes",
-        metavar="FILE|a,b,c",
-        help="other classes than the training's, as semivl_jax.predict takes them",
-    )
-    add(
-        "--definitions",
-        nargs="?",
-        const="concept",
-        choices=("concept", "concept_average"),
-        help="describe classes by their concepts, as semivl_jax.predict does",
-    )
+    add("--platforms", default="cpu,cuda,tpu",
+        help="what the program can run on; default: %(default)s")  # fmt: skip
+    add("--classes", metavar="FILE|a,b,c",
+        help="other classes than the training's, as semivl_jax.predict takes them")  # fmt: skip
+    add("--definitions", nargs="?", const="concept", choices=("concept", "concept_average"),
+        help="describe classes by their concepts, as semivl_jax.predict does")  # fmt: skip
     add("--push_to_hub", metavar="USER/REPO", help="upload the model with a model card")
-    add("--private", action="store_true", help="the repository on the hub is private if it is new")
+    add("--private", action="store_true", help="make the repository private if it is new")
     return made
 
 

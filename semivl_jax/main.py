@@ -12,24 +12,18 @@ or data is wrong (one sentence says what), 130 or 143 stopped by Ctrl-C or SIGTE
 
 from __future__ import annotations
 
+import gc
 import re
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from semivl_jax import (
-    host_memory,
-    sources,  # noqa: F401 - notes when this process began
-)
-
-if TYPE_CHECKING:
-    from semivl_jax.compilation import ReadAhead
+from semivl_jax import utils
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration FILE[:ARGUMENT]; fields change with --config.a.b=VALUE."
@@ -125,7 +119,6 @@ def main(argv: Sequence[str]) -> int:
     # Imported late so that --help and a misspelt flag answer at once.
     from semivl_jax.train import distributed
 
-    host_memory.give_back_after_compiling()
     try:
         distributed.start(
             _DISTRIBUTED.value,
@@ -145,48 +138,35 @@ def main(argv: Sequence[str]) -> int:
             raise
         # One sentence, or a list of files with a line for each.
         print("error: " + "\n".join(map(_sentence, str(error).splitlines())), file=sys.stderr)
-        distributed.leave(2)
+        distributed.abort(2)
         return 2
     except Exception:
-        if distributed.several():
+        if distributed.has_peers():
             traceback.print_exc()
-            distributed.leave(1)
+            distributed.abort(1)
         raise
 
 
 def _run(mode: str, config: ConfigDict) -> int:
-    """The mode, to its end or until the run is stopped; the step of a training is read meanwhile."""
-    kept = _read_ahead(config) if mode == "train" else None
+    """The mode, to its end or until the run is stopped."""
     from semivl_jax.experiment import run
     from semivl_jax.train import distributed
     from semivl_jax.train.loop import Stopped
 
-    host_memory.collect_rarely()
+    # Tracing makes millions of objects that stay; looking through them for garbage took a sixth of its time.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
     try:
-        if mode == "train":
-            run.train(config, workdir, kept=kept)
-        else:
-            {"evaluate": run.evaluate, "check": run.check}[mode](config, workdir)
+        {"train": run.train, "evaluate": run.evaluate, "check": run.check}[mode](config, workdir)
     except Stopped as stopped:
-        distributed.say(
-            f"stopped by {stopped}; everything is saved, the same command goes on from here"
+        distributed.log_main(
+            f"stopped by {stopped}; the state is saved, the same command resumes it"
         )
         return stopped.exit_code
     return 0
 
 
-def _read_ahead(config: ConfigDict) -> dict[str, ReadAhead]:
-    """Begins with what takes longest, before most of the modules are imported."""
-    from semivl_jax import compilation
-    from semivl_jax.train import sharding
-
-    compilation.keep(config.compilation_cache)
-    devices = sharding.make_mesh(**config.mesh).devices.ravel().tolist()
-    name = config.to_json_best_effort()
-    return compilation.read_step(config.compilation_cache, name, devices)
-
-
 if __name__ == "__main__":
-    host_memory.restart_with_huge_pages()
+    utils.use_huge_pages()
     app.run(main, flags_parser=parse_flags)

@@ -20,7 +20,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,21 +29,18 @@ from semivl_jax import utils
 from semivl_jax.inference import files
 
 if TYPE_CHECKING:
-    from semivl_jax.inference.segmenter import Segmenter
-
-_READ_AHEAD = 4
-"""Images that are decoded while others are segmented, and that are written meanwhile."""
+    from semivl_jax.inference.segmenter import Segmentation, Segmenter
 
 
 def main(argv: Sequence[str]) -> int:
     """Does what the arguments say and returns the exit code."""
     options = parser().parse_args(argv)
-    # Odd metadata in photos are no news to whoever wants them segmented; broken pixels are errors.
+    # Pillow warns about odd metadata, which does not matter here; broken pixels are errors.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         return _predict(options)
     except KeyboardInterrupt:
-        print("stopped; what is written stays, --existing=skip goes on", file=sys.stderr)
+        print("stopped; what is written stays, --existing=skip continues", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -53,16 +49,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     # Imported late so that --help and a misspelt option answer at once.
-    from semivl_jax import compilation
     from semivl_jax.inference.segmenter import Segmenter
     from semivl_jax.text import class_text
 
     begun = time.perf_counter()
-    compilation.keep(
-        compilation.FOLDER if options.compilation_cache is None else options.compilation_cache
-    )
-    out = files.Outputs(Path(options.out).expanduser(), scores=options.save_scores)
-    images = files.find_images(options.images, without=out.root)
+    utils.use_compilation_cache(options.compilation_cache)
+    out = files.ResultFolder(Path(options.out).expanduser(), scores=options.save_scores)
+    found = files.find_images(options.images, without=out.root)
     segmenter = Segmenter.load(
         options.model,
         classes=options.classes,
@@ -72,12 +65,12 @@ def _predict(options: argparse.Namespace) -> int:
         cache=class_text.CACHE if options.text_cache is None else options.text_cache,
         window=options.window,
     )
-    targets = out.claim(images, segmenter.names, segmenter.palette, existing=options.existing)
+    images = out.claim(found, segmenter.names, segmenter.palette, existing=options.existing)
     loaded = time.perf_counter()
-    unreadable = _run(segmenter, targets, out, options)
+    unreadable = _segment(segmenter, images, out, scores=options.save_scores)
     seconds = time.perf_counter() - loaded
-    done = len(targets) - len(unreadable)
-    skipped = f"; {len(images) - len(targets)} were there already" * (len(targets) < len(images))
+    done = len(images) - len(unreadable)
+    skipped = f"; {len(found) - len(images)} were there already" * (len(images) < len(found))
     print(
         f"{done} images in {seconds:.1f} s ({done / max(seconds, 1e-9):.2f} images/s, with compilation and "
         f"writing), after {loaded - begun:.1f} s to load the model{skipped}\n"
@@ -90,62 +83,41 @@ def _predict(options: argparse.Namespace) -> int:
     return 1 if unreadable else 0
 
 
-def _run(
-    segmenter: Segmenter,
-    targets: Sequence[files.Target],
-    out: files.Outputs,
-    options: argparse.Namespace,
+def _segment(
+    segmenter: Segmenter, images: list[files.ImageFile], out: files.ResultFolder, *, scores: bool
 ) -> list[str]:
-    """Segments and writes; returns what is wrong with the images that cannot be read."""
+    """Reads, segments and writes side by side; returns what is wrong with the images that cannot be read."""
     unreadable: list[str] = []
-    under_way: deque[files.Target] = deque()
-    bar = utils.Progress("predicting", total=len(targets), unit="images")
+    segmented: deque[files.ImageFile] = deque()  # in the order of the segmentations
 
-    def images() -> Iterator[np.ndarray]:
-        for target, image in _read(targets):
-            if isinstance(image, str):
-                unreadable.append(image)
-                bar.update()
-                continue
-            under_way.append(target)
-            yield image
+    def readable() -> Iterator[np.ndarray]:
+        for image, pixels in utils.ordered_map(_read, images, workers=2):
+            if isinstance(pixels, str):
+                unreadable.append(pixels)
+                progress.update()
+            else:
+                segmented.append(image)
+                yield pixels
 
-    writing: deque[Future[None]] = deque()
-    with bar, ThreadPoolExecutor(2) as pool:
-        for found in segmenter.segment(images(), scores=options.save_scores):
-            writing.append(pool.submit(out.write, under_way.popleft(), found))
-            bar.update()
-            if len(writing) > _READ_AHEAD:
-                writing.popleft().result()
-        for future in writing:
-            future.result()
+    def write(found: tuple[files.ImageFile, Segmentation]) -> None:
+        out.write(*found)
+
+    with utils.Progress("predicting", total=len(images), unit="images") as progress:
+        segmentations = segmenter.segment(readable(), scores=scores)
+        found = ((segmented.popleft(), segmentation) for segmentation in segmentations)
+        for _ in utils.ordered_map(write, found, workers=2):
+            progress.update()
     return unreadable
 
 
-def _read(targets: Sequence[files.Target]) -> Iterator[tuple[files.Target, np.ndarray | str]]:
-    """Images, or why there is none, in order; a few are decoded ahead."""
+def _read(image: files.ImageFile) -> tuple[files.ImageFile, np.ndarray | str]:
+    """The pixels, or why there are none."""
     from semivl_jax.inference.segmenter import as_rgb
 
-    def read(target: files.Target) -> np.ndarray | str:
-        try:
-            return as_rgb(target.image)
-        except ValueError as error:
-            return str(error)
-
-    ahead: deque[tuple[files.Target, Future[np.ndarray | str]]] = deque()
-    with ThreadPoolExecutor(2) as pool:
-        try:
-            for target in targets:
-                ahead.append((target, pool.submit(read, target)))
-                if len(ahead) > _READ_AHEAD:
-                    first, future = ahead.popleft()
-                    yield first, future.result()
-            while ahead:
-                first, future = ahead.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in ahead:
-                future.cancel()
+    try:
+        return image, as_rgb(image.path)
+    except ValueError as error:
+        return image, str(error)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -165,15 +137,14 @@ def parser() -> argparse.ArgumentParser:
     add("--save_scores", action="store_true", help="also write scores/NAME.npz")
     add("--existing", choices=files.EXISTING, default="refuse",
         help="results that are there: refuse to begin (default), skip them, or replace them")  # fmt: skip
-    add(
-        "--batch", type=_positive, help="windows per pass; default: as in the training's evaluation"
-    )
+    add("--batch", type=_positive,
+        help="windows per call of the network; default: as in the training's evaluation")  # fmt: skip
     add("--device", help="cpu, gpu, tpu, …; default: what JAX prefers")
     add("--window", type=_positive, help="side of the windows of clip:WEIGHTS, in pixels")
     add("--text_cache", metavar="DIR",
-        help="keeps text embeddings, empty: does not; default: ~/.cache/semivl_jax/text")  # fmt: skip
-    add("--compilation_cache", metavar="DIR",
-        help="keeps compiled programs, empty: does not; default: ~/.cache/semivl_jax/xla")  # fmt: skip
+        help="keeps text embeddings; empty: none; default: ~/.cache/semivl_jax/text")  # fmt: skip
+    add("--compilation_cache", metavar="DIR", default=utils.COMPILATION_CACHE,
+        help="keeps compiled programs; empty: none; default: %(default)s")  # fmt: skip
     return made
 
 

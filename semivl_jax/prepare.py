@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,13 +42,13 @@ _ALL = tuple(name for name in builders.PUBLISHED if name != "coco_instances")  #
 def main(
     argv: Sequence[str],
     *,
-    make: Callable[..., PublishedBuilder] = builders.published_builder,
+    make: Callable[[str], Callable[..., PublishedBuilder]] = builders.published_builder,
     address: str = published_splits.ADDRESS,
     published: Published | None = None,
 ) -> int:
     """Does what the arguments say and returns the exit code.
 
-    `make` builds a data set from its name, `address` is where the published lists are, `published` says
+    `make` gives the builder class of a data set, `address` is where the published lists are, `published` says
     where CLIP is (None: where OpenAI and the hub have it).
     """
     options = parser().parse_args(argv)
@@ -59,12 +59,12 @@ def main(
     for dataset in chosen:
         try:
             directory = Path(options.data_dir).expanduser()
-            build = make(dataset, data_dir=directory, manual_dir=options.manual_dir)
+            build = make(dataset)(data_dir=directory, manual_dir=options.manual_dir)
             if options.check:
                 missing |= not _check(dataset, build, directory)
                 continue
             place = common.prepare(build)
-            lists = list(_lists(dataset, address))
+            lists = _lists(dataset, address)
             for file in lists:
                 download.fetch(file, published_splits.lists_directory(dataset, directory))
             note = f" and {len(lists)} published lists" if lists else ""
@@ -140,27 +140,28 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _lists(dataset: str, address: str) -> Iterator[download.RemoteFile]:
-    for split, published in published_splits.lists_of(dataset).items():
-        path = f"{split}/labeled.txt"
-        yield published_splits.remote_list(dataset, path, published, address=address)
+def _lists(dataset: str, address: str) -> list[download.RemoteFile]:
+    return [
+        published_splits.remote_list(dataset, f"{split}/labeled.txt", address=address)
+        for split in published_splits.lists_of(dataset)
+    ]
 
 
 def _check(dataset: str, build: PublishedBuilder, directory: Path) -> bool:
     """Prints what is there and what is missing; returns whether nothing is."""
     place = Path(build.data_path)
-    prepared, words = False, f"not prepared yet ({place})"
+    prepared, state = False, f"not prepared yet ({place})"
     if place.exists():
         try:
             common.check_complete(place, sizes=build.expected_sizes)
-            prepared, words = True, f"prepared in {place}"
+            prepared, state = True, f"prepared in {place}"
         except ValueError as error:
-            words = str(error)
-    print(f"{dataset}: {words}")
+            state = str(error)
+    print(f"{dataset}: {state}")
     if not prepared:
         for name, _, about in build.status():
             print(f"  {name}: {about}")
-    lists = list(_lists(dataset, published_splits.ADDRESS))
+    lists = _lists(dataset, published_splits.ADDRESS)
     kept = published_splits.lists_directory(dataset, directory)
     here = sum(download.status(file, kept)[0] for file in lists)
     if lists:

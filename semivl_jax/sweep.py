@@ -3,10 +3,10 @@
     python -m semivl_jax.sweep configs/voc.py --splits 92,183 --seeds 0,1,2 --out runs/voc
     python -m semivl_jax.sweep configs/voc_ablation.py:clip_init --splits 92,1464 --set batch=16
 
-Every run is a process of its own in `OUT/SPLIT-seedN`. The same command again skips what is done, goes on
-with what was interrupted, and tries again what failed. A run that fails stops no other; it is reported and
-the exit code is 1. Exit codes otherwise: 0 all done, 2 something in the command is wrong, 130 Ctrl-C (the
-runs save before they stop).
+Every run is a process with its own workdir `OUT/SPLIT-seedN`. The same command again skips finished runs,
+resumes interrupted ones and restarts failed ones. A failed run does not stop the others. Exit codes:
+0 all finished, 1 at least one run failed, 2 an error in the command, 130 Ctrl-C (the runs save before they
+stop).
 """
 
 from __future__ import annotations
@@ -19,21 +19,31 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
+import numpy as np
+
 from semivl_jax import utils
-from semivl_jax.experiment.workdir import write
+from semivl_jax.reporting import read
 
 _PUBLISHED = Path(__file__).with_name("published_results.json")
-_DONE = "finished.json"
+_FINISHED = "finished.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Best and last validation mIoU in percent, of the EMA where there is one."""
+
+    best: float
+    last: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training: its --config, the fields changed in it, and its folder."""
+    """One training: its --config, the fields changed in it, and its workdir."""
 
     name: str
     config: str
@@ -41,7 +51,7 @@ class Run:
     fields: Mapping[str, object]
 
     def command(self) -> list[str]:
-        """The command line that starts it, or goes on with it."""
+        """The command line that starts or resumes it."""
         return [
             sys.executable,
             "-m",
@@ -52,38 +62,24 @@ class Run:
         ]
 
     def result(self) -> Result | None:
-        """What it reached, None as long as it is not finished."""
-        path = self.workdir / _DONE
+        """Its scores; None until it is finished."""
+        path = self.workdir / _FINISHED
         return Result(**json.loads(path.read_text(encoding="utf8"))) if path.exists() else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Validation mIoU in percent: the best evaluation on the way, and the last one.
-
-    Of the average of the student where one is kept.
-    """
-
-    best: float
-    last: float
-
-
-def read_scores(workdir: Path) -> Result | None:
-    """The scores of a run from its curves; None without an evaluation."""
-    path = workdir / "metrics.jsonl"
-    if not path.exists():
+def _read_result(workdir: Path) -> Result | None:
+    """Scores from the logged metrics; None without an evaluation."""
+    if not (workdir / "config.json").exists():
         return None
-    lines = map(json.loads, path.read_text(encoding="utf8").splitlines())
-    scores = [line.get("eval/miou_ema", line["eval/miou"]) for line in lines if "eval/miou" in line]
-    return Result(best=max(scores), last=scores[-1]) if scores else None
+    run = read.load(workdir)
+    _, scores = run.curves.get(run.score, (None, np.zeros(0)))
+    return Result(best=float(scores.max()), last=float(scores[-1])) if scores.size else None
 
 
-def run_all(
-    runs: Sequence[Run], *, jobs: int = 1, report: Callable[[str], None] = print
-) -> list[Run]:
-    """Runs what is not finished, `jobs` at a time on shares of the cores; returns what failed.
+def run_all(runs: Sequence[Run], *, jobs: int = 1) -> list[Run]:
+    """Runs what is not finished, `jobs` at a time on equal shares of the cores; returns what failed.
 
-    Output goes to `log.txt` in the folder of each run.
+    The output of each run is appended to `log.txt` in its workdir.
     """
     cores = sorted(os.sched_getaffinity(0))
     shares: Queue[set[int]] = Queue()
@@ -92,31 +88,37 @@ def run_all(
 
     def run(one: Run) -> bool:
         if one.result() is not None:
-            report(f"{one.name}: done before")
+            print(f"{one.name}: already finished")
             return True
-        share = shares.get()
-        report(f"{one.name}: running, output in {one.workdir / 'log.txt'}")
+        share, log = shares.get(), one.workdir / "log.txt"
+        print(f"{one.name}: running, output in {log}", flush=True)
         try:
-            one.workdir.mkdir(parents=True, exist_ok=True)
-            with (one.workdir / "log.txt").open("a", encoding="utf8") as log:
-                process = subprocess.Popen(one.command(), stdout=log, stderr=subprocess.STDOUT)
-                # From here and not between fork and exec, where threads of this process forbid Python.
-                with contextlib.suppress(ProcessLookupError):  # it may have ended already
-                    os.sched_setaffinity(process.pid, share)
-                code = process.wait()
+            code = _run(one, log, share)
         finally:
             shares.put(share)
-        result = read_scores(one.workdir) if code == 0 else None
+        result = _read_result(one.workdir) if code == 0 else None
         if result is None:
-            report(f"{one.name}: failed with exit code {code}; see {one.workdir / 'log.txt'}")
+            print(f"{one.name}: failed with exit code {code}; see {log}", flush=True)
             return False
-        write(one.workdir / _DONE, json.dumps(dataclasses.asdict(result)))
-        report(f"{one.name}: best mIoU {result.best:.1f}, last {result.last:.1f}")
+        text = json.dumps(dataclasses.asdict(result)) + "\n"
+        utils.write_text(one.workdir / _FINISHED, text)
+        print(f"{one.name}: best mIoU {result.best:.1f}, last {result.last:.1f}", flush=True)
         return True
 
     with ThreadPoolExecutor(jobs) as pool:
         succeeded = list(pool.map(run, runs))
     return [one for one, good in zip(runs, succeeded, strict=True) if not good]
+
+
+def _run(one: Run, log: Path, cores: set[int]) -> int:
+    """Runs it to its end and returns the exit code."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf8") as file:
+        process = subprocess.Popen(one.command(), stdout=file, stderr=subprocess.STDOUT)
+        # Not with preexec_fn, which is unsafe in a process with threads.
+        with contextlib.suppress(ProcessLookupError):  # it may have ended already
+            os.sched_setaffinity(process.pid, cores)
+        return process.wait()
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -128,7 +130,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def table(config: str, runs: Mapping[str, Sequence[Run]]) -> str:
-    """Markdown: our best and last mIoU by split over the seeds, and the published value."""
+    """Markdown: best and last mIoU by split over the seeds, and the published value."""
     published = published_values(config)
     lines = [
         f"| {config} | seeds done | best mIoU | last mIoU | published |",
@@ -136,65 +138,71 @@ def table(config: str, runs: Mapping[str, Sequence[Run]]) -> str:
     ]
     for split, of_split in runs.items():
         results = [result for one in of_split if (result := one.result()) is not None]
-        best = mean_and_deviation([result.best for result in results])
-        last = mean_and_deviation([result.last for result in results])
-        theirs = published.get(split, "–")
-        lines.append(
-            f"| {split} | {len(results)} of {len(of_split)} | {best} | {last} | {theirs} |"
+        cells = (
+            split,
+            f"{len(results)} of {len(of_split)}",
+            mean_and_deviation([result.best for result in results]),
+            mean_and_deviation([result.last for result in results]),
+            published.get(split, "–"),
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
 def published_values(config: str) -> dict[str, float]:
-    """Published mIoU by split for a configuration file (with its row); empty where none is known.
+    """Published mIoU by split of a configuration file (with its row); empty where there are none.
 
-    Only trainings of the method itself have published values, not other recipes.
+    They belong to the published training only, not to other recipes.
     """
     path, _, argument = config.partition(":")
     parts = [part for part in argument.split(",") if part not in ("", "recipe=paper")]
-    facts = json.loads(_PUBLISHED.read_text(encoding="utf8"))
-    return facts.get(":".join([Path(path).stem, *parts]), {})
+    published = json.loads(_PUBLISHED.read_text(encoding="utf8"))
+    return published.get(":".join([Path(path).stem, *parts]), {})
 
 
 def plan(options: argparse.Namespace) -> dict[str, list[Run]]:
-    """The runs by split; ValueError for a --set that is no KEY=VALUE."""
+    """The runs by split.
+
+    Raises:
+      ValueError: a --set is not KEY=VALUE.
+    """
     fields = {}
     for setting in options.set:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise ValueError(f"--set {setting!r} is no KEY=VALUE, such as batch=16")
+            raise ValueError(f"--set {setting!r} is not KEY=VALUE, such as batch=16")
         fields[key] = value
     path, _, argument = options.config.partition(":")
-    runs = {}
-    for split in options.splits.split(","):
-        # A row comes before the split, options such as recipe=paper may come anywhere.
-        config = f"{path}:{','.join(filter(None, [argument, f'split={split}']))}"
-        runs[split] = [
+    return {
+        split: [
             Run(
                 name=f"{split}, seed {seed}",
-                config=config,
+                config=f"{path}:{','.join(filter(None, [argument, f'split={split}']))}",
                 workdir=Path(options.out) / f"{split}-seed{seed}",
                 fields={**fields, "seed": seed},
             )
             for seed in options.seeds.split(",")
         ]
-    return runs
+        for split in options.splits.split(",")
+    }
 
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
-    made = utils.Parser("semivl_jax.sweep", __doc__)
-    made.add_argument("config", help="configuration FILE[:ARGUMENT] without the split")
-    made.add_argument("--splits", required=True, help="published splits, such as 92,183")
-    made.add_argument(
+    command = utils.Parser("semivl_jax.sweep", __doc__)
+    command.add_argument("config", help="configuration FILE[:ARGUMENT] without the split")
+    command.add_argument("--splits", required=True, help="published splits, such as 92,183")
+    command.add_argument(
         "--seeds", default="0", help="seeds of every split, such as 0,1,2; default: %(default)s"
     )
-    made.add_argument("--out", default="", help="folder; default: runs/ and the name of the file")
-    made.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
-    made.add_argument(
+    command.add_argument(
+        "--out", default="", help="folder; default: runs/ and the name of the file"
+    )
+    command.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
+    command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every run"
     )
-    return made
+    return command
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -209,7 +217,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs, prints the table and returns the exit code."""
+    """Trains, prints the table and returns the exit code."""
     options = _parse(argv)
     try:
         runs = plan(options)
@@ -218,7 +226,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command resumes", file=sys.stderr)
         return 130
     print(f"\n{table(options.config, runs)}")
     return 1 if failed else 0

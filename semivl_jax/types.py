@@ -1,16 +1,17 @@
-"""What flows between the parts, and the letters of its dimensions.
+"""What flows between the rooms, and the letters of its dimensions.
 
     b  images of a batch          h w  pixel rows, columns        s    side of a square crop
     n  classes                    y x  patch rows, columns        c d  channels
     k  text rows (concepts; = n where every class has one)
 
-Images on the host are uint8 RGB in [0, 255]; inside the step they are float32, normalised with the
+Images on the host are uint8 RGB in [0, 255]; inside the training step they are float32, normalised with the
 ImageNet statistics. Labels are class indices, 255 is ignored. `ignore` maps are boolean, true where a
 pixel is padding and must not count.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -29,6 +30,27 @@ PyTree = Any
 Key = jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A stream of images that a method wants beside the labelled crops.
+
+    name: key in `Batch.streams`.
+    crops: crops of the same photo per step; more than one are independent draws of scale and place.
+    source: "unlabelled" (the run's own unlabelled images), or the name of a further image source.
+    labels: whether stored label maps come along.
+    """
+
+    name: str
+    crops: int = 1
+    source: str = "unlabelled"
+    labels: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of its crops in `Batch.streams`: NAME, NAME.1, …"""
+        return (self.name, *(f"{self.name}.{crop}" for crop in range(1, self.crops)))
+
+
 @struct.dataclass
 class LabelledBatch:
     """Labelled crops as the host sends them; the label is 255 where void or padding."""
@@ -38,42 +60,41 @@ class LabelledBatch:
 
 
 @struct.dataclass
-class UnlabelledBatch:
-    """Unlabelled crops; `size` = (rows, columns) that are image, the rest is padding right and below."""
+class ImageBatch:
+    """Crops of a stream; `size` = (rows, columns) that are image, the rest is padding right and below."""
 
     image: UInt8[Array, "b s s 3"]
     size: Int32[Array, "b 2"]
+    label: UInt8[Array, "b s s"] | None = None
 
 
 @struct.dataclass
 class Batch:
-    """One training step's data. `partner` is None where the partner is the reversed batch."""
+    """One training step's data: labelled crops, and the method's streams by `Stream.keys`."""
 
     labelled: LabelledBatch
-    unlabelled: UnlabelledBatch | None = None
-    partner: UnlabelledBatch | None = None
+    streams: dict[str, ImageBatch] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
-class UnlabelledViews:
-    """Three normalised views of the same unlabelled crops: w weak, s1 and s2 strong."""
+class StreamViews:
+    """Normalised views of the same crops: w weak, s1 and s2 strong; `label` where the stream has one."""
 
     w: Float[Array, "b h w 3"]
     s1: Float[Array, "b h w 3"]
     s2: Float[Array, "b h w 3"]
     ignore: Bool[Array, "b h w"]
+    label: Int32[Array, "b h w"] | None = None
 
 
 @struct.dataclass
 class Views:
-    """What the losses see: normalised images before CutMix, and the CutMix boxes (true = partner)."""
+    """Normalised images before CutMix, and the CutMix boxes of s1 and s2 (true: the partner is seen)."""
 
     x: Float[Array, "b h w 3"]
     y: Int[Array, "b h w"]
-    unlabelled: UnlabelledViews | None = None
-    partner: UnlabelledViews | None = None
-    box1: Bool[Array, "b h w"] | None = None
-    box2: Bool[Array, "b h w"] | None = None
+    streams: dict[str, StreamViews] = struct.field(default_factory=dict)
+    boxes: dict[str, Bool[Array, "b h w"]] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -101,7 +122,7 @@ class Features:
 
 @struct.dataclass
 class PseudoLabels:
-    """Hard labels and how sure their maker was: `confidence` is the highest class probability."""
+    """Hard labels and their confidence, the highest class probability."""
 
     label: Int32[Array, "b h w"]
     confidence: Float32[Array, "b h w"]

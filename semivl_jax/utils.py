@@ -1,8 +1,8 @@
-"""Helpers that every room shares: files written whole, ordered work in threads, progress, command lines, caches.
+"""Helpers that every room shares: atomic writes, ordered threads, progress, command lines, caches, memory.
 
-Progress and messages go to standard error, so results on standard output stay as they are. There are no
-colours. A progress bar redraws its line; where that is not possible (a pipe, a file, TERM=dumb, or NO_COLOR is
-set) there is a new line every half minute instead, and none where the work takes less.
+Progress goes to standard error, so results on standard output stay as they are. There are no colours. A bar
+redraws its line; where that is not possible (a pipe, a file, TERM=dumb, or NO_COLOR is set) there is a new
+line every half minute instead, and none where the work takes less.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import ctypes
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +53,23 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf8")
 
 
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yields a new temporary folder beside `folder`, which replaces it if the block ends without an error.
+
+    A reader sees the old files, or the new ones, never a mixture. What a killed process left is removed.
+    """
+    temporary, old = (folder.with_name(folder.name + suffix) for suffix in (".tmp", ".old"))
+    for remains in (temporary, old):
+        shutil.rmtree(remains, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None
 ) -> Iterator[R]:
@@ -83,6 +102,27 @@ def use_compilation_cache(folder: str) -> None:
     path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def use_huge_pages() -> None:
+    """Restarts the running command with huge pages for large allocations; to be called first.
+
+    A training step on a CPU allocates gigabytes; huge pages save a tenth of its time (docs/performance.md).
+    Does nothing where GLIBC_TUNABLES is set, or where the system decides about huge pages by itself.
+    """
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if "GLIBC_TUNABLES" in os.environ or not sys.orig_argv or not mode.exists():
+        return
+    if "[madvise]" in mode.read_text(encoding="utf8"):
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def trim_memory() -> None:
+    """Returns freed memory to the system: after compiling, more than a gigabyte."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def on_terminal() -> bool:

@@ -1,4 +1,4 @@
-"""`--mode=check` of many configurations in one process, free of the tests' own settings.
+"""`--mode=check` of several configurations in one process, without the type checks of the tests.
 
     python -m tests.checked_recipes voc:92 ade:1_128,recipe=paper
 
@@ -9,7 +9,6 @@ import importlib
 import json
 import sys
 
-from semivl_jax import host_memory
 from semivl_jax.experiment import dry_run, run
 
 
@@ -22,6 +21,11 @@ def config_of(spec):
 
 
 if __name__ == "__main__":
-    host_memory.collect_rarely()
-    reports = {spec: dry_run.report(run.outlined(config_of(spec))) for spec in sys.argv[1:]}
-    print(json.dumps(reports))
+    print(
+        json.dumps(
+            {
+                spec: dry_run.report(run.abstract_experiment(config_of(spec)))
+                for spec in sys.argv[1:]
+            }
+        )
+    )

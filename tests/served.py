@@ -60,7 +60,7 @@ def make(folder: Path, *, info: DatasetInfo = INFO, seed: int = 0, **fields) -> 
     model = build.segmenter(changed, num_classes=info.num_classes, clip_sizes=clip().image)
     about = text(info, changed.text.decoder)
     image = np.zeros((1, changed.data.crop, changed.data.crop, 3), np.float32)
-    bundle.export(
+    bundle.save(
         folder,
         drawn(model, image, about, seed=seed),
         text=about,

@@ -13,7 +13,7 @@ from semivl_jax.config import validate
 from semivl_jax.experiment import run as run_lib
 from semivl_jax.experiment import workdir
 from semivl_jax.models import build
-from semivl_jax.train.checkpoint import Checkpoints, Progress
+from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.weights import towers
 from tests.command import run
 from tests.photos import make_folder
@@ -36,11 +36,14 @@ def changed(**fields) -> ConfigDict:
             {"method__guidance_threshold": 1.5},
             r"method\.guidance_threshold = 1\.5 must lie between",
         ),
-        ({"method__perturbation_rate": 1.0}, r"method\.perturbation_rate = 1 drops every channel"),
+        (
+            {"method__perturbation_rate": 1.0},
+            r"method\.perturbation_rate = 1\.0 must be 0 or more and below",
+        ),
         ({"steps": 0, "epochs": 0.0}, r"steps = 0 and epochs = 0 leave nothing to train"),
         ({"data__dataset": "folder"}, r"data\.folder is empty; name the folder"),
         ({"data__scale_max": 0.1}, r"data\.scale_max = 0\.1 is below data\.scale_min"),
-        ({"model__weights": ""}, r"method\.guidance = True needs CLIP weights"),
+        ({"model__weights": ""}, r"method\.name = 'semivl' needs CLIP weights"),
         (
             {"evaluation__stride": 64.0},
             r"evaluation\.stride = 64\.0 is larger than data\.crop = 32",
@@ -115,7 +118,7 @@ def test_checkpoint_that_cannot_be_restored_is_named(tmp_path):
     with closing(Checkpoints(tmp_path / "checkpoints", keep=1)) as checkpoints:
         with pytest.raises(ValueError, match=r"checkpoints holds no checkpoint; train first"):
             checkpoints.restore({"weight": np.zeros(3)})
-        checkpoints.save({"weight": np.zeros(3)}, Progress(next_step=5))
+        checkpoints.save({"weight": np.zeros(3)}, LoopState(next_step=5))
         checkpoints.wait()
         for file in (tmp_path / "checkpoints" / "5" / "progress").iterdir():
             file.write_text('{"next_st')

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base, demo, folder, tiny
-from semivl_jax.config import validate
+from configs import demo, folder, tiny
+from semivl_jax.config import default_config, set_method, validate
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.experiment import dry_run, experiment
 from semivl_jax.models.vit import CLIP, VisionTransformer
@@ -47,7 +47,7 @@ def test_check_reports_the_step(name):
 
 
 def test_every_key_of_the_other_files_stands_in_base():
-    known = set(base.get_config().to_dict())
+    known = set(default_config().to_dict())
     for make in CONFIGS.values():
         assert set(make().to_dict()) == known
 
@@ -55,20 +55,20 @@ def test_every_key_of_the_other_files_stands_in_base():
 def test_published_voc_model_has_the_published_number_of_parameters(monkeypatch):
     """89 045 729 parameters, 31 352 801 of them trained (counts of the published implementation)."""
     monkeypatch.setattr(towers, "load", _big_tower_without_weights)
-    config = base.get_config()
+    config = default_config()
     config.model.weights = "random"
-    config.method.guidance = False
+    set_method(config, "unimatch")
     info = DatasetInfo(name="voc", classes=VOC_CLASSES)
     built = experiment.build(config, info, images_per_epoch=10_490)
-    assert built.clock.total_steps == 104_880
+    assert built.schedule.total_steps == 104_880
     state = built.abstract_state()
-    trained = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.trained))
-    frozen = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.frozen))
+    trained = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
+    frozen = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.frozen_params))
     assert trained == 31_352_801
     assert trained + frozen == 89_045_729
     # Evaluation after every epoch (METHOD trap 22), the last one at the end.
-    assert min(built.clock.evaluation_steps) == 1311
-    assert built.clock.total_steps in built.clock.evaluation_steps
+    assert min(built.schedule.evaluation_steps) == 1311
+    assert built.schedule.total_steps in built.schedule.evaluation_steps
 
 
 def _big_tower_without_weights(weights, tower):

@@ -1,4 +1,4 @@
-"""The benchmark's other pipeline loads what it says, and the table compares like with like."""
+"""The other pipeline of the input benchmark loads every view; the table divides the right rates."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
     return root
 
 
-def test_drawn_photos_are_a_folder_to_train_on(folder):
+def test_generated_images_are_a_folder_to_train_on(folder):
     source = prepared(folder)
     assert len(source) == 4 and source.labels_exist().tolist() == [True, True, False, False]
     assert set(source.sizes) == {(48, 64)}

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, with the smallest configuration instead of the demo."""
+"""The notebook runs completely, with `configs/tiny.py` instead of the demo."""
 
 import json
 import re
@@ -16,7 +16,7 @@ PATH = ROOT / "notebooks" / "semivl_demo.ipynb"
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-def test_notebook_runs_and_shows_pictures(tmp_path, monkeypatch):
+def test_runs_and_shows_images(tmp_path, monkeypatch):
     folder, workdir = make_folder(tmp_path / "photos"), tmp_path / "runs" / "demo"
     flags = (
         f"--config.data.directory={tmp_path}/data --config.compilation_cache= --config.steps=2 "
@@ -33,15 +33,15 @@ def test_notebook_runs_and_shows_pictures(tmp_path, monkeypatch):
     ).execute()
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     shown = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(shown) == 3  # a panel, the overlay, the overlay with other names
+    assert len(shown) == 3  # a panel, an overlay, an overlay with other classes
     printed = "".join(output.get("text", "") for output in outputs)
     assert "finished after 2 steps" in printed and "classes: ground, disc, box" in printed
     assert (workdir / "report.html").exists()
-    # What a reader downloads stays light.
+    # Outputs stay small enough for a stored notebook.
     assert sum(len(json.dumps(output)) for output in outputs) < 3_000_000
 
 
-def test_the_badge_leads_to_the_notebook_in_the_repository_that_is_cloned():
+def test_badge_links_to_the_repository_that_is_cloned():
     cells = [cell.source for cell in nbformat.read(PATH, as_version=4).cells]
     repository = re.search(
         r'^REPOSITORY = "https://github.com/(.*)"$', "\n".join(cells), re.MULTILINE
@@ -52,7 +52,7 @@ def test_the_badge_leads_to_the_notebook_in_the_repository_that_is_cloned():
         assert "OWNER" not in page.read_text(encoding="utf8"), page
 
 
-def test_notebook_is_stored_without_outputs():
+def test_is_stored_without_outputs():
     book = nbformat.read(PATH, as_version=4)
     assert not any(cell.get("outputs") for cell in book.cells)
     assert "colab.research.google.com" in book.cells[0].source

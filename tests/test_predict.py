@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,20 +33,8 @@ def photos(tmp_path):
 
 
 def run(model, images, out, *more):
-    paths = [str(image) for image in images]
-    return predict.main(
-        [
-            "--model",
-            str(model),
-            "--images",
-            *paths,
-            "--out",
-            str(out),
-            "--text_cache=",
-            "--compilation_cache=",
-            *more,
-        ]
-    )
+    options = ["--out", str(out), "--text_cache=", "--compilation_cache=", *more]
+    return predict.main(["--model", str(model), "--images", *map(str, images), *options])
 
 
 def files(root):
@@ -122,19 +111,19 @@ def test_what_is_wrong_is_said_in_a_sentence(
 
 
 def found(patterns, out="out"):
-    from pathlib import Path
-
     return files_lib.find_images([str(p) for p in patterns], without=Path(out))
 
 
-def test_images_by_folder_pattern_and_file_each_once(photos, tmp_path):
-    by_folder = found([photos])
-    assert [str(image.name) for image in by_folder] == [
-        "a.bmp", "a.png", "b/C.webp", "b/a.jpg", "b/c.png"]  # fmt: skip
-    by_pattern = found([photos / "*" / "*.jpg", photos / "b" / "a.jpg", photos / "b"])
-    assert [str(image.name) for image in by_pattern] == ["b/a.jpg", "C.webp", "c.png"]
-    deep = found([photos / "**" / "c*"])
-    assert [str(image.name) for image in deep] == ["b/c.png"]
+def test_images_by_folder_pattern_and_file_each_once(photos):
+    def named(*patterns):
+        return [(str(f.path.relative_to(photos)), f.name) for f in found(patterns)]
+
+    assert named(photos) == [
+        ("a.bmp", "a.bmp"), ("a.png", "a.png"), ("b/C.webp", "b/C.webp"), ("b/a.jpg", "b/a"),
+        ("b/c.png", "b/c.png")]  # fmt: skip
+    assert named(photos / "*" / "*.jpg", photos / "b" / "a.jpg", photos / "b") == [
+        ("b/a.jpg", "b/a"), ("b/C.webp", "C.webp"), ("b/c.png", "c.png")]  # fmt: skip
+    assert named(photos / "**" / "c*") == [("b/c.png", "b/c")]
 
 
 def test_results_inside_an_image_folder_are_no_images(photos):
@@ -145,15 +134,16 @@ def test_results_inside_an_image_folder_are_no_images(photos):
     assert len(found([photos / "**" / "*.png"], out)) == 2
 
 
-def test_names_are_unique_on_every_disk():
-    from pathlib import Path
-
-    def names(*paths):
-        return files_lib.unique_names([files_lib.Found(Path("/", p), Path(p)) for p in paths])
-
-    assert names("a.png", "b/a.png") == ["a", "b/a"]
-    assert names("a.png", "a.jpg", "A.JPG") == ["a.png", "a.jpg", "A.JPG-2"]
-    assert names("x.png", "x.png", "x.png-2.png") == ["x.png", "x.png-2", "x.png-2-2"]
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a.png", "b/a.png"], ["a", "b/a"]),
+        (["a.png", "a.jpg", "A.JPG"], ["a.png", "a.jpg", "A.JPG-2"]),
+        (["x.png", "x.png", "x.png-2.png"], ["x.png", "x.png-2", "x.png-2-2"]),
+    ],
+)
+def test_names_are_unique_on_every_disk(paths, names):
+    assert files_lib._unique_names([Path(path) for path in paths]) == names
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

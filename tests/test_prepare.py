@@ -1,12 +1,13 @@
 """`prepare` as a user runs it, and a training's view of a public data set."""
 
+import functools
 import subprocess
 import sys
 
 import pytest
 
-from configs import base
 from semivl_jax import prepare
+from semivl_jax.config import default_config
 from semivl_jax.data import published_splits
 from semivl_jax.experiment import experiment, workdir
 from tests.data import archive_files
@@ -26,18 +27,14 @@ def server():
 def run(server, tmp_path, capsys, monkeypatch):
     """`run(arguments)` → (exit code, what was printed); published lists are those of the server."""
     line = b"train/x.png masks/x.png\n"
-    for dataset, lists in published_splits.LABELLED.items():
-        folder = published_splits.FOLDERS[dataset]
-        for name in lists:
-            server.files[f"{folder}/{name}/labeled.txt"] = line
-            monkeypatch.setitem(
-                lists, name, published_splits.PublishedList(1, archive_files.sha256(line))
-            )
+    pinned = published_splits.PublishedList(1, archive_files.sha256(line))
+    for dataset, path in published_splits.LISTS:
+        server.files[f"{published_splits.FOLDERS[dataset]}/{path}"] = line
+        monkeypatch.setitem(published_splits.LISTS, (dataset, path), pinned)
 
-    def make(dataset, *, data_dir, manual_dir):
-        return archive_files.builder(
-            dataset, archive_files.contents(dataset), server, data_dir, manual_dir=manual_dir
-        )
+    def make(dataset):
+        contents = archive_files.contents(dataset)
+        return functools.partial(archive_files.builder, dataset, contents, server)
 
     def call(*arguments):
         argv = [*arguments, f"--data_dir={tmp_path}"]
@@ -88,14 +85,14 @@ def test_command_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
     done = subprocess.run([*command, "imagenet"], capture_output=True, text=True)
     assert done.returncode == 2 and "invalid choice: 'imagenet'" in done.stderr
-    assert base.get_config().data.directory == prepare.DATA_DIR
+    assert default_config().data.directory == prepare.DATA_DIR
 
 
 def test_training_opens_a_public_data_set(server, tmp_path, monkeypatch):
     build = archive_files.builder("ade20k", archive_files.contents("ade20k"), server, tmp_path)
     monkeypatch.setattr(Ade20kSemi, "FILES", build.files)
     monkeypatch.setattr(Ade20kSemi, "SIZES", SIZES)
-    config = base.get_config()
+    config = default_config()
     config.data.dataset, config.data.split = "ade20k", "1_3"
     config.data.directory = str(tmp_path)
     data = experiment.open_data(config)
@@ -113,8 +110,8 @@ def test_training_opens_a_public_data_set(server, tmp_path, monkeypatch):
 def test_lists_are_written_next_to_the_run(tmp_path):
     lists = {"labelled": ["a", "b c"], "unlabelled": []}
     for _ in range(2):
-        workdir.record_lists(tmp_path, lists)
+        workdir.claim_lists(tmp_path, lists)
     assert (tmp_path / "labelled.txt").read_text() == "a\nb c\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labelled.txt", "unlabelled.txt"]
     with pytest.raises(ValueError, match=r"labelled\.txt names other images than the data set now"):
-        workdir.record_lists(tmp_path, {"labelled": ["a"], "unlabelled": ["b c"]})
+        workdir.claim_lists(tmp_path, {"labelled": ["a"], "unlabelled": ["b c"]})

@@ -1,8 +1,6 @@
 """Contrastive pretraining of the demo's tower, and the file that comes with the project."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +10,9 @@ import pytest
 from semivl_jax import pretrain
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.models.clip_guidance import guidance_labels
-from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.normalization import normalize
 from semivl_jax.models.vit import CLIP, VisionTransformer
-from semivl_jax.text import embeddings, tokenizer
+from semivl_jax.text import class_text
 from semivl_jax.weights import store, towers
 from tfds_builders.shapes import generator, words
 
@@ -49,8 +46,8 @@ def test_batches_pair_pictures_with_their_captions():
     settings = pretrain.Settings(steps=4, images=20, batch=8)
     small = pretrain.draw(settings, size=pretrain.SMALL, first=0, count=16)
     large = pretrain.draw(settings, size=pretrain.LARGE, first=16, count=4)
-    captions = {text for texts in small.captions + large.captions for text in texts}
-    batches = list(pretrain.batches(small, large, pretrain.Words(captions), settings))
+    vocabulary = pretrain.Vocabulary({text for own in small[1] + large[1] for text in own})
+    batches = list(pretrain.batches(small, large, vocabulary, settings))
     assert [len(images) for images, _, _ in batches] == [8, 8, 8, 1]
     for images, ids, true in batches:
         assert images.dtype == np.uint8 and ids.dtype == np.int32
@@ -67,25 +64,15 @@ def test_token_table_is_the_same_everywhere():
 
 def test_command_trains_and_writes_what_can_be_loaded(tmp_path):
     out = tmp_path / "tiny.safetensors"
-    command = [sys.executable, "-m", "semivl_jax.pretrain", f"--out={out}", *TINY]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert pretrain.main([f"--out={out}", *TINY]) == 0
     report = json.loads(out.with_suffix(".json").read_text())
     assert report["log"][-1]["step"] == 3
     assert all(np.isfinite(value) for value in report["log"][-1].values())
     assert "--steps=3" in report["command"] and "--width=16" in report["command"]
     clip = towers.load(out, "")
     assert clip.image["width"] == 16 and clip.text["vocab_size"] == 49408
-    ids = jnp.asarray(
-        tokenizer.tokenize(["a photo of a zebra crossing"])
-    )  # words that no caption has
-    embedded = TextTransformer(**clip.text).apply({"params": clip.text_params}, ids)
-    assert np.isfinite(embedded).all()
-
-
-def test_an_unexpected_argument_is_refused():
-    with pytest.raises(SystemExit, match="'steps=3'"):
-        pretrain.main(["pretrain", "steps=3"])
+    unseen = class_text.TextTower.of(clip).embed(["a photo of a zebra crossing"])
+    assert np.isfinite(unseen).all()
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +101,11 @@ def zero_shot(demo):
     info = DatasetInfo(
         name="shapes", classes=words.CLASSES, definitions=tuple(words.DEFINITIONS.values())
     )
-    language = TextTransformer(**demo.text)
-
-    def embed(sentences):
-        ids = jnp.asarray(tokenizer.tokenize(sentences))
-        return np.asarray(language.apply({"params": demo.text_params}, ids))
-
+    tower = class_text.TextTower.of(demo)
     labels = np.stack([scene.label[:CROP, :CROP] for scene in scenes])
     guided = {}
     for mode in ("name", "concept"):
-        text = embeddings.class_text(info, mode=mode, embed=embed)
+        text = class_text.class_text(info, mode=mode, tower=tower, cache="")
         guided[mode] = guidance_labels(dense, text, size=(CROP, CROP), threshold=0.0)
     return labels, guided
 
@@ -136,7 +118,7 @@ def mean_iou(labels, predicted):
     return 100 * np.mean(ious)
 
 
-def test_shipped_tower_labels_pixels_by_words(zero_shot):
+def test_shipped_tower_labels_pixels_from_text(zero_shot):
     """Zero-shot, on training scenes, which pretraining never saw: facts that fail if weights rot."""
     labels, guided = zero_shot
     predicted = np.asarray(guided["concept"].label)
@@ -155,7 +137,7 @@ def test_definitions_beat_plain_names(zero_shot):
 @pytest.mark.parametrize(
     "pair", [("striped ball", "dotted ball"), ("tiger", "leopard"), ("crate", "gift")]
 )
-def test_words_tell_look_alikes_apart(zero_shot, pair):
+def test_text_tells_look_alikes_apart(zero_shot, pair):
     """Of the pixels of a pair that are labelled as one of the pair, most get the right one."""
     labels, guided = zero_shot
     predicted = np.asarray(guided["concept"].label)

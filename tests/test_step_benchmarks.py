@@ -1,70 +1,27 @@
-"""The benchmarks of the step run where packages are missing, and count what XLA counts."""
+"""Benchmarks of the training step: they run, take their options, and count what a program moves."""
 
 import json
-import re
 import subprocess
 import sys
-from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from benchmarks import hbm_traffic, model_flops, precision, restart, tpu_compile, workload
-from semivl_jax.models import conv, layers
-
-ROOT = Path(__file__).parent.parent
-
-# A program that hides everything but jax, flax, optax and what they bring, then runs the benchmark.
-_BARE = """
-import sys
-for name in ("jaxtyping", "ml_collections", "safetensors", "grain", "tensorflow_datasets", "cv2",
-             "tensorboardX", "tqdm", "ftfy", "instant_clip_tokenizer", "array_record"):
-    sys.modules[name] = None
-from benchmarks import stand_ins, train_step
-train_step.main()
-"""
+from benchmarks import demo_ablation, hbm_traffic, precision, tpu_compile, workload
+from tests.command import ROOT, environment
 
 
-def test_the_step_is_timed_without_the_packages_of_the_data(tmp_path):
+def test_the_step_is_timed(tmp_path):
     out = tmp_path / "step.json"
-    command = [sys.executable, "-c", _BARE, "--config=configs/tiny.py", "--steps=1", f"--out={out}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "benchmarks.train_step", "--config=configs/tiny.py", "--steps=1",
+               "--breakdown", f"--out={out}"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text())
-    assert found["ms_per_step"] > 0 and found["compile_s"] > 0 and found["loss"] > 0
-    assert set(found["model_tflop"]) == {"towers", "decoder", "teacher", "guidance"}
-
-
-def test_the_formulas_count_what_the_compiler_counts(monkeypatch):
-    """XLA also counts norms and the like, some per cent; it gets the convolutions as they are written."""
-    monkeypatch.setattr(conv, "_form", lambda *_, **__: None)
-    monkeypatch.setattr(
-        layers.Upsampled,
-        "convolved",
-        lambda self, kernel: [conv.convolve(self.pixels(), kernel)],
-    )
-    config = workload.load_config("voc")
-    work = workload.build(config)
-    tree, segmenter = work.abstract_state().student(), work.parts.segmenter
-    image = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
-
-    def encode(tree, image):
-        return segmenter.apply(tree, image, method="encode").maps
-
-    def decode(tree, features):
-        return segmenter.decoder.apply({"params": tree["params"]["decoder"]}, features, text)
-
-    text = work.constants.text
-    features = jax.eval_shape(
-        lambda tree, image: segmenter.apply(tree, image, method="encode"), tree, image
-    )
-    counted = [
-        jax.jit(function).lower(tree, given).cost_analysis()["flops"]
-        for function, given in ((encode, image), (decode, features))
-    ]
-    assert sum(model_flops.tower_forward(work)) == pytest.approx(counted[0], rel=0.03)
-    assert model_flops.decoder_forward(work) == pytest.approx(counted[1], rel=0.03)
+    for name in ("ms_per_step", "compile_s", "loss", "tflop", "utilization"):
+        assert found[name] > 0, name
+    assert len(found["breakdown_ms"]) == 4
 
 
 def test_fields_are_changed_by_name_and_unknown_ones_are_refused():
@@ -72,38 +29,26 @@ def test_fields_are_changed_by_name_and_unknown_ones_are_refused():
     assert (config.data.crop, config.batch, config.optim.name) == (801, 2, "sgd")
     with pytest.raises(ValueError, match=r"--set=batches=2: the configuration has no key batches"):
         workload.load_config("voc", ["batches=2"])
-    with pytest.raises(ValueError, match="recipe 'vok' is unknown; choose one of voc, coco"):
+    with pytest.raises(ValueError, match="vok: no such configuration file, nor one of voc, coco"):
         workload.load_config("vok")
 
 
-def test_precisions_are_compared_by_the_noise_of_the_seeds():
-    rows = [
-        precision.Row("float32", [50.0, 51.0, 52.0]),
-        precision.Row("bfloat16", [50.5, 51.5, 51.0]),
-        precision.Row("worse", [48.0, 48.5, 49.0]),
-        precision.Row("alone", [50.0]),
-    ]
-    result = precision.summary(rows)
-    assert [entry["within_noise"] for entry in result] == [None, True, False, False]
-    assert result[2]["difference"] == pytest.approx(-2.5)
-    assert result[2]["noise"] == pytest.approx((1.0**2 / 2 + 0.5**2 / 2) ** 0.5)
-    table = precision.format_table(rows[:3], result[:3])
-    assert "| worse | 48.5 ± 0.5 | -2.5 | 0.8 | **beyond the noise** |" in table
-    assert precision.summary(rows[3:])[0]["within_noise"] is None
-    runs = precision.planned(Path("out"), "configs/demo.py", [0, 1], {"steps": 5})
-    assert set(runs) == set(precision.ROWS)
-    assert runs["bfloat16"][1].fields == {"steps": 5, "dtype": "bfloat16", "seed": 1}
+def test_precisions_are_compared_with_the_deviation_of_the_seeds():
+    result = precision.summary({"float32": [50.0, 51.0, 52.0], "worse": [48.0, 48.5, 49.0]})
+    assert [entry["difference"] for entry in result] == pytest.approx([0, -2.5])
+    assert result[0]["deviation"] is None
+    assert result[1]["deviation"] == pytest.approx((1.0**2 / 2 + 0.5**2 / 2) ** 0.5)
+    assert "| worse | 48.5 ± 0.5 | -2.5 | 0.8 |" in precision.format_table(result)
+    assert precision.summary({"a": [1.0], "b": [2.0]})[1]["deviation"] is None
 
 
-def test_a_restart_is_timed_until_its_line_and_stopped():
-    """The help of the program has the lines; a training would take long to say its own."""
-    seconds, found = restart.seconds_until(re.compile(r" *--\[?no\]?(debug)"), ["--help"])
-    assert found == "debug" and 0 < seconds < 60
-    assert restart._READY.match("training step: traced in 5.1 s, read in 0.2 s more; 3 GFLOP")[
-        1
-    ] == ("traced in 5.1 s, read in 0.2 s more")
-    with pytest.raises(ValueError, match=r"ended first:\nerror: --config=no\.py"):
-        restart.seconds_until(re.compile("never"), ["--config=no.py"])
+def test_rows_of_the_ablation_add_up_to_the_demo():
+    rows = demo_ablation.rows()
+    assert len(rows) == len(demo_ablation.STEPS) + 1
+    assert rows["+ class definitions"] == {}
+    config = workload.load_config("configs/demo.py")
+    for fields in rows.values():
+        config.update_from_flattened_dict({key: config[key] for key in fields})  # they exist
 
 
 def test_traffic_of_a_tpu_program():

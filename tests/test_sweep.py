@@ -1,4 +1,4 @@
-"""The experiment runner: with runs that write their scores and end, and with one real training."""
+"""Sweeps: with runs that only write scores, and with one real training."""
 
 import json
 import sys
@@ -11,10 +11,11 @@ from tests.photos import make_folder
 
 SCRIPT = """
 import json, pathlib, sys
-folder, code, counter = pathlib.Path(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
-counter.write_text(counter.read_text() + folder.name + "\\n" if counter.exists() else folder.name + "\\n")
-scores = ((1, 30.0), (2, 20.0))
-lines = [{"step": step, "eval/miou": 1.0, "eval/miou_ema": score} for step, score in scores]
+folder, code = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+with (folder.parent / "started.txt").open("a") as file:
+    file.write(folder.name + "\\n")
+(folder / "config.json").write_text("{}")
+lines = [{"step": s, "eval/miou": 1.0, "eval/miou_ema": score} for s, score in ((1, 30.0), (2, 20.0))]
 (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
 sys.exit(code)
 """
@@ -22,35 +23,26 @@ sys.exit(code)
 
 class FakeRun(sweep.Run):
     def command(self):
-        counter = self.workdir.parent / "started.txt"
-        return [
-            sys.executable,
-            "-c",
-            SCRIPT,
-            str(self.workdir),
-            str(self.fields["code"]),
-            str(counter),
-        ]
+        return [sys.executable, "-c", SCRIPT, str(self.workdir), str(self.fields["code"])]
 
 
 def fake(folder, name, code=0):
     return FakeRun(name=name, config="configs/voc.py", workdir=folder / name, fields={"code": code})
 
 
-def test_done_is_skipped_and_a_failure_stops_no_other(tmp_path):
-    said = []
+def test_finished_runs_are_skipped_and_a_failure_stops_no_other(tmp_path, capsys):
     runs = [fake(tmp_path, "a"), fake(tmp_path, "b", code=3), fake(tmp_path, "c")]
-    failed = sweep.run_all(runs, report=said.append)
-    assert failed == [runs[1]]
-    assert any("b: failed with exit code 3" in line and "log.txt" in line for line in said)
+    assert sweep.run_all(runs) == [runs[1]]
+    said = capsys.readouterr().out
+    assert f"b: failed with exit code 3; see {runs[1].workdir / 'log.txt'}" in said
     assert runs[0].result() == sweep.Result(best=30.0, last=20.0)
     assert runs[1].result() is None
     repaired = [runs[0], fake(tmp_path, "b"), runs[2]]
-    assert sweep.run_all(repaired, jobs=2, report=said.append) == []
+    assert sweep.run_all(repaired, jobs=2) == []
     assert (tmp_path / "started.txt").read_text().split() == ["a", "b", "c", "b"]
 
 
-def test_table_stands_beside_the_published_values(tmp_path):
+def test_table_has_the_published_values(tmp_path):
     for seed, best in ((0, 80.0), (1, 82.0)):
         folder = tmp_path / f"92-seed{seed}"
         folder.mkdir()
@@ -82,15 +74,15 @@ def test_commands_of_a_plan():
     assert command[-2:] == ["--config.batch=16", "--config.seed=5"]
 
 
-def test_wrong_commands_are_one_sentence(capsys):
+def test_errors_are_one_sentence(capsys):
     assert sweep.main(["configs/voc.py", "--splits=92", "--set", "batch"]) == 2
-    assert "--set 'batch' is no KEY=VALUE" in capsys.readouterr().err
+    assert "--set 'batch' is not KEY=VALUE" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         sweep.main(["configs/vok.py", "--splits=92"])
     assert "there is no file configs/vok.py" in capsys.readouterr().err
 
 
-def test_a_real_training_is_run_once_and_counted(tmp_path, capsys, monkeypatch):
+def test_a_real_training_is_run_once(tmp_path, capsys, monkeypatch):
     for name, value in compiled_quickly(devices=1).items():
         monkeypatch.setenv(name, value)
     photos, log = make_folder(tmp_path / "photos"), tmp_path / "1_2-seed3" / "log.txt"
@@ -103,6 +95,6 @@ def test_a_real_training_is_run_once_and_counted(tmp_path, capsys, monkeypatch):
     assert (written["data"]["split"], written["seed"], written["steps"]) == ("1_2", 3, 2)
     assert sweep.main(command) == 0
     again = capsys.readouterr().out
-    assert "1_2, seed 3: done before" in again
+    assert "1_2, seed 3: already finished" in again
     assert first.splitlines()[-1] == again.splitlines()[-1]
     assert "| 1_2 | 1 of 1 |" in again

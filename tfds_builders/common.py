@@ -7,10 +7,8 @@ PNG, grey or palette, whose values are class indices, 255 = ignore; **empty byte
 Records keep the order in which the builder yields them. The metadata holds, beside names, palette and
 definitions, `ids` {part: [id, …]} in that order, `pixels` {part: [{value: count} | null, …]}, the
 label values of every image (null = no label), and `sizes` {part: [[rows, columns], …]}: choosing
-labelled images and reporting on them reads no record. Every image and label is decoded once while it is
-written, to be sure that training can.
-
-TFDS is only handed encoded bytes, therefore neither preparing nor reading needs TensorFlow.
+labelled images and reporting on them reads no record. Every image and label is decoded once before it is
+written. TFDS only gets encoded bytes, so that neither preparing nor reading needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -20,16 +18,17 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import functools
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from semivl_jax import utils
 from semivl_jax.data import download, images
@@ -38,9 +37,6 @@ from semivl_jax.data.dataset_info import DatasetInfo
 PARTS = ("train", "validation")
 
 _NOTES = ("ids", "pixels", "sizes")
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class UnusableError(ValueError):
@@ -75,8 +71,13 @@ class Inspected:
     """A sample with its bytes, (rows, columns), and pixels per label value (None = no label)."""
 
     sample: Sample
-    size: tuple[int, int]
-    pixels: dict[str, int] | None
+    size: tuple[int, int] = (0, 0)
+    pixels: dict[str, int] | None = None
+
+    @property
+    def problems(self) -> tuple[UnusableError, ...]:
+        """Why it cannot be used; empty where it can."""
+        return self.sample.problems
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -99,24 +100,16 @@ def features() -> tfds.features.FeaturesDict:
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Base of all builders.
 
-    A data set implements `about` (classes and words) and `_split_generators`, which returns
+    A data set implements `about` (its classes) and `_split_generators`, which returns
     `{"train": self.write("train", samples), "validation": self.write("validation", samples)}` with
     iterables of `Sample`. Ids must be unique within a part.
     """
 
+    HOMEPAGE: ClassVar[str | None] = None  # where the data come from
+
     @abc.abstractmethod
     def about(self) -> DatasetInfo:
         """Names, palette and definitions of the classes."""
-
-    @property
-    def description(self) -> str:
-        """One paragraph for the prepared directory; by default the class's docstring."""
-        return (type(self).__doc__ or self.name).strip()
-
-    @property
-    def homepage(self) -> str | None:
-        """Where the data come from, if they have a site."""
-        return None
 
     @property
     def citation(self) -> str | None:
@@ -131,9 +124,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self.description,
+            description=(type(self).__doc__ or self.name).strip(),
             features=features(),
-            homepage=self.homepage,
+            homepage=self.HOMEPAGE,
             citation=self.citation,
             metadata=tfds.core.MetadataDict(self.about().to_json() | {name: {} for name in _NOTES}),
             disable_shuffling=True,  # record i is the i-th sample: the id list stays valid
@@ -144,26 +137,23 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Check samples, turn them into records, note their ids; for use in `_split_generators`.
 
-        After a sample that cannot be used nothing more is written, but all others are looked at, and
+        After a sample that cannot be used nothing more is written, but all others are checked, and
         those of `then` (the other part) as well: one error names everything that is to be repaired.
 
         Raises (while the records are drawn):
           ValueError: an id that occurs twice in the part, a part without any image, and whatever
             `inspect` finds.
         """
-        if part not in PARTS:
-            raise ValueError(f"part {part!r} is unknown; use one of {PARTS}")
-        about = self.about()
+        check = functools.partial(inspect, about=self.about())
         notes: dict[str, list[Any]] = {name: [] for name in _NOTES}
         seen: set[str] = set()
         problems: list[UnusableError] = []
         total = self.expected_sizes.get(part)
         with utils.Progress(f"{self.name}, {part}", total=total, unit="images") as shown:
-            for found in ordered_map(lambda sample: _inspected(sample, about), samples):
+            for found in utils.ordered_map(check, samples):
                 shown.update()
-                if isinstance(found, tuple):
-                    problems += found
-                if problems or isinstance(found, tuple):
+                problems += found.problems
+                if problems:
                     continue
                 sample = found.sample
                 if sample.id in seen:
@@ -174,12 +164,18 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 notes["ids"].append(sample.id)
                 notes["pixels"].append(found.pixels)
                 notes["sizes"].append(list(found.size))
-                yield len(seen) - 1, _record(sample)
+                yield (
+                    len(seen) - 1,
+                    {
+                        "id": sample.id,
+                        "image": sample.image,
+                        "label": b"" if sample.label is None else sample.label,
+                        "captions": list(sample.captions),
+                    },
+                )
         if problems:
-            others = ordered_map(lambda sample: _inspected(sample, about), then)
-            _raise_all(
-                problems + [p for found in others if isinstance(found, tuple) for p in found]
-            )
+            problems += (p for found in utils.ordered_map(check, then) for p in found.problems)
+            _raise_all(problems)
         if not seen:
             raise ValueError(f"{self.name}: the part {part!r} has no image; add some")
         for name, values in notes.items():
@@ -187,44 +183,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     def _generate_examples(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("builders return self.write(...) from _split_generators")
-
-
-def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None
-) -> Iterator[R]:
-    """`map` in threads that keeps the order and looks only a few items ahead."""
-    workers = workers or min(16, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        pending: collections.deque = collections.deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _record(sample: Sample) -> dict[str, Any]:
-    return {
-        "id": sample.id,
-        "image": sample.image,
-        "label": b"" if sample.label is None else sample.label,
-        "captions": list(sample.captions),
-    }
-
-
-def _inspected(sample: Sample, about: DatasetInfo) -> Inspected | tuple[UnusableError, ...]:
-    """`inspect`, with problems as a value, since others are to be found as well."""
-    if sample.problems:
-        return sample.problems
-    try:
-        return inspect(sample, about)
-    except UnusableError as error:
-        return (error,)
 
 
 def _raise_all(problems: list[UnusableError]) -> None:
@@ -243,47 +201,40 @@ def _raise_all(problems: list[UnusableError]) -> None:
 def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
     """Decode a sample once; return it with its bytes, its size, and the pixels of every label value.
 
-    Raises:
-      UnusableError: an image or label that `data.host` cannot decode, a label of another size than its
-        image, or with values that are neither a class nor the ignore value.
+    Its `problems` name an image or label that cannot be decoded, a label of another size than its image, or
+    with values that are neither a class nor 255.
     """
-    origin = sample.origin or sample.id
-    data, image = _decode(sample.image, images.decode_image, f"image {origin}")
-    sample = dataclasses.replace(sample, image=data)
-    if sample.label is None:
-        return Inspected(sample, image.shape[:2], None)
-    data, label = _decode(sample.label, images.decode_label, f"label of {origin}")
-    if label.shape != image.shape[:2]:
-        (rows, columns), (height, width) = label.shape, image.shape[:2]
-        turned = " (perhaps only one of them was turned upright)" * (
-            (columns, rows) == (height, width)
-        )
-        raise UnusableError(
-            f"label of {origin}",
-            f"is {columns}x{rows} pixels but the image is {width}x{height}{turned}; give both the same "
-            "size",
-        )
+    if sample.problems:
+        return Inspected(sample)
+    what = f"image {sample.origin or sample.id}"
+    try:
+        data = _read(sample.image)
+        image = images.decode_image(data)
+        sample = dataclasses.replace(sample, image=data)
+        if sample.label is None:
+            return Inspected(sample, image.shape[:2])
+        what = f"label of {sample.origin or sample.id}"
+        data = _read(sample.label)
+        label = images.decode_label(data)
+        images.check_pair(image, label)
+        images.check_labels(label, num_classes=about.num_classes)
+    except (ValueError, OSError) as error:
+        problem = UnusableError(what, f"cannot be used: {error}")
+        return Inspected(dataclasses.replace(sample, problems=(problem,)))
     counts = np.bincount(label.reshape(-1), minlength=256)
-    for value in np.flatnonzero(counts):
-        if value >= about.num_classes and value != about.ignore:
-            raise UnusableError(
-                f"label of {origin}",
-                f"has the value {value} in {counts[value]} pixels, but the classes "
-                f"are 0 to {about.num_classes - 1} and {about.ignore} is ignored; map the value to "
-                "one of these or correct the label",
-            )
     present = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
     return Inspected(dataclasses.replace(sample, label=data), image.shape[:2], present)
 
 
-def _decode(
-    encoded: bytes | os.PathLike, decode: Callable[[bytes], np.ndarray], what: str
-) -> tuple[bytes, np.ndarray]:
-    try:
-        data = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
-        return data, decode(data)
-    except (ValueError, OSError) as error:
-        raise UnusableError(what, f"cannot be used: {error}") from error
+def _read(encoded: bytes | os.PathLike) -> bytes:
+    return encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Pixels, uint8 [h, w] or RGB [h, w, 3], as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def prepare(builder: SegmentationBuilder) -> Path:
@@ -298,7 +249,7 @@ def prepare(builder: SegmentationBuilder) -> Path:
         something wrong with its input, or the disk is full.
     """
     directory = Path(builder.data_path)
-    if directory.exists():  # perhaps where nobody may write, so no lock
+    if directory.exists():  # no lock: the folder may be read-only
         check_complete(directory, sizes=builder.expected_sizes)
         return directory
     with download.only_one(directory.parent):
@@ -314,7 +265,7 @@ def prepare(builder: SegmentationBuilder) -> Path:
 
 def _write_records(builder: SegmentationBuilder) -> None:
     try:
-        # What TFDS prints speaks of downloads of its own, of which there are none.
+        # TFDS prints about its own downloads, of which there are none.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
     except (RuntimeError, OSError) as error:
@@ -323,7 +274,7 @@ def _write_records(builder: SegmentationBuilder) -> None:
             raise
         raise ValueError(
             f"{builder.name} cannot be written to {Path(builder.data_path).parent} ({error}); make room or "
-            "choose another data directory, nothing half-made was left"
+            "choose another data directory; no incomplete files were left"
         ) from error
 
 

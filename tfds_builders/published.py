@@ -1,31 +1,48 @@
-"""Base of the four public data sets: archives in, checked records out.
+"""Base of the public data sets: archives in, checked records out.
 
-A data set says which files it needs (`FILES`), how many images it must have (`SIZES`) and which image goes
-with which mask (`_pairs`). Files are looked for in `manual_dir`, if one is named, and else fetched into
+A data set says which files it needs (`FILES`), where images and masks lie in them (`LAYOUT`) and how many
+images it must have (`SIZES`). Files are looked for in `manual_dir`, if one is given, and else fetched into
 `data_dir`/downloads/NAME. In either place an archive may also lie unpacked, as a folder of its name without
-the ending. Checksums that are known stand in the data set's checksums.tsv (the format of TFDS: address,
-bytes, SHA-256, file name); the first download of another file pins the checksum it had.
+the suffix. Known checksums stand in the data set's checksums.tsv (the format of TFDS: address, bytes,
+SHA-256, file name); for other files that of the first download is kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import tensorflow_datasets as tfds
 from PIL import ExifTags, Image
 
+from semivl_jax import utils
 from semivl_jax.data import download
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.download import RemoteFile
 from semivl_jax.text import class_names
 from tfds_builders import archives, common
 
-SEMIVL_RELEASE = "https://github.com/google-research/semivl/releases/download/checkpoints"
+
+def semivl_masks(name: str) -> RemoteFile:
+    """An archive of masks that was published with the method."""
+    return RemoteFile(
+        name=name,
+        url=f"https://github.com/google-research/semivl/releases/download/checkpoints/{name}",
+        page="https://github.com/google-research/semivl",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """Files of an archive below `folder` that end in `suffix`; what precedes it in the name is the id."""
+
+    archive: str
+    suffix: str
+    folder: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +59,11 @@ class Pair:
 class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
     """What the public data sets share; see the module."""
 
+    VERSION = tfds.core.Version("1.0.0")
     DATASET: ClassVar[str]
-    WORDS: ClassVar[str] = ""  # whose classes it has, if not its own
+    CLASSES_OF: ClassVar[str] = ""  # whose classes it has, if not its own
     FILES: ClassVar[tuple[RemoteFile, ...]]
+    LAYOUT: ClassVar[Mapping[str, tuple[Members, Members]]]  # part → images, masks
     SIZES: ClassVar[Mapping[str, int]]
 
     def __init__(
@@ -72,9 +91,32 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
                 f"data.manual_dir = {str(manual_dir)!r} is no folder; name the one with the files that "
                 "you downloaded yourself, or leave it empty"
             )
-        self.files = self.FILES if files is None else files
+        self.files = self.known_files() if files is None else files
         self._sizes = dict(self.SIZES if sizes is None else sizes)
         super().__init__(data_dir=root)
+
+    @classmethod
+    def known_files(cls) -> tuple[RemoteFile, ...]:
+        """`FILES` with size and checksum where checksums.tsv has them."""
+        facts = {}
+        for line in (cls._folder() / "checksums.tsv").read_text(encoding="utf8").splitlines():
+            if line and not line.startswith("#"):
+                _, size, sha256, name = line.split("\t")
+                facts[name] = {"size": int(size), "sha256": sha256}
+        return tuple(
+            file if file.sha256 else dataclasses.replace(file, **facts.get(file.name, {}))
+            for file in cls.FILES
+        )
+
+    @classmethod
+    def _folder(cls) -> Path:
+        """Of the data set's module."""
+        return Path(inspect.getfile(cls)).parent
+
+    @property
+    def citation(self) -> str:
+        """The papers of the data set."""
+        return (self._folder() / "citation.bib").read_text(encoding="utf8")
 
     @property
     def expected_sizes(self) -> Mapping[str, int]:
@@ -83,24 +125,24 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
 
     def about(self) -> DatasetInfo:
         """Classes, definitions and colours of the data set."""
-        return class_names.dataset_info(self.WORDS or self.DATASET)
+        return class_names.dataset_info(self.CLASSES_OF or self.DATASET)
 
     def status(self) -> list[tuple[str, bool, str]]:
-        """(file name, is it there?, words about it) for every archive."""
+        """(file name, whether it is there, a description) for every file."""
         lines = []
         for file in self.files:
             place = self._by_hand(file)
-            there, words = (
+            there, about = (
                 (True, f"there: {place}") if place else download.status(file, self.downloads)
             )
-            lines.append((file.name, there, words))
+            lines.append((file.name, there, about))
         return lines
 
     def path(self, name: str) -> Path:
         """A file of the data set, fetched if need be, or the folder it was unpacked into.
 
         Raises:
-          ValueError: it cannot be had or is not the expected one.
+          ValueError: it cannot be downloaded or is not the expected one.
         """
         file = next(file for file in self.files if file.name == name)
         place = self._by_hand(file)
@@ -124,8 +166,8 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
                 return folder / stem
         return None
 
-    def _require(self) -> None:
-        """All files that need a login at once, rather than one after an hour of downloads.
+    def _check_logins(self) -> None:
+        """Asks for all files that need a login before anything is downloaded.
 
         Raises:
           ValueError: some are missing.
@@ -139,29 +181,57 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
                     f"unpacked, as the folder {Path(file.name).stem})"
                 )
 
-    def _pairs(self) -> dict[str, list[Pair]]:
-        """Images and masks per part, in the order of the records."""
-        raise NotImplementedError
+    def _masks(self, part: str, name: str) -> archives.Archive:
+        """The archive of the masks of a part."""
+        return self.archive(name)
+
+    def _ids(self, part: str) -> Sequence[str] | None:
+        """Ids of a part in the order of its records, where a list gives them."""
+        return None
 
     def _label(self, stored: bytes) -> bytes:
         """A stored mask as PNG of class indices; by default it is that."""
         return stored
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        self._require()
-        pairs = self._pairs()
-        for part, expected in self.expected_sizes.items():
-            if len(pairs[part]) != expected:
+    def _pairs(self, part: str) -> list[Pair]:
+        """Images of a part with their masks, sorted by id.
+
+        Raises:
+          ValueError: an image or mask that is missing, or another number of images than expected.
+        """
+        images_at, masks_at = self.LAYOUT[part]
+        masks = self._masks(part, masks_at.archive)  # first: they are smaller than the images
+        images = self.archive(images_at.archive)
+        found = images.find(suffix=images_at.suffix, folder=images_at.folder)
+        mask_paths = masks.find(suffix=masks_at.suffix, folder=masks_at.folder)
+        ids = self._ids(part)
+        ids = sorted(found if ids is None else ids)
+        for archive, paths, what in ((images, found, "image"), (masks, mask_paths, "mask")):
+            missing = [id for id in ids if id not in paths]
+            if missing:
                 raise ValueError(
-                    f"{self.DATASET}: {len(pairs[part])} images for {part} instead of {expected}; an "
-                    f"archive in {self.manual or self.downloads} is incomplete or another edition; "
-                    "delete it and start again"
+                    f"{archive.path} has no {what} for {missing[0]} ({len(missing)} images of {part} in "
+                    "all); it is incomplete or another edition, delete it and start again"
                 )
+        expected = self.expected_sizes.get(part, len(ids))
+        if len(ids) != expected:
+            raise ValueError(
+                f"{self.DATASET}: {len(ids)} images for {part} instead of {expected}; {images.path} is "
+                "incomplete or another edition, delete it and start again"
+            )
+        return [
+            Pair(id=id, images=images, image=found[id], masks=masks, mask=mask_paths[id])
+            for id in ids
+        ]
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        self._check_logins()
+        pairs = {part: self._pairs(part) for part in reversed(common.PARTS)}  # the small one first
         return {part: self.write(part, self._samples(pairs[part])) for part in common.PARTS}
 
     def _samples(self, pairs: list[Pair]) -> Iterator[common.Sample]:
         # Reading and re-encoding happens in threads; `write` then checks what came out.
-        return common.ordered_map(self._sample, pairs)
+        return utils.ordered_map(self._sample, pairs)
 
     def _sample(self, pair: Pair) -> common.Sample:
         origin = f"{pair.image} in {pair.images.path}"
@@ -175,49 +245,6 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
             label=label,
             origin=origin,
         )
-
-    def _match(
-        self,
-        images: archives.Archive,
-        image_paths: Mapping[str, str],
-        masks: archives.Archive,
-        mask_paths: Mapping[str, str],
-    ) -> list[Pair]:
-        """Pairs of the same id, sorted by id.
-
-        Raises:
-          ValueError: an image without a mask.
-        """
-        missing = sorted(set(image_paths) - set(mask_paths))
-        if missing:
-            raise ValueError(
-                f"{masks.path} has no mask for {missing[0]} ({len(missing)} images in all); it is "
-                "incomplete or another edition, delete it and start again"
-            )
-        return [
-            Pair(id=id, images=images, image=path, masks=masks, mask=mask_paths[id])
-            for id, path in sorted(image_paths.items())
-        ]
-
-
-def read_checksums(folder: Path, files: tuple[RemoteFile, ...]) -> tuple[RemoteFile, ...]:
-    """The files with size and checksum where `folder`/checksums.tsv knows them."""
-    facts = {}
-    for line in (folder / "checksums.tsv").read_text(encoding="utf8").splitlines():
-        if line and not line.startswith("#"):
-            _, size, sha256, name = line.split("\t")
-            facts[name] = {"size": int(size), "sha256": sha256}
-    return tuple(
-        dataclasses.replace(file, **facts[file.name]) if file.name in facts else file
-        for file in files
-    )
-
-
-def encode_png(label: np.ndarray) -> bytes:
-    """A label map as grey PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(label).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def as_stored(image: bytes) -> bytes:

@@ -1,25 +1,24 @@
-"""From a place in the stream to crops: what the worker processes run.
+"""From a global index to crops: what the worker processes run.
 
-In: the local number of an image in the stream. Out: a dict of NumPy arrays,
+In: the local number of an image in the stream. Out: a dict of NumPy arrays, per stream NAME
 
-    labelled/image    uint8 [s, s, 3]      labelled/label   uint8 [s, s], 255 = void or padding
-    unlabelled/image  uint8 [s, s, 3]      unlabelled/size  int32 [2], rows and columns that are image
-    partner/…         as unlabelled: an independent crop of the same photo, if asked for
+    NAME/image  uint8 [s, s, 3]     NAME/size   int32 [2], rows and columns that are image (not of "labelled")
+    NAME/label  uint8 [s, s], 255 = void or padding, where the stream has labels
 
-Scale and place of every crop come from (seed, stream, global place) alone. Mirroring, colours and blur
-are the device's work. Imports NumPy-only modules: nothing here may start a device.
+The second crop of the same photo is NAME.1/image and so on. Scale and place of every crop come from (seed,
+name, global index) alone. Mirroring, colours and blur are the device's work. Imports NumPy-only modules:
+nothing here may start a device.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
 from semivl_jax.data import images, window
-from semivl_jax.data.sampler import SampleOrder, Share, Stream, generator
+from semivl_jax.data.sampler import Sampler, Shard, generator
 from semivl_jax.data.source import Source
 
 Scale = Literal["ratio", "long_side"]
@@ -65,102 +64,73 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CropLoader:
-    """Loads the crops that belong to one place of the stream; picklable.
+    """Loads the crops of one stream; picklable.
 
     Attributes:
-      source: the training images.
-      labelled: record indices of the labelled images, int64 [n].
-      unlabelled: record indices of the unlabelled images; empty = labelled images only.
-      order: which image stands where.
-      share: the places that this process loads.
+      source: the images.
+      indices: record indices of the stream's list, int64 [n].
+      sampler: which image of the list stands where.
       geometry: how photos become crops.
-      with_partner: cut a second crop from every unlabelled photo.
+      keys: names of the crops of the same photo.
+      labels: whether the label comes along.
     """
 
     source: Source
-    labelled: np.ndarray
-    unlabelled: np.ndarray
-    order: SampleOrder
-    share: Share
+    indices: np.ndarray
+    sampler: Sampler
     geometry: Geometry
-    with_partner: bool
+    keys: tuple[str, ...]
+    labels: bool = False
 
-    def records(self, local: int) -> tuple[int, int | None]:
-        """Record indices (labelled, unlabelled) of the `local`-th image of this process's stream."""
-        place = self.share.place(local)
-        labelled = int(self.labelled[self.order.labelled(place)])
-        if not len(self.unlabelled):
-            return labelled, None
-        return labelled, int(self.unlabelled[self.order.unlabelled(place)])
+    def record(self, global_index: int) -> int:
+        """Record index of the image at a global index."""
+        return int(self.indices[self.sampler(global_index)])
 
-    def __call__(self, local: int) -> dict[str, np.ndarray]:
-        """Crops of the `local`-th images; see the module's docstring.
+    def __call__(self, global_index: int) -> dict[str, np.ndarray]:
+        """Crops of the image at a global index; see the module's docstring.
 
         Raises:
           ValueError: an image or label that cannot be used; the message names it.
         """
-        place = self.share.place(local)
-        labelled, unlabelled = self.records(local)
-        crops = self._guarded(labelled, self._load_labelled, place)
-        if unlabelled is not None:
-            crops |= self._guarded(unlabelled, self._load_unlabelled, place)
-        return crops
+        image, label = self.source.decode(self.record(global_index), label=self.labels)
+        arrays: dict[str, np.ndarray] = {}
+        for name in self.keys:
+            rng = generator(self.sampler.seed, f"{name}/geometry", global_index)
+            crop = self.geometry(rng, image, label)
+            arrays[f"{name}/image"] = crop.image
+            if crop.label is not None:
+                arrays[f"{name}/label"] = crop.label
+            if name != "labelled":
+                arrays[f"{name}/size"] = np.asarray(crop.size, np.int32)
+        return arrays
 
-    def _guarded(
-        self, index: int, load: Callable[[int, int], dict[str, np.ndarray]], place: int
-    ) -> dict[str, np.ndarray]:
-        """Name the image in every error, and make it one that travels between processes."""
-        try:
-            return load(index, place)
-        except Exception as error:
-            name = self.source.ids[index]
-            reason = str(error) if isinstance(error, ValueError) else repr(error)
-            raise ValueError(
-                f"training image {name!r} of {self.source.directory} cannot be used: {reason}"
-            ) from error
 
-    def _load_labelled(self, index: int, place: int) -> dict[str, np.ndarray]:
-        record = self.source[index]
-        image = images.decode_image(record.image)
-        label = images.decode_label(record.label)
-        images.check_labels(label, num_classes=self.source.info.num_classes)
-        crop = self.geometry(self._rng(Stream.LABELLED_GEOMETRY, place), image, label)
-        return {"labelled/image": crop.image, "labelled/label": crop.label}
+@dataclasses.dataclass(frozen=True)
+class ExampleLoader:
+    """Loads the crops of all streams for the `local`-th image of a process."""
 
-    def _load_unlabelled(self, index: int, place: int) -> dict[str, np.ndarray]:
-        image = images.decode_image(self.source[index].image)
-        crops = self._unlabelled_crop("unlabelled", Stream.UNLABELLED_GEOMETRY, image, place)
-        if self.with_partner:
-            crops |= self._unlabelled_crop("partner", Stream.PARTNER_GEOMETRY, image, place)
-        return crops
+    streams: tuple[CropLoader, ...]
+    shard: Shard
 
-    def _unlabelled_crop(
-        self, name: str, stream: Stream, image: np.ndarray, place: int
-    ) -> dict[str, np.ndarray]:
-        crop = self.geometry(self._rng(stream, place), image, None)
-        return {f"{name}/image": crop.image, f"{name}/size": np.asarray(crop.size, np.int32)}
-
-    def _rng(self, stream: Stream, place: int) -> np.random.Generator:
-        return generator(self.order.seed, stream, place)
+    def __call__(self, local: int) -> dict[str, np.ndarray]:
+        """The arrays of every stream; ValueError as `CropLoader`."""
+        index = self.shard.global_index(local)
+        return {name: array for load in self.streams for name, array in load(index).items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchLoader:
-    """Loads this process's share of a whole step: the arrays of `CropLoader`, stacked."""
+    """Loads this process's share of a whole step: the arrays of `ExampleLoader`, stacked."""
 
-    loader: CropLoader
+    load: ExampleLoader
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """Crops of one step, one row per image.
-
-        Raises:
-          ValueError: as `CropLoader`.
-        """
-        size = self.loader.share.size
+        """Crops of one step, one row per image; ValueError as `CropLoader`."""
+        size = self.load.shard.size
         batch: dict[str, np.ndarray] = {}
         for position in range(size):
             # Copied one by one: their memory is used again for the next.
-            for name, array in self.loader(step * size + position).items():
+            for name, array in self.load(step * size + position).items():
                 if not position:
                     batch[name] = np.empty((size, *array.shape), array.dtype)
                 batch[name][position] = array

@@ -1,4 +1,4 @@
-"""What a data set is about: its classes, their colours and the words that describe them.
+"""Classes of a data set: names, concepts that describe them, colours.
 
 A `DatasetInfo` is plain data (names, a uint8 [n, 3] palette, concepts per class). Builders store it as
 JSON beside the records, so that a prepared directory says by itself what its label values mean.
@@ -43,15 +43,15 @@ class DatasetInfo:
     """Classes of a data set.
 
     Attributes:
-      name: what the data set is called in messages and file names.
+      name: what the data set is called in messages and file names, or where its classes were given.
       classes: one name per label value 0 … n-1.
       definitions: for every class the concepts that describe it, at least one; by default its name.
       palette: uint8 [n, 3], the colour of every class; by default `distinct_palette`.
       ignore: the label value that does not count in losses and metrics.
 
     Raises:
-      ValueError: no class or more than 255, a repeated or empty name, a palette or definitions
-        whose length is not the number of classes.
+      ValueError: no class or more than 255, a repeated or empty name, an empty concept, a palette or
+        definitions whose length is not the number of classes.
     """
 
     name: str
@@ -62,31 +62,12 @@ class DatasetInfo:
 
     def __post_init__(self) -> None:
         classes = tuple(self.classes)
-        if not 0 < len(classes) <= MAX_CLASSES:
-            raise ValueError(
-                f"data set {self.name!r} has {len(classes)} classes; give 1 to {MAX_CLASSES} names"
-            )
-        for position, name in enumerate(classes):
-            if not name.strip():
-                raise ValueError(f"data set {self.name!r}: class {position} has no name; give one")
-            if name in classes[:position]:
-                raise ValueError(
-                    f"data set {self.name!r} names the class {name!r} twice (values "
-                    f"{classes.index(name)} and {position}); rename one of them"
-                )
         definitions = tuple(tuple(d) for d in self.definitions) or tuple((c,) for c in classes)
         palette = distinct_palette(len(classes)) if self.palette is None else self.palette
         palette = np.asarray(palette, np.uint8)
-        if len(definitions) != len(classes) or not all(definitions):
-            raise ValueError(
-                f"data set {self.name!r}: {len(definitions)} definitions for {len(classes)} "
-                "classes; give every class at least one concept"
-            )
-        if palette.shape != (len(classes), 3):
-            raise ValueError(
-                f"data set {self.name!r}: the palette has shape {palette.shape}; give one RGB "
-                f"colour per class, ({len(classes)}, 3)"
-            )
+        problem = _problem(classes, definitions, palette)
+        if problem:
+            raise ValueError(f"{self.name} {problem}")
         object.__setattr__(self, "classes", classes)
         object.__setattr__(self, "definitions", definitions)
         object.__setattr__(self, "palette", palette)
@@ -118,6 +99,34 @@ class DatasetInfo:
         )
 
 
+def _problem(
+    classes: tuple[str, ...], definitions: tuple[tuple[str, ...], ...], palette: np.ndarray
+) -> str:
+    """What is wrong with the fields of a `DatasetInfo`, and the remedy; empty: nothing."""
+    if not classes:
+        return "names no class; give a file with one name per line, or a,b,c"
+    if len(classes) > MAX_CLASSES:
+        return f"names {len(classes)} classes, a mask can tell {MAX_CLASSES} apart; remove some"
+    if len(definitions) != len(classes):
+        return f"has {len(definitions)} definitions for {len(classes)} classes; give one per class"
+    if palette.shape != (len(classes), 3):
+        return (
+            f"has a palette of the shape {palette.shape}; give one RGB colour per class, "
+            f"({len(classes)}, 3)"
+        )
+    for position, (name, concepts) in enumerate(zip(classes, definitions, strict=True)):
+        if not name.strip():
+            return f"gives class {position} no name; give it one, or remove a comma"
+        if name in classes[:position]:
+            return (
+                f"names the class {name!r} twice (values {classes.index(name)} and {position}); "
+                "rename or remove one of them"
+            )
+        if not concepts or not all(concept.strip() for concept in concepts):
+            return f"gives class {name!r} an empty concept; name or remove it"
+    return ""
+
+
 def read_lines(path: Path) -> list[str]:
     """Lines of a text file of the user's; a byte order mark and Windows' line ends do no harm.
 
@@ -129,7 +138,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+        raise ValueError(f"{path} cannot be read as text ({error}); save it as UTF-8") from error
     return unicodedata.normalize("NFC", text).splitlines()
 
 

@@ -1,13 +1,11 @@
-"""Files from the internet: resumed where they broke off, verified, renamed into place when whole.
+"""Downloads: resumed after an interruption, verified, renamed when complete.
 
-In: a `RemoteFile` (address, and size and SHA-256 where they are known). Out: a path. A file that carries
-its final name is complete; what is on its way is called `NAME.part`. Beside a file lies `NAME.sha256` with
-the checksum it had when it was verified, so that a file of many gigabytes is read once, not at every start.
-Where no checksum was known beforehand, that of the first download is noted there and a later
-download that differs is refused.
+In: a `RemoteFile` (address, and size and SHA-256 where they are known). Out: a path. A file with its final
+name is complete; an unfinished one is called `NAME.part`. `NAME.sha256` beside a file holds the checksum it
+had when it was verified, so that a file of many gigabytes is read once, not at every start. Where no checksum
+is known beforehand, that of the first download is stored there, and one that differs later is refused.
 
-Standard library only. The download manager of TFDS is not used because it starts a broken file from its
-beginning.
+The download manager of TFDS is not used because it starts a broken file from its beginning.
 """
 
 from __future__ import annotations
@@ -28,22 +26,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from semivl_jax import utils
 
 _CHUNK = 1 << 20
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be another one a moment later
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP errors after which another attempt is made
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """What is known of a file before it is here.
+    """A file to download.
 
     Attributes:
       name: its name on disk.
-      url: where it is; empty: no address leads to it without a login.
+      url: its address; empty: the download needs a login.
       sha256: 64 hexadecimal digits; empty: not known.
       size: bytes; 0: not known.
-      page: where a person finds it.
+      page: the web page on which a person finds it.
     """
 
     name: str
@@ -55,8 +55,8 @@ class RemoteFile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to try: seconds until a silent server is given up, attempts in a row without a new
-    byte, and seconds before the second attempt (doubled every time).
+    """Seconds until a server that does not answer is given up, attempts in a row without a new byte, and
+    seconds before the second attempt (doubled every time).
     """
 
     timeout: float = 60.0
@@ -70,33 +70,32 @@ def fetch(file: RemoteFile, directory: Path, *, patience: Patience | None = None
     Processes that want the same directory wait for each other.
 
     Raises:
-      ValueError: the file cannot be had (no address, no network, no such file, disk full) or is not
-        what was expected; the sentence says what to do. A download with a wrong checksum is removed.
+      ValueError: the file cannot be downloaded (no address, no network, no such file, disk full) or is
+        not the expected one. A download with a wrong checksum is removed.
     """
     path = directory / file.name
-    if path.exists() and _noted(path):  # perhaps where nobody may write, so no lock
+    if path.exists() and _stored_checksum(path):  # no lock: the folder may be read-only
         verify(file, path, notes=directory)
         return path
     with only_one(directory):
-        if not path.exists():
-            if not file.url:
-                raise ValueError(
-                    f"{path} is missing and needs a login; download {file.name} from {file.page} and "
-                    f"put it into {directory}"
-                )
-            part = directory / f"{file.name}.part"
-            _download(file, part, patience or Patience())
-            _accept(file, part, path)
-        else:
+        if path.exists():
             verify(file, path, notes=directory)
+            return path
+        if not file.url:
+            raise ValueError(
+                f"{path} is missing and needs a login; download {file.name} from {file.page} and put it "
+                f"into {directory}"
+            )
+        part = directory / f"{file.name}.part"
+        _download(file, part, patience or Patience())
+        _accept(file, part, path)
     return path
 
 
 def verify(file: RemoteFile, path: Path, *, notes: Path) -> None:
-    """Makes sure that a file that is there is the expected one; nothing is removed.
+    """Checks that an existing file is the expected one; nothing is removed.
 
-    What is known of it afterwards is noted in the folder `notes`, since `path` may lie where nobody
-    may write.
+    Its checksum is stored in the folder `notes`, since that of `path` may be read-only.
 
     Raises:
       ValueError: another size or checksum.
@@ -105,35 +104,37 @@ def verify(file: RemoteFile, path: Path, *, notes: Path) -> None:
     wrong = f"{path} is not the expected file"
     remedy = "delete it and start again, or put the right file there"
     named = notes / file.name
-    noted = _noted(named)
-    # Edited since it was noted: read it again.
-    checksum = noted["sha256"] if noted and noted["size"] == found else ""
+    stored = _stored_checksum(named)
+    # Of another size than then: read it again.
+    checksum = stored["sha256"] if stored and stored["size"] == found else ""
     if file.size and found != file.size:
         raise ValueError(f"{wrong}: {found} bytes instead of {file.size}; {remedy}")
     if not checksum:
         checksum = sha256(path)
-        if not file.sha256 and noted and noted["sha256"] != checksum:
+        if not file.sha256 and stored and stored["sha256"] != checksum:
             raise ValueError(
-                f"{wrong}: its SHA-256 is {checksum}, but {_note(named)} says {noted['sha256']}; "
+                f"{wrong}: its SHA-256 is {checksum}, but {_note(named)} says {stored['sha256']}; "
                 f"{remedy}"
             )
-        _write_note(named, checksum, size=found)
+        _store_checksum(named, checksum, size=found)
     if file.sha256 and checksum != file.sha256:
         _note(named).unlink(missing_ok=True)
         raise ValueError(f"{wrong}: SHA-256 {checksum} instead of {file.sha256}; {remedy}")
 
 
 def status(file: RemoteFile, directory: Path) -> tuple[bool, str]:
-    """(is it there?, words about it); reads no contents and changes nothing."""
+    """(whether it is there, a description); reads no contents and changes nothing."""
     path, part = directory / file.name, directory / f"{file.name}.part"
     if path.exists():
         size = path.stat().st_size
         if file.size and size != file.size:
             return False, f"{size} bytes instead of {file.size}"
-        return True, f"there, {human(size)}" + ("" if _noted(path) else ", not yet verified")
+        return True, f"there, {_bytes(size)}" + (
+            "" if _stored_checksum(path) else ", not yet verified"
+        )
     if part.exists():
-        share = f" of {human(file.size)}" if file.size else ""
-        return False, f"{human(part.stat().st_size)}{share} downloaded"
+        share = f" of {_bytes(file.size)}" if file.size else ""
+        return False, f"{_bytes(part.stat().st_size)}{share} downloaded"
     if not file.url:
         return False, f"missing; needs a login at {file.page}, then put it into {directory}"
     return False, f"missing; will be downloaded from {file.url}"
@@ -145,17 +146,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def human(size: float) -> str:
-    """Bytes in a unit that people read."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
 def _download(file: RemoteFile, part: Path, patience: Patience) -> None:
-    """Fills `part`, going on where it ends, until everything is there."""
+    """Appends to `part` until the file is complete."""
     failures, wait = 0, patience.wait
     while True:
         before = _size(part)
@@ -165,7 +157,7 @@ def _download(file: RemoteFile, part: Path, patience: Patience) -> None:
             reason: object = "the connection ended early"
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code not in _PASSING:
+            if error.code not in _TRANSIENT:
                 raise ValueError(
                     f"{file.url} answers {error.code} ({error.reason}); download {file.name} from "
                     f"{file.page or 'elsewhere'} and put it into {part.parent}"
@@ -186,7 +178,7 @@ def _download(file: RemoteFile, part: Path, patience: Patience) -> None:
         failures += 1
         if failures >= patience.attempts:
             raise ValueError(
-                f"{file.url} cannot be downloaded ({reason}; {human(_size(part))} are here); start again "
+                f"{file.url} cannot be downloaded ({reason}; {_bytes(_size(part))} are here); start again "
                 f"when the network is back, it goes on from there, or put {file.name} into {part.parent}"
             )
         time.sleep(wait)
@@ -195,12 +187,13 @@ def _download(file: RemoteFile, part: Path, patience: Patience) -> None:
 
 def _attempt(file: RemoteFile, part: Path, timeout: float) -> bool:
     """One connection; returns whether the file is complete."""
-    start, validator = _size(part), _validator(part)
+    start = _size(part)
     headers = {"User-Agent": "semivl_jax", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-        if validator:
-            headers["If-Range"] = validator  # the file has changed: send all of it
+        tag = _tag_file(part).read_text(encoding="utf8") if _tag_file(part).exists() else ""
+        if tag:
+            headers["If-Range"] = tag  # if the file has changed, all of it is sent
     request = urllib.request.Request(file.url, headers=headers)
     try:
         answer = urllib.request.urlopen(request, timeout=timeout)
@@ -208,7 +201,7 @@ def _attempt(file: RemoteFile, part: Path, timeout: float) -> bool:
         if error.code != 416 or not start:
             raise
         error.close()
-        # Nothing comes after what is here: it is complete, or it is not this file.
+        # Nothing comes after these bytes: the file is complete, or it is another one.
         if error.headers.get("Content-Range") == f"bytes */{start}":
             return True
         _discard(part)
@@ -220,7 +213,7 @@ def _attempt(file: RemoteFile, part: Path, timeout: float) -> bool:
         total = None if length is None else start + int(length)
         _check_room(file, part, missing=0 if length is None else int(length))
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-        _validator_file(part).write_text("" if tag.startswith("W/") else tag, encoding="utf8")
+        _tag_file(part).write_text("" if tag.startswith("W/") else tag, encoding="utf8")
         _copy(answer, part, start=start, total=total, name=file.name)
     return total is None or _size(part) == total
 
@@ -238,7 +231,7 @@ def _check_room(file: RemoteFile, part: Path, *, missing: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if missing > free:
         raise ValueError(
-            f"{part.parent} has {human(free)} free, but {human(missing)} of {file.name} are still "
+            f"{part.parent} has {_bytes(free)} free, but {_bytes(missing)} of {file.name} are still "
             "missing; make room or choose another directory"
         )
 
@@ -246,8 +239,8 @@ def _check_room(file: RemoteFile, part: Path, *, missing: int) -> None:
 def _accept(file: RemoteFile, part: Path, path: Path) -> None:
     """Verifies a finished download and gives it its name, or removes it."""
     checksum, size = sha256(part), _size(part)
-    noted = _noted(path)
-    expected = file.sha256 or (noted["sha256"] if noted else "")
+    stored = _stored_checksum(path)
+    expected = file.sha256 or (stored["sha256"] if stored else "")
     if (expected and checksum != expected) or (file.size and size != file.size):
         _discard(part)
         raise ValueError(
@@ -255,54 +248,47 @@ def _accept(file: RemoteFile, part: Path, path: Path) -> None:
             f"{file.size or 'any number of'} bytes with {expected or 'any'}; it was removed, try again "
             f"or put the right file into {path.parent}"
         )
-    # The note first: whoever sees the file also finds its checksum.
-    _write_note(path, checksum, size=size)
+    _store_checksum(path, checksum, size=size)  # before the file has its name
     os.replace(part, path)
-    _validator_file(part).unlink(missing_ok=True)
+    _tag_file(part).unlink(missing_ok=True)
 
 
 def _note(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _noted(path: Path) -> dict[str, Any] | None:
+def _stored_checksum(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(_note(path).read_text(encoding="utf8"))
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _write_note(path: Path, checksum: str, *, size: int) -> None:
-    facts = {"sha256": checksum, "size": size}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.sha256.part")
-    temporary.write_text(json.dumps(facts) + "\n", encoding="utf8")
-    os.replace(temporary, _note(path))
+def _store_checksum(path: Path, checksum: str, *, size: int) -> None:
+    utils.write_text(_note(path), json.dumps({"sha256": checksum, "size": size}) + "\n")
 
 
-def _validator_file(part: Path) -> Path:
+def _tag_file(part: Path) -> Path:
+    """Holds the ETag or date of what `part` was begun with."""
     return part.with_name(f"{part.name}.tag")
-
-
-def _validator(part: Path) -> str:
-    try:
-        return _validator_file(part).read_text(encoding="utf8")
-    except FileNotFoundError:
-        return ""
 
 
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _validator_file(part).unlink(missing_ok=True)
+    _tag_file(part).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def _bytes(size: float) -> str:
+    return tqdm.format_sizeof(size, "B")
+
+
 @contextlib.contextmanager
 def only_one(directory: Path) -> Iterator[None]:
-    """Hold a folder's file lock, which the operating system releases however the process ends."""
+    """Hold the file lock of a folder; the operating system releases it when the process ends."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from semivl_jax.data import images
+from semivl_jax import utils
 from semivl_jax.data.source import Source
 
 
@@ -52,33 +49,9 @@ class EvalExamples:
         return tuple(self._source.ids[index] for index in self._indices)
 
     def __getitem__(self, position: int) -> EvalExample:
-        """Load one example.
-
-        Raises:
-          ValueError: an image or label that cannot be used; the message names it.
-        """
-        record = self._source[self._indices[position]]
-        try:
-            image, label = images.decode_image(record.image), images.decode_label(record.label)
-            images.check_labels(label, num_classes=self._source.info.num_classes)
-        except Exception as error:
-            raise ValueError(
-                f"{self._source.part} image {record.id!r} of {self._source.directory} cannot be "
-                f"used: {error}"
-            ) from error
-        return EvalExample(record.id, image, label)
+        """Load one example; ValueError (with its name) if it cannot be used."""
+        index = self._indices[position]
+        return EvalExample(self._source.ids[index], *self._source.decode(index, label=True))
 
     def __iter__(self) -> Iterator[EvalExample]:
-        workers = min(8, os.cpu_count() or 1)
-        ahead: collections.deque[Future[EvalExample]] = collections.deque()
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for position in range(len(self)):
-                    ahead.append(pool.submit(self.__getitem__, position))
-                    if len(ahead) > 2 * workers:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        return utils.ordered_map(self.__getitem__, range(len(self)))

@@ -9,8 +9,7 @@ The two ways to scale (METHOD section 6):
     Pillow     bilinear with antialias for the image, nearest (pixel centres) for the label
 
 Nothing here is random and no function uses JAX; `window` draws scales and places and computes only the
-part of the scaled image that a crop shows. Errors do not name the file: whoever read the bytes knows its
-name and adds it.
+part of the scaled image that a crop shows. Errors do not name the file: the caller adds its name.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from PIL import Image, ImageOps
 from semivl_jax.data.dataset_info import IGNORE_INDEX
 
 HostImage = UInt8[np.ndarray, "h w 3"]
-# Letters of its own: a label of another size is the user's mistake, and the message says so.
+# Its own dimension names: labels of another size reach `check_pair`, which says so.
 HostLabel = UInt8[np.ndarray, "label_h label_w"]
 ScaledImage = UInt8[np.ndarray, "new_h new_w 3"]
 ScaledLabel = UInt8[np.ndarray, "new_h new_w"]
@@ -185,17 +184,6 @@ def resize_pillow(
     return scaled, np.asarray(Image.fromarray(label).resize(size[::-1], nearest))
 
 
-def crop_at(image: HostImage, label: HostLabel | None, *, crop: int, left: int, top: int) -> Crop:
-    """The crop whose upper left pixel is (top, left); black and 255 where there is no image.
-
-    Raises:
-      ValueError: the label has another size than the image.
-    """
-    check_pair(image, label)
-    place = np.s_[top : top + crop, left : left + crop]
-    return padded(image[place], None if label is None else label[place], crop=crop)
-
-
 def padded(image: HostImage, label: HostLabel | None, *, crop: int) -> Crop:
     """A window of at most crop × crop pixels as a crop: black and 255 on the right and below."""
     rows, columns = image.shape[:2]
@@ -252,6 +240,10 @@ def check_pair(image: HostImage, label: HostLabel | None) -> None:
     """
     if label is not None and label.shape != image.shape[:2]:
         (rows, columns), (height, width) = label.shape, image.shape[:2]
+        turned = " (perhaps only one of them was turned upright)" * (
+            (columns, rows) == (height, width)
+        )
         raise ValueError(
-            f"label map of {columns}×{rows} pixels for an image of {width}×{height}; give both one size"
+            f"label map of {columns}×{rows} pixels for an image of {width}×{height}{turned}; give both one "
+            "size"
         )

@@ -1,63 +1,58 @@
-"""The training stream: batches of uint8 crops, in an order that nothing but the seed and the step decides.
+"""The training stream: batches of uint8 crops, in an order that only the seed and the step decide.
 
 Out: dicts of NumPy arrays, one batch of this process's share,
 
-    labelled/image    uint8 [b, s, s, 3]    labelled/label   uint8 [b, s, s], 255 = void or padding
-    unlabelled/image  uint8 [b, s, s, 3]    unlabelled/size  int32 [b, 2]
-    partner/image     uint8 [b, s, s, 3]    partner/size     int32 [b, 2]    (partner="same_image")
+    labelled/image  uint8 [b, s, s, 3]    labelled/label  uint8 [b, s, s], 255 = void or padding
 
-`feed` puts them on the devices as a `types.Batch`. Loading runs in Grain's worker processes, each of which
-makes whole batches, or in threads of this process (workers=0). The state of the stream is the next step.
+and per `types.Stream` of the method NAME/image, NAME/size int32 [b, 2] and, if it wants labels, NAME/label;
+its second crop is NAME.1/image and so on. `prefetch` puts them on the devices as a `types.Batch`. Grain's
+worker processes load, each of them whole batches, or threads of this process (workers=0). The state of the
+stream is the next step.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import cv2
 import grain
 import numpy as np
 from absl import flags
 
-from semivl_jax.data.crops import BatchLoader, CropLoader, Geometry
-from semivl_jax.data.sampler import SampleOrder, Share
+from semivl_jax.data import workers as workers_lib
+from semivl_jax.data.crops import BatchLoader, CropLoader, ExampleLoader, Geometry
+from semivl_jax.data.sampler import Sampler, Shard
 from semivl_jax.data.source import Source
+from semivl_jax.types import Stream
 
 HostBatch = dict[str, np.ndarray]
-
-Partner = Literal["batch", "same_image"]
 
 # Batches that a worker (or the threads) keeps ready beside the one it makes.
 _BUFFER = 2
 
-# The stream has no end of its own; this only bounds the index arithmetic.
-_ENDLESS = 2**40
-
 
 class TrainPipeline:
-    """Labelled and unlabelled crops for one process of a run.
+    """Labelled crops and the streams of a method, for one process of a run.
 
     Args:
       source: the training images.
       labelled: record indices of the labelled images.
-      unlabelled: record indices of the unlabelled images; empty = supervised training.
-      batch: images of each kind per step, over all processes.
+      unlabelled: record indices of the unlabelled images.
+      streams: what the method wants beside labelled crops; empty = supervised training.
+      batch: images of each stream per step, over all processes.
       geometry: random scale and crop.
       seed: of order and geometry.
-      partner: "same_image" adds a second crop of every unlabelled photo.
       workers: processes that load; 0 = threads of this process.
       process_index: which of the run's processes this is.
       process_count: how many there are.
+      extra_sources: further images by the name in `Stream.source`; all of their records are used.
 
     Raises:
       ValueError: no labelled image, an image in both lists, a batch that the processes cannot share, a
-        negative seed.
+        negative seed, a stream without images or with the name of another, an unknown source.
     """
 
     def __init__(
@@ -66,13 +61,14 @@ class TrainPipeline:
         labelled: Sequence[int],
         unlabelled: Sequence[int],
         *,
+        streams: tuple[Stream, ...],
         batch: int,
         geometry: Geometry,
         seed: int,
-        partner: Partner = "batch",
         workers: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        extra_sources: Mapping[str, Source] | None = None,
     ) -> None:
         if not labelled:
             raise ValueError("config.data.split gives no labelled image; label at least one")
@@ -86,50 +82,63 @@ class TrainPipeline:
             raise ValueError(
                 f"config.seed={seed} and config.data.workers={workers} must be 0 or more"
             )
-        self._workers = workers
-        self._loader = CropLoader(
+        keys = ["labelled", *(key for stream in streams for key in stream.keys)]
+        if len(set(keys)) != len(keys):
+            raise ValueError(
+                f"two streams have crops of the same name: {', '.join(keys)}; rename one"
+            )
+        sources = {"unlabelled": (source, unlabelled)}
+        for name, extra in (extra_sources or {}).items():
+            sources[name] = extra, range(len(extra))
+        # Labelled images are repeated to the length of the unlabelled ones, if a stream has these.
+        count = any(stream.source == "unlabelled" for stream in streams) * len(unlabelled)
+        sampler = Sampler("labelled", len(labelled), seed, max(len(labelled), count))
+        first = CropLoader(
             source=source,
-            labelled=np.asarray(labelled, np.int64),
-            unlabelled=np.asarray(unlabelled, np.int64),
-            order=SampleOrder(len(labelled), len(unlabelled), seed),
-            share=Share(batch, process_index, process_count),
+            indices=np.asarray(labelled, np.int64),
+            sampler=sampler,
             geometry=geometry,
-            with_partner=partner == "same_image" and len(unlabelled) > 0,
+            keys=("labelled",),
+            labels=True,
         )
+        others = (_loader(stream, sources, geometry, seed) for stream in streams)
+        self._workers = workers
+        self._load = ExampleLoader((first, *others), Shard(batch, process_index, process_count))
 
     def ids(self, step: int) -> dict[str, list[str]]:
-        """Ids of the images in this process's share of a batch, without loading them."""
-        size = self._loader.share.size
-        names = self._loader.source.ids
-        rows = [self._loader.records(local) for local in range(step * size, (step + 1) * size)]
+        """Ids of the images in this process's share of a batch, by stream, without loading them."""
+        shard = self._load.shard
+        rows = [shard.global_index(step * shard.size + position) for position in range(shard.size)]
         return {
-            "labelled": [names[labelled] for labelled, _ in rows],
-            "unlabelled": [names[unlabelled] for _, unlabelled in rows if unlabelled is not None],
+            loader.sampler.name: [loader.source.ids[loader.record(row)] for row in rows]
+            for loader in self._load.streams
         }
 
     def batches(self, start_step: int) -> BatchStream:
         """The batches from a step on; use it in a `with` statement, or close it."""
-        size = self._loader.share.size
+        size = self._load.shard.size
         if not self._workers:
             threads = min(16, os.cpu_count() or 1)
             options = grain.ReadOptions(
                 num_threads=threads, prefetch_buffer_size=max(threads, _BUFFER * size)
             )
-            images = grain.MapDataset.source(_Counter(start_step * size)).map(self._loader)
-            return BatchStream(iter(images.to_iter_dataset(options).batch(size)))
+            counter = workers_lib.Counter(start_step * size)
+            examples = grain.MapDataset.source(counter).map(self._load)
+            return BatchStream(iter(examples.to_iter_dataset(options).batch(size)))
         if not flags.FLAGS.is_parsed():
             # Grain's workers read absl flags; in a notebook or a test nobody has parsed any.
             flags.FLAGS.mark_as_parsed()
         # Every worker makes whole batches, dealt to them in turn: their number changes nothing.
-        batches = grain.MapDataset.source(_Counter(start_step)).map(BatchLoader(self._loader))
+        counter = workers_lib.Counter(start_step)
+        batches = grain.MapDataset.source(counter).map(BatchLoader(self._load))
         dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         if not self._fits_shared_memory():
             dataset = grain.experimental.WithOptionsIterDataset(
-                dataset, grain.experimental.DatasetOptions(min_shm_size=_ENDLESS)
+                dataset, grain.experimental.DatasetOptions(min_shm_size=workers_lib.ENDLESS)
             )
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_BUFFER),
-            worker_init_fn=_start_worker,
+            worker_init_fn=workers_lib.start,
         )
         return BatchStream(iter(dataset))
 
@@ -138,10 +147,43 @@ class TrainPipeline:
         writes beyond it is killed. Without it batches travel through pipes, which is slower.
         """
         shared = Path("/dev/shm")
-        crops = 2 if not len(self._loader.unlabelled) else 3  # counted generously
-        pixels = self._loader.share.size * self._loader.geometry.crop**2
-        needed = pixels * 4 * crops * self._workers * (_BUFFER + 2)
-        return not shared.is_dir() or shutil.disk_usage(shared).free > needed
+        crop_bytes = sum(
+            len(loader.keys) * (3 + loader.labels) * loader.geometry.crop**2
+            for loader in self._load.streams
+        )
+        needed = self._load.shard.size * crop_bytes * self._workers * (_BUFFER + 2)
+        return not shared.is_dir() or shutil.disk_usage(shared).free > 1.3 * needed
+
+
+def _loader(
+    stream: Stream,
+    sources: Mapping[str, tuple[Source, Sequence[int]]],
+    geometry: Geometry,
+    seed: int,
+) -> CropLoader:
+    if stream.source not in sources:
+        raise ValueError(
+            f"stream {stream.name!r} takes images from {stream.source!r}, which is no source; there is "
+            f"{', '.join(sources)}"
+        )
+    source, chosen = sources[stream.source]
+    indices = np.asarray(chosen, np.int64)
+    if stream.labels:
+        indices = indices[source.labels_exist()[indices]]
+    if not len(indices):
+        kind = "labelled image" if stream.labels else "image"
+        raise ValueError(
+            f"stream {stream.name!r} needs images, but {stream.source!r} has no {kind}; add some, or train "
+            "with another method"
+        )
+    return CropLoader(
+        source=source,
+        indices=indices,
+        sampler=Sampler(stream.name, len(indices), seed),
+        geometry=geometry,
+        keys=stream.keys,
+        labels=stream.labels,
+    )
 
 
 class BatchStream:
@@ -172,38 +214,3 @@ class BatchStream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Counter:
-    """A source whose elements are start, start + 1, …"""
-
-    def __init__(self, start: int) -> None:
-        self._start = start
-
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, index: int) -> int:
-        return self._start + int(index)
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Runs first in every worker process.
-
-    Ctrl-C and SIGTERM, which schedulers send to every process of a job, are the main process's to handle.
-    And when that process is killed, its workers, which would wait for it forever, end as well.
-    """
-    del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cv2.setNumThreads(1)  # the processes are the parallelism
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    import multiprocessing  # where the worker lives
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

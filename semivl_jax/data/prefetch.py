@@ -6,39 +6,31 @@ In: an iterator of host batches, dicts of this process's share as NumPy arrays (
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import queue
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from semivl_jax.data.pipeline import BatchStream, HostBatch, TrainPipeline
-from semivl_jax.types import Batch, LabelledBatch, UnlabelledBatch
+from semivl_jax.data.pipeline import HostBatch, TrainPipeline
+from semivl_jax.types import Batch, ImageBatch, LabelledBatch
 
 
 def to_device(batch: HostBatch, sharding: jax.sharding.NamedSharding) -> Batch:
     """Put one host batch on the devices; every process gives its own share."""
-
-    def put(name: str) -> jax.Array:
-        local = batch[name]
+    streams: dict[str, dict[str, jax.Array]] = {}
+    for key, local in batch.items():
+        name, field = key.rsplit("/", 1)
         whole = (local.shape[0] * jax.process_count(), *local.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, local, whole)
-
-    def unlabelled(name: str) -> UnlabelledBatch | None:
-        if f"{name}/image" not in batch:
-            return None
-        return UnlabelledBatch(image=put(f"{name}/image"), size=put(f"{name}/size"))
-
-    return Batch(
-        labelled=LabelledBatch(image=put("labelled/image"), label=put("labelled/label")),
-        unlabelled=unlabelled("unlabelled"),
-        partner=unlabelled("partner"),
-    )
+        array = jax.make_array_from_process_local_data(sharding, local, whole)
+        streams.setdefault(name, {})[field] = array
+    labelled = LabelledBatch(**streams.pop("labelled"))
+    return Batch(labelled, {name: ImageBatch(**fields) for name, fields in streams.items()})
 
 
 @contextlib.contextmanager
-def feed(
+def prefetch_to_device(
     pipeline: TrainPipeline, start_step: int, *, sharding: jax.sharding.NamedSharding, ahead: int
 ) -> Iterator[Iterator[Batch]]:
     """Device batches from a step on, `ahead` of them prepared while the step computes.
@@ -48,51 +40,23 @@ def feed(
     Raises (from the iterator):
       ValueError: an image or label that cannot be used.
     """
-    with pipeline.batches(start_step) as stream, _Ahead(stream, sharding, ahead) as batches:
-        yield batches
+    with pipeline.batches(start_step) as stream, ThreadPoolExecutor(1, "prefetch") as pool:
+        pending = collections.deque(
+            pool.submit(_next, stream, sharding) for _ in range(max(1, ahead))
+        )
+
+        def batches() -> Iterator[Batch]:
+            while True:
+                batch = pending.popleft().result()
+                pending.append(pool.submit(_next, stream, sharding))
+                yield batch
+
+        try:
+            yield batches()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
-class _Ahead:
-    """A thread that transfers batches and keeps up to `ahead` of them; the last item may be an error."""
-
-    def __init__(
-        self, stream: BatchStream, sharding: jax.sharding.NamedSharding, ahead: int
-    ) -> None:
-        self._stream = stream
-        self._sharding = sharding
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(max(1, ahead))
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="device-feed", daemon=True)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                item: Batch | BaseException = to_device(next(self._stream), self._sharding)
-            except BaseException as error:
-                item = error
-            while not self._stop.is_set():
-                with contextlib.suppress(queue.Full):
-                    self._ready.put(item, timeout=0.1)
-                    break
-            if isinstance(item, BaseException):
-                return
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        if self._error is None:
-            item = self._ready.get()
-            if not isinstance(item, BaseException):
-                return item
-            self._error = item
-        raise self._error
-
-    def __enter__(self) -> _Ahead:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+def _next(stream: Iterator[HostBatch], sharding: jax.sharding.NamedSharding) -> Batch:
+    return to_device(next(stream), sharding)

@@ -1,91 +1,87 @@
-"""Which image stands at which place of the endless training stream.
+"""Which image stands where in the endless training stream, and the random numbers of every crop.
 
-Everything is a pure function of the seed and the global place i = step · batch + position in the batch, so
-the stream is the same for any number of processes and workers, and resuming needs nothing but the step.
+All is a pure function of the seed and the global index i = step · batch + position in the batch, so the
+stream is the same for any number of processes and workers, and resuming needs nothing but the step.
 
-An epoch is one pass over the unlabelled images in an order drawn for that epoch; batches may straddle
-epochs, so no image is left out or repeated. The labelled list is repeated to the length of the unlabelled
-one and shuffled by itself every epoch (METHOD 6). Where there are more labelled than unlabelled images
-the labelled stream has passes of its own, so that every labelled image is used.
+A stream passes over its list again and again, every time in another order; batches may straddle passes, so no
+image is left out or repeated. The labelled list is repeated to the length of the unlabelled one and shuffled
+by itself (METHOD 6); where there are more labelled than unlabelled images it has passes of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
+import hashlib
 
 import numpy as np
 
-
-class Stream(enum.IntEnum):
-    """Sources of randomness that must not share random numbers."""
-
-    LABELLED_ORDER = 0
-    UNLABELLED_ORDER = 1
-    LABELLED_GEOMETRY = 2
-    UNLABELLED_GEOMETRY = 3
-    PARTNER_GEOMETRY = 4
-
-
-def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:
-    """Independent random numbers for one index of one stream; `index` is an epoch or a place."""
-    return np.random.Generator(_bits(seed, stream, index))
+# Purposes whose random numbers must stay what they are: resumed runs continue their stream.
+_FIXED = {
+    "labelled/order": 0,
+    "unlabelled/order": 1,
+    "labelled/geometry": 2,
+    "unlabelled/geometry": 3,
+    "unlabelled.1/geometry": 4,
+}
 
 
-def permutation(seed: int, stream: Stream, epoch: int, length: int) -> np.ndarray:
+def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
+    """Independent random numbers for an index (a pass or a global index) of a purpose ("NAME/geometry")."""
+    return np.random.Generator(_bits(seed, purpose, index))
+
+
+def permutation(seed: int, purpose: str, index: int, length: int) -> np.ndarray:
     """A random order of 0 … length-1, int64 [length].
 
     Sorts raw Philox output, which unlike NumPy's own `permutation` is promised to stay the same in
-    all NumPy versions: a run resumed after an update continues its epoch.
+    all NumPy versions: a run resumed after an update continues its pass.
     """
-    return np.argsort(_bits(seed, stream, epoch).random_raw(length), kind="stable")
+    return np.argsort(_bits(seed, purpose, index).random_raw(length), kind="stable")
 
 
-def _bits(seed: int, stream: Stream, index: int) -> np.random.Philox:
-    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=(int(stream), index)))
+def _bits(seed: int, purpose: str, index: int) -> np.random.Philox:
+    key = (_purpose_id(purpose), index)
+    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def _purpose_id(purpose: str) -> int:
+    """A number of 32 bits, the same in every process and version."""
+    digest = hashlib.blake2b(purpose.encode(), digest_size=4).digest()
+    return _FIXED.get(purpose, int.from_bytes(digest))
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleOrder:
-    """The global order of labelled and unlabelled images.
+class Sampler:
+    """The order of one stream.
 
     Attributes:
-      num_labelled: length of the labelled list, at least 1.
-      num_unlabelled: length of the unlabelled list; 0 = labelled images only.
-      seed: of both orders.
+      name: of the stream.
+      size: images of its list, at least 1.
+      seed: of the order.
+      length: of one pass, at least `size`; the list is repeated to it. 0: as `size`.
     """
 
-    num_labelled: int
-    num_unlabelled: int
+    name: str
+    size: int
     seed: int
+    length: int = 0
 
-    @property
-    def epoch_length(self) -> int:
-        """Images in an epoch: unlabelled ones, or labelled ones if there are no others."""
-        return self.num_unlabelled or self.num_labelled
-
-    def labelled(self, place: int) -> int:
-        """Position in the labelled list of the image at a global place."""
-        length = max(self.epoch_length, self.num_labelled)
-        epoch, offset = divmod(place, length)
-        order = _cached_permutation(self.seed, Stream.LABELLED_ORDER, epoch, length)
-        return int(order[offset]) % self.num_labelled
-
-    def unlabelled(self, place: int) -> int:
-        """Position in the unlabelled list of the image at a global place."""
-        epoch, offset = divmod(place, self.num_unlabelled)
-        order = _cached_permutation(self.seed, Stream.UNLABELLED_ORDER, epoch, self.num_unlabelled)
-        return int(order[offset])
+    def __call__(self, global_index: int) -> int:
+        """Position in the list of the image at a global index."""
+        length = self.length or self.size
+        number, offset = divmod(global_index, length)
+        order = _cached_permutation(self.seed, f"{self.name}/order", number, length)
+        return int(order[offset]) % self.size
 
 
-# A batch may straddle two epochs and workers run a little ahead: few orders are in use at a time.
-_cached_permutation = functools.lru_cache(maxsize=8)(permutation)
+# A batch may straddle two passes and workers run a little ahead: few orders are in use at a time.
+_cached_permutation = functools.lru_cache(maxsize=16)(permutation)
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """The contiguous places of every global batch that one process loads."""
+class Shard:
+    """The contiguous part of every global batch that one process loads."""
 
     batch: int
     process_index: int = 0
@@ -105,10 +101,10 @@ class Share:
 
     @property
     def size(self) -> int:
-        """Images of each kind that this process loads per step."""
+        """Images of each stream that this process loads per step."""
         return self.batch // self.process_count
 
-    def place(self, local: int) -> int:
-        """Global place of the `local`-th image that this process loads, counted from step 0."""
+    def global_index(self, local: int) -> int:
+        """Global index of the `local`-th image that this process loads, counted from step 0."""
         step, position = divmod(local, self.size)
         return step * self.batch + self.process_index * self.size + position

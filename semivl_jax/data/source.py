@@ -1,8 +1,8 @@
 """Random access to a prepared data set.
 
 In: a directory that a builder of `tfds_builders` prepared (ArrayRecord). Out: `Record`s by index, with
-images and labels as the encoded bytes on disk, and without reading any of them the ids, the classes and
-which images have a label. Needs no TensorFlow.
+images and labels as the encoded bytes on disk, or decoded; and without reading any of them the ids, the
+classes and which images have a label. Needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from semivl_jax.data import images
 from semivl_jax.data.dataset_info import DatasetInfo
 
 
@@ -46,11 +47,9 @@ class Source:
             None if counts is None else {int(value): n for value, n in counts.items()}
             for counts in facts["pixels"][part]
         )
-        # Per image: rows and columns; data prepared by early versions do not say.
-        self.sizes: tuple[tuple[int, int], ...] = (
-            tuple((rows, columns) for rows, columns in facts["sizes"][part])
-            if "sizes" in facts
-            else ()
+        # Per image: rows and columns.
+        self.sizes: tuple[tuple[int, int], ...] = tuple(
+            (rows, columns) for rows, columns in facts["sizes"][part]
         )
         self._records: Any = None
         self._opening = threading.Lock()
@@ -80,6 +79,30 @@ class Source:
             label=raw["label"] or None,
             captions=tuple(_text(caption) for caption in raw["captions"]),
         )
+
+    def decode(self, index: int, *, label: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """One image, uint8 RGB [h, w, 3], and, if asked for, its label, uint8 [h, w].
+
+        Raises:
+          ValueError: an image or label that cannot be used; the message names it.
+        """
+        try:
+            record = self[index]
+            image = images.decode_image(record.image)
+            if not label:
+                return image, None
+            if record.label is None:
+                raise ValueError("it has no label; add the mask")
+            values = images.decode_label(record.label)
+            images.check_pair(image, values)
+            images.check_labels(values, num_classes=self.info.num_classes)
+            return image, values
+        except Exception as error:  # as an error that travels between processes
+            reason = str(error) if isinstance(error, ValueError) else repr(error)
+            part = "training" if self.part == "train" else self.part
+            raise ValueError(
+                f"{part} image {self.ids[index]!r} of {self.directory} cannot be used: {reason}"
+            ) from error
 
     def labels_exist(self) -> np.ndarray:
         """Which images have a label, bool [len(self)]."""

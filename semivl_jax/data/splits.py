@@ -25,12 +25,12 @@ _EVERY_LABEL = "all"
 class Split:
     """Record indices of the labelled and the unlabelled images; no index is in both.
 
-    `origin` says in words where the labelled list comes from.
+    `origin` says where the labelled list comes from.
     """
 
     labelled: tuple[int, ...]
     unlabelled: tuple[int, ...]
-    origin: str = dataclasses.field(default="", compare=False)
+    origin: str = dataclasses.field(compare=False)
 
 
 def resolve_split(
@@ -54,19 +54,21 @@ def resolve_split(
       supervised: nothing unlabelled is needed.
 
     Raises:
-      ValueError: a description that means nothing, a file that is missing or names an unknown image,
-        a labelled image without a label, an image in both lists, an empty list.
+      ValueError: an unknown description, a file that is missing or names an unknown image, a labelled
+        image without a label, an image in both lists, an empty list.
     """
     exists = source.labels_exist()
     by_id = {name: index for index, name in enumerate(source.ids)}
-    candidates = [name for name, has_label in zip(source.ids, exists, strict=True) if has_label]
     if published is not None:
         chosen, origin = _known(published, by_id, labelled), f"the published list {labelled!r}"
     elif _is_list(labelled):
         chosen = _read_list(labelled, by_id, key="config.data.split")
         origin = f"the list {labelled}"
     else:
-        chosen = [by_id[name] for name in _draw(candidates, labelled, seed=seed)]
+        candidates = [name for name, has_label in zip(source.ids, exists, strict=True) if has_label]
+        if labelled != _EVERY_LABEL:
+            candidates = draw_ids(candidates, _count(labelled, len(candidates)), seed=seed)
+        chosen = [by_id[name] for name in candidates]
         origin = f"{labelled!r} drawn with seed {seed}"
     for index in chosen:
         if not exists[index]:
@@ -88,21 +90,9 @@ def resolve_split(
     if not rest and not supervised:
         raise ValueError(
             f"config.data.split={labelled!r} leaves no unlabelled image; label fewer, add images "
-            "without masks, or set config.method.semi_supervised=False"
+            "without masks, or choose recipe=supervised in --config"
         )
-    split = Split(tuple(chosen), tuple(rest), origin)
-    _check(split, total=len(source), whole=not unlabelled)
-    return split
-
-
-def _check(split: Split, *, total: int, whole: bool) -> None:
-    """No image twice, and every training image in one of the lists unless a list says otherwise."""
-    both = [*split.labelled, *split.unlabelled]
-    if len(set(both)) != len(both) or (whole and len(both) != total):
-        raise ValueError(
-            f"config.data.split means {len(split.labelled)} labelled and {len(split.unlabelled)} "
-            f"unlabelled images of {total}, {len(set(both))} of them different; list every image once"
-        )
+    return Split(tuple(chosen), tuple(rest), origin)
 
 
 def draw_ids(ids: Sequence[str], count: int, *, seed: int) -> list[str]:
@@ -115,18 +105,13 @@ def draw_ids(ids: Sequence[str], count: int, *, seed: int) -> list[str]:
     return order[:count]
 
 
-def _draw(candidates: Sequence[str], labelled: str, *, seed: int) -> list[str]:
-    if labelled == _EVERY_LABEL:
-        return list(candidates)
-    return draw_ids(candidates, _count(labelled, len(candidates)), seed=seed)
-
-
 def labelled_count(
     labelled: str, total: int, *, published: Mapping[str, PublishedList]
 ) -> int | None:
     """How many of `total` labelled images a description chooses; None for a file of ids.
 
-    ValueError for a description that means nothing.
+    Raises:
+      ValueError: an unknown description.
     """
     if labelled in published:
         return published[labelled].count
@@ -174,49 +159,33 @@ def _read_list(path: str, by_id: dict[str, int], *, key: str) -> list[int]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"{key}={path!r} is no file; give a file with one image id per line")
-    indices: list[int] = []
-    seen: set[int] = set()
-    for number, line in enumerate(read_lines(file), start=1):
-        if not line.strip():
+    indices: dict[int, None] = {}
+    for number, line in enumerate(map(str.strip, read_lines(file)), start=1):
+        if not line:
             continue
-        index = _find(line.strip(), by_id)
+        index = _find(line, by_id)
         if index is None:
             raise ValueError(
-                f"{key}={path!r} line {number} names {line.strip()!r}, which is no training image "
+                f"{key}={path!r} line {number} names {line!r}, which is no training image "
                 f"(ids look like {next(iter(by_id))!r}); correct the line or take it out"
             )
-        if index in seen:
-            raise ValueError(f"{key}={path!r} names {line.strip()!r} twice; take one line out")
-        seen.add(index)
-        indices.append(index)
+        if index in indices:
+            raise ValueError(f"{key}={path!r} names {line!r} twice; take one line out")
+        indices[index] = None
     if not indices:
         raise ValueError(f"{key}={path!r} names no image; write one id per line")
-    return indices
+    return list(indices)
 
 
 def _find(entry: str, by_id: dict[str, int]) -> int | None:
-    """An id as it stands, or a file name or path whose stem is one, also followed by the mask's path as
-    in published lists; None if there is none.
+    """Index of an entry: an id, or a file name or path whose stem is one, also followed by the path of the
+    mask as in published lists; None if there is none.
     """
     path = PurePosixPath(entry)
     for name in (entry, str(path.with_suffix("")), path.stem, image_id(entry.split()[0])):
         if name in by_id:
             return by_id[name]
     return None
-
-
-def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> list[str]:
-    """One line on the sizes of all images, or none where they are unknown."""
-    if not sizes:
-        return []
-    (rows, columns), (most_rows, most_columns) = np.min(sizes, axis=0), np.max(sizes, axis=0)
-    different = len(set(sizes))
-    if different == 1:
-        return [f"all images are {columns} x {rows} pixels"]
-    return [
-        f"{different} sizes of image, {columns} to {most_columns} pixels wide and {rows} to "
-        f"{most_rows} high"
-    ]
 
 
 def describe_split(source: Source, split: Split) -> str:
@@ -238,8 +207,8 @@ def describe_split(source: Source, split: Split) -> str:
     lines = [
         f"{info.name}: {len(source)} training images, {len(split.labelled)} labelled, "
         f"{len(split.unlabelled)} unlabelled",
-        *([f"labelled images: {split.origin}"] if split.origin else []),
-        *_describe_sizes(source.sizes),
+        f"labelled images: {split.origin}",
+        _describe_sizes(source.sizes),
         f"labelled pixels that count: {100 * total / max(1, total + void):.1f} %",
     ]
     for value, name in enumerate(info.classes):
@@ -247,5 +216,16 @@ def describe_split(source: Source, split: Split) -> str:
         lines.append(f"  {value:3d} {name:{width}s} {share:6.2f} % in {images[value]} images")
     never = [name for value, name in enumerate(info.classes) if not counts[value]]
     if never:
-        lines.append(f"never labelled (learnt from words alone, or not at all): {', '.join(never)}")
+        lines.append(f"never labelled (learnt from text alone, or not at all): {', '.join(never)}")
     return "\n".join(lines)
+
+
+def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    (rows, columns), (most_rows, most_columns) = np.min(sizes, axis=0), np.max(sizes, axis=0)
+    different = len(set(sizes))
+    if different == 1:
+        return f"all images are {columns} x {rows} pixels"
+    return (
+        f"{different} sizes of image, {columns} to {most_columns} pixels wide and {rows} to "
+        f"{most_rows} high"
+    )

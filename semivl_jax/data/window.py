@@ -1,6 +1,6 @@
 """Random scale and place of a crop, and the crop itself without scaling what it does not show.
 
-In: images uint8 [h, w, 3], labels uint8 [h, w], a `numpy.random.Generator`. Out: `host.Crop`.
+In: images uint8 [h, w, 3], labels uint8 [h, w], a `numpy.random.Generator`. Out: `images.Crop`.
 
 Rules and order of the draws (METHOD section 6):
 
@@ -9,13 +9,8 @@ Rules and order of the draws (METHOD section 6):
     place      left, then top, each uniform over all places inside the padded image
 
 `crop_opencv` and `crop_pillow` return, to the bit, what scaling the whole image and cutting afterwards
-would (tests compare them over many sizes). A crop of 801 pixels out of a scene of 2048 × 1024 scaled by
-two is a thirteenth of the scaled scene, so this is where most of the time goes.
-
-JPEGs are not decoded at a reduced size. The long-side rule never shrinks below half, where decoding at half
-size would begin to serve; the ratio rule does with large photos, but it reads single pixels, and a
-reduced JPEG holds averages of blocks: another image, by far more than rounding (docs/datasets.md has the
-differences, `test_window` measures one).
+would. A crop of 801 pixels out of a scene of 2048 × 1024 scaled by two is a thirteenth of the scaled scene.
+JPEGs are not decoded at a reduced size: it would be another image, by more than rounding (docs/datasets.md).
 """
 
 from __future__ import annotations
@@ -66,7 +61,7 @@ def crop_opencv(
     left: int,
     top: int,
 ) -> images.Crop:
-    """`host.crop_at` of `host.resize_opencv`.
+    """The crop at (top, left) of `images.resize_opencv`; black and 255 where there is no image.
 
     OpenCV reads pixel (i + 0.5) · scale − 0.5 counted from the upper left corner, so what lies right of
     and below the crop can be left away if the scale is given as a number instead of as a size.
@@ -100,7 +95,7 @@ def crop_pillow(
     left: int,
     top: int,
 ) -> images.Crop:
-    """`host.crop_at` of `host.resize_pillow`.
+    """The crop at (top, left) of `images.resize_pillow`; black and 255 where there is no image.
 
     Raises:
       ValueError: the label has another size than the image.

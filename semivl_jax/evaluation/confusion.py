@@ -1,8 +1,8 @@
-"""Confusion matrix and the numbers read from it.
+"""Confusion matrix and the scores computed from it.
 
-Counting runs on the device in int32, which is exact up to 2³¹ − 1 pixels per entry; whoever accumulates
-must move the counts to int64 on the host before that many pixels were added (evaluator.py does). Rows are
-labels, columns predictions; pixels labelled 255 are in no entry. IoUs are percentages (METHOD 7).
+In: predictions and labels [h, w]. Out: counts, a row per label and a column per prediction, without pixels
+labelled 255; IoUs in percent (METHOD 7). Counting runs on the device in int32, exact up to 2³¹ − 1 pixels
+per entry: `evaluator` adds up larger counts in int64 on the host.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def count(
 ) -> Int32[Array, "{num_classes} {num_classes}"]:
     """Pixels by label and prediction; pixels labelled 255 are left out.
 
-    Values must be below `num_classes` (or 255 in the label): `check_label` makes sure of it.
+    Values must be below `num_classes`, or 255 in the label (`data.images.check_labels`).
     """
     cells = num_classes * num_classes
     index = label.astype(jnp.int32) * num_classes + prediction.astype(jnp.int32)
@@ -29,16 +29,6 @@ def count(
     index = jnp.where(label == IGNORE_INDEX, cells, index)
     counts = jnp.zeros(cells + 1, jnp.int32).at[index.reshape(-1)].add(1, mode="drop")
     return counts[:cells].reshape(num_classes, num_classes)
-
-
-def check_label(label: UInt8[np.ndarray, "h w"], *, num_classes: int, source: str) -> None:
-    """Raises ValueError for a value that is neither a class nor 255 (METHOD 9, trap 16)."""
-    wrong = label[(label >= num_classes) & (label != IGNORE_INDEX)]
-    if wrong.size:
-        raise ValueError(
-            f"label of {source} holds the value {int(wrong.max())} in {wrong.size} pixels, but there are "
-            f"{num_classes} classes: map it to a class or to {IGNORE_INDEX} (ignored)"
-        )
 
 
 def iou(confusion: Int64[np.ndarray, "n n"]) -> Float64[np.ndarray, " n"]:

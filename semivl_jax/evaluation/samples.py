@@ -1,11 +1,11 @@
-"""Pictures of single validation images, one file per kind, for pages that show them side by side.
+"""Pictures of single validation images, one file per kind, for the report.
 
     samples/samples.json          step, ids, scores, names of the files
     samples/000-truth.png …       label maps as palette PNGs in the colours of their classes, 255 transparent
     samples/000-image.jpg         the image itself
 
 In: uint8 RGB images and uint8 label maps [h, w] of one aspect each. Out: files whose longer side is at most
-`SIDE` pixels. No two classes have one colour in these files, so a pixel's colour names its class.
+`SIDE` pixels. No two classes share a colour in these files, so the colour of a pixel identifies its class.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 from PIL import Image
 
+from semivl_jax import utils
 from semivl_jax.types import IGNORE_INDEX
 
 SIDE = 384
@@ -37,7 +36,7 @@ Palette = UInt8[np.ndarray, "n 3"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One validation image and what was made of it; `chosen` says in words why it is shown.
+    """One validation image, its labels and predictions; `chosen` is the reason why it is shown.
 
     Maps may have other sizes than the image, of the same aspect. `iou` is NaN where nothing is labelled.
     """
@@ -54,24 +53,20 @@ class Sample:
 
 
 def save(folder: Path, step: int, samples: Iterable[Sample], *, palette: Palette) -> None:
-    """Replaces the folder; it is written beside the old one, so a reader never sees half of it."""
+    """Replaces the folder as a whole."""
     colours = distinct(palette)
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     entries = []
-    for number, sample in enumerate(samples):
-        files = {}
-        for kind, picture in _pictures(sample, colours).items():
-            files[kind] = f"{number:03d}-{kind}.{'jpg' if picture.mode == 'RGB' else 'png'}"
-            options = {"quality": 86} if picture.mode == "RGB" else {"optimize": True}
-            picture.save(temporary / files[kind], **options)
-        iou = None if math.isnan(sample.iou) else sample.iou
-        entries.append({"id": sample.id, "iou": iou, "chosen": sample.chosen, "files": files})
-    index = {"step": step, "palette": colours.tolist(), "samples": entries}
-    (temporary / INDEX).write_text(json.dumps(index, indent=1), encoding="utf8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    with utils.replace_folder(folder) as temporary:
+        for number, sample in enumerate(samples):
+            files = {}
+            for kind, picture in _pictures(sample, colours).items():
+                files[kind] = f"{number:03d}-{kind}.{'jpg' if picture.mode == 'RGB' else 'png'}"
+                options = {"quality": 86} if picture.mode == "RGB" else {"optimize": True}
+                picture.save(temporary / files[kind], **options)
+            iou = None if math.isnan(sample.iou) else sample.iou
+            entries.append({"id": sample.id, "iou": iou, "chosen": sample.chosen, "files": files})
+        index = {"step": step, "palette": colours.tolist(), "samples": entries}
+        (temporary / INDEX).write_text(json.dumps(index, indent=1), encoding="utf8")
 
 
 def distinct(palette: Palette) -> Palette:

@@ -1,4 +1,4 @@
-"""The whole step with shapes only: what a run would take, before anyone pays for it.
+"""The whole step with shapes only (`--mode=check`): parameters, memory and cost of a run.
 
 Nothing is computed, and neither the weights nor a public data set has to be there; the step is traced
 with abstract arrays, so a wrong shape anywhere fails here as it would in training.
@@ -7,18 +7,17 @@ with abstract arrays, so a wrong shape anywhere fails here as it would in traini
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 from clu import parameter_overview
-from jaxtyping import Array
+from jax.stages import Compiled
 
 from semivl_jax.experiment import flops, step_modules
 from semivl_jax.experiment.experiment import Experiment, parameter_bytes
-from semivl_jax.train import forward as student_lib
 from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import sharding
 from semivl_jax.train import step as step_lib
+from semivl_jax.train.augment.views import make_views
 from semivl_jax.types import Batch, PyTree
 from semivl_jax.weights.tree import flatten
 
@@ -29,33 +28,32 @@ def report(experiment: Experiment) -> str:
     """Traces the step and writes down parameters, sizes, cost and length of the run."""
     config, state = experiment.config, experiment.abstract_state()
     batch, mesh = experiment.abstract_batch(), experiment.mesh
-    step = functools.partial(step_lib.train_step, experiment.parts)
-    step = sharding.on_mesh(step, mesh)
-    traced = jax.jit(step).trace(experiment.constants, state, batch)
-    params = groups_lib.merge(state.trained, state.frozen)
+    step = step_lib.jit_train_step(experiment.modules, mesh, state)
+    traced = step.trace(experiment.frozen, state, batch)
+    params = groups_lib.merge(state.params, state.frozen_params)
     table = groups_lib.parameter_table(
         params,
-        experiment.parts.groups,
+        experiment.modules.groups,
         lr=step_modules.base_lr(config),
         decay=config.optim.weight_decay,
     )
     sizes = {
         "parameters": parameter_bytes(params),
         "optimiser": parameter_bytes(state.opt_state),
-        "average (EMA)": parameter_bytes((state.ema, state.ema_batch_stats)),
-        "gradients": parameter_bytes(state.trained),
-        "frozen CLIP and text": parameter_bytes(experiment.constants),
+        "average (EMA)": parameter_bytes((state.ema_params, state.ema_batch_stats)),
+        "gradients": parameter_bytes(state.params),
+        "frozen CLIP and text": parameter_bytes(experiment.frozen),
     }
     images_kept = parameter_bytes(batch)
     backward = _residual_bytes(experiment, state, batch)
     sizes |= {"batch": images_kept, "for the backward, at most": backward}
     devices = mesh.size
-    per_device = sharding.bytes_at_rest(mesh, (state, experiment.constants)) + sizes["gradients"]
-    if mesh.shape["fsdp"] > 1:  # what rests in pieces is there as a whole while a step uses it
+    per_device = sharding.bytes_at_rest(mesh, (state, experiment.frozen)) + sizes["gradients"]
+    if mesh.shape["fsdp"] > 1:  # what rests in pieces is gathered while a step uses it
         per_device += sizes["parameters"] + sizes["average (EMA)"] + sizes["frozen CLIP and text"]
     per_device += (images_kept + backward / config.accumulation) / sharding.batch_shards(mesh)
-    length = experiment.clock.total_steps
-    images = f"{config.batch} + {config.batch}" if batch.unlabelled is not None else config.batch
+    length = experiment.schedule.total_steps
+    images = " + ".join([str(config.batch)] * (1 + len(experiment.modules.method.streams)))
     lines = [
         _modules(params),
         "",
@@ -67,7 +65,7 @@ def report(experiment: Experiment) -> str:
         "",
         f"{flops.of_traced(traced) / 1e9:,.1f} GFLOP per step in products and convolutions, "
         f"{length:,} steps of {images} images, "
-        f"{len(experiment.clock.evaluation_steps | {length})} evaluations",
+        f"{len(experiment.schedule.evaluation_steps | {length})} evaluations",
         f"learning rate {step_modules.base_lr(config):g} (published: {config.optim.lr:g} at batch "
         f"{config.optim.published_batch}; optim.lr_scaling = {config.optim.lr_scaling})",
         f"{devices} device(s): {experiment.mesh.devices.flat[0].device_kind}",
@@ -104,16 +102,29 @@ def _residual_bytes(experiment: Experiment, state: PyTree, batch: Batch) -> int:
 
     An upper bound: XLA may recompute or fuse some of them away.
     """
-    parts = experiment.parts
+    modules = experiment.modules
 
-    def residuals(constants: PyTree, state: PyTree, batch: Batch) -> PyTree:
-        views, noise = step_lib.draw(parts, state, batch)
-
-        def forward(trained: PyTree) -> Array:
-            return student_lib.student_forward(parts, constants, state, trained, views, noise)[0]
-
-        return jax.vjp(forward, state.trained)[1]
+    def residuals(frozen: PyTree, state: PyTree, batch: Batch) -> PyTree:
+        views = make_views(jax.random.key(0), batch)
+        loss = step_lib.student_loss(modules, frozen, state, views, jax.random.key(0))
+        return jax.vjp(lambda params: loss.of_part(params, loss.part)[0], state.params)[1]
 
     # On the step's mesh, so that what was traced for the step is found again.
     residuals = sharding.on_mesh(residuals, experiment.mesh)
-    return parameter_bytes(jax.eval_shape(residuals, experiment.constants, state, batch))
+    return parameter_bytes(jax.eval_shape(residuals, experiment.frozen, state, batch))
+
+
+def compiled_cost(step: Compiled) -> str:
+    """Operations and memory of a compiled step in words; what a backend does not report is left out."""
+    parts = []
+    operations = (step.cost_analysis() or {}).get("flops", 0.0)
+    if operations > 0:
+        parts.append(f"{operations / 1e9:,.4g} GFLOP")
+    memory = step.memory_analysis()
+    if memory is not None:
+        total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        total += memory.output_size_in_bytes - memory.alias_size_in_bytes
+        parts.append(
+            f"{total / _GIB:.2f} GiB per device, {memory.temp_size_in_bytes / _GIB:.2f} of them temporary"
+        )
+    return "compiled" + "".join(f"; {part}" for part in parts)

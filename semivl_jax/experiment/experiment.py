@@ -1,8 +1,8 @@
-"""From a configuration to parts that run: the one place where data, models and training meet.
+"""From a configuration to an experiment: the one place where data, models and training meet.
 
-    config ─▶ Data (sources, split, classes) ─▶ Experiment (segmenter, guidance, text, optimiser, clock)
+    config ─▶ Data (sources, split, classes) ─▶ Experiment (model, method, text, optimiser, schedule, mesh)
 
-Nothing here computes a loss or moves a pixel; `run` puts the parts to work.
+Nothing here computes a loss or moves a pixel; `run` trains and evaluates.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,21 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax.data import images, published_splits, splits
+from semivl_jax.data import published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.crops import Geometry
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.experiment import init_weights, step_modules
 from semivl_jax.models import build as build_lib
 from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.text import class_names, class_text, embeddings
-from semivl_jax.train import distributed, sharding
+from semivl_jax.text import class_names, class_text
+from semivl_jax.train import distributed, methods, sharding
 from semivl_jax.train import state as state_lib
-from semivl_jax.train.loop import Clock
-from semivl_jax.train.recipe import Parts
+from semivl_jax.train.loop import LoopSchedule
+from semivl_jax.train.step import StepModules
 from semivl_jax.types import Batch, ClassText, PyTree
 from semivl_jax.weights import towers as towers_lib
 from tfds_builders import builders, common
@@ -41,12 +43,13 @@ from tfds_builders.shapes.shapes_dataset_builder import Builder as ShapesBuilder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """The images of a run: sources by part and which training images are labelled."""
+    """The images of a run: sources by part, which training images are labelled, further sources by name."""
 
     info: DatasetInfo
     train: source_lib.Source
     validation: source_lib.Source
     split: splits.Split
+    extra: Mapping[str, source_lib.Source] = dataclasses.field(default_factory=dict)
 
     def lists(self) -> dict[str, list[str]]:
         """Ids of the labelled and the unlabelled images."""
@@ -63,9 +66,9 @@ class Experiment:
     config: ConfigDict
     info: DatasetInfo
     mesh: Mesh
-    parts: Parts
-    constants: state_lib.Constants
-    clock: Clock
+    modules: StepModules
+    frozen: state_lib.Frozen
+    schedule: LoopSchedule
     clip_start: PyTree | None
     clip_sizes: dict[str, Any]
     text_tower: class_text.TextTower | None
@@ -75,13 +78,9 @@ class Experiment:
         """Side of the training crop in pixels."""
         return self.config.data.crop
 
-    def built_from(self) -> tuple[Any, ...]:
-        """What decided about the parts of the step, beside the configuration and the text's shapes."""
-        return self.info.num_classes, self.clip_sizes, self.parts.recipe.total_steps
-
     def init_state(self) -> state_lib.TrainState:
         """State before the first step, on the mesh."""
-        create = functools.partial(step_modules.create_state, self.parts, self.constants.text)
+        create = functools.partial(step_modules.create_state, self.modules, self.frozen.text)
         # Whole first: the generator that draws the weights gives other numbers to an array in pieces.
         state = jax.jit(create, out_shardings=sharding.replicated(self.mesh))(self.start)
         return jax.device_put(state, sharding.shardings(self.mesh, state))
@@ -93,21 +92,21 @@ class Experiment:
         ValueError for a file that is missing, damaged or of another model.
         """
         return init_weights.variables(
-            self.config, self.parts.segmenter, self.constants.text, clip=self.clip_start
+            self.config, self.modules.model, self.frozen.text, clip=self.clip_start
         )
 
     def abstract_state(self) -> state_lib.TrainState:
         """Shapes, dtypes and places of the state, without computing it."""
-        create = functools.partial(step_modules.create_state, self.parts, self.constants.text)
+        create = functools.partial(step_modules.create_state, self.modules, self.frozen.text)
         return sharding.abstract(self.mesh, jax.eval_shape(create, None))
 
     @functools.cached_property
-    def local_constants(self) -> state_lib.Constants:
-        """The constants on devices of this process, for what every process computes by itself.
+    def local_frozen(self) -> state_lib.Frozen:
+        """`frozen` on devices of this process, for what every process computes by itself.
 
-        With several processes all must ask for them together.
+        With several processes all must ask for it together.
         """
-        return sharding.local(self.mesh, self.constants)
+        return sharding.local(self.mesh, self.frozen)
 
     def abstract_batch(self) -> Batch:
         """Shapes, dtypes and places of a global batch."""
@@ -119,7 +118,7 @@ class Experiment:
 
     def pipeline(self, data: Data) -> TrainPipeline:
         """The stream of training batches."""
-        settings, method = self.config.data, self.config.method
+        settings = self.config.data
         geometry = Geometry(
             crop=settings.crop,
             resize=settings.resize,
@@ -131,11 +130,12 @@ class Experiment:
         return TrainPipeline(
             data.train,
             data.split.labelled,
-            data.split.unlabelled if method.semi_supervised else (),
+            data.split.unlabelled,
+            streams=self.modules.method.streams,
+            extra_sources=data.extra,
             batch=self.config.batch,
             geometry=geometry,
             seed=self.config.seed,
-            partner=method.partner,
             workers=settings.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -143,24 +143,21 @@ class Experiment:
 
     def evaluator(self) -> Evaluator:
         """Sliding-window evaluation of given variables."""
-        settings = self.config.evaluation
-        resize = functools.partial(images.resize_short_side, short=settings.short_side)
+        model = self.modules.model
         return Evaluator(
-            build_lib.window_network(self.parts.segmenter, self.local_constants.text),
+            build_lib.window_network(model, self.local_frozen.text),
+            SlidingWindow.from_config(self.config, model),
             num_classes=self.info.num_classes,
-            crop=self.crop,
-            patch_size=self.parts.segmenter.padding_patch,
-            via_square=self.parts.segmenter.via_square,
-            mode=settings.mode,
-            stride=settings.stride,
-            window_batch=settings.window_batch,
-            resize=resize if settings.short_side else None,
         )
 
 
 def open_data(config: ConfigDict) -> Data:
-    """Prepares the data set if it is not there yet and selects the labelled images."""
-    settings = config.data
+    """Prepares the data sets that are not there yet and selects the labelled images.
+
+    Raises:
+      ValueError: images cannot be read, or a stream of the method has no source in `data.extra_sources`.
+    """
+    settings, method = config.data, methods.create(config.method)
     directory = distributed.main_first(lambda: common.prepare(_builder(settings)))
     train = source_lib.open_source(directory, "train")
     published = None
@@ -174,10 +171,37 @@ def open_data(config: ConfigDict) -> Data:
         published=published,
         unlabelled=settings.unlabelled,
         seed=settings.split_seed,
-        supervised=not config.method.semi_supervised,
+        supervised=not method.reads_unlabelled,
     )
     validation = source_lib.open_source(directory, "validation")
-    return Data(info=train.info, train=train, validation=validation, split=split)
+    extra = _extra_sources(settings, method)
+    return Data(info=train.info, train=train, validation=validation, split=split, extra=extra)
+
+
+def _extra_sources(settings: ConfigDict, method: methods.Method) -> dict[str, source_lib.Source]:
+    """Further images of the method's streams, from the folders that `data.extra_sources` names."""
+    folders = {}
+    for part in filter(None, settings.extra_sources.split(",")):
+        name, equals, folder = part.partition("=")
+        if not equals or not folder:
+            raise ValueError(
+                f"data.extra_sources = {settings.extra_sources!r}: write NAME=FOLDER, …"
+            )
+        folders[name.strip()] = folder.strip()
+    needed = {stream.source for stream in method.streams} - {"unlabelled"}
+    missing = sorted(needed - folders.keys())
+    if missing:
+        raise ValueError(
+            f"the method needs the image source {missing[0]!r}; name its folder with "
+            f"data.extra_sources = '{missing[0]}=/path/to/folder'"
+        )
+    data_dir = Path(settings.directory).expanduser()
+    sources = {}
+    for name in sorted(needed):
+        builder = FolderSemi(folders[name], label_map=settings.label_map, data_dir=data_dir)
+        directory = distributed.main_first(functools.partial(common.prepare, builder))
+        sources[name] = source_lib.open_source(directory, "train")
+    return sources
 
 
 def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
@@ -188,14 +212,15 @@ def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
     settings = config.data
     if settings.dataset not in builders.PUBLISHED or settings.unlabelled:
         return None
-    train = builders.published_sizes(settings.dataset)["train"]
+    train = builders.published_builder(settings.dataset).SIZES["train"]
     labelled = splits.labelled_count(
         settings.split, train, published=published_splits.lists_of(settings.dataset)
     )
     if labelled is None:
         return None
     info = class_names.dataset_info(settings.dataset.removesuffix("_instances"))
-    return info, train - labelled if config.method.semi_supervised else labelled
+    unlabelled = methods.create(config.method).reads_unlabelled
+    return info, train - labelled if unlabelled else labelled
 
 
 def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
@@ -203,39 +228,43 @@ def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
     if settings.dataset == "folder":
         return FolderSemi(settings.folder, label_map=settings.label_map, data_dir=directory)
     if settings.dataset in builders.PUBLISHED:
-        return builders.published_builder(
-            settings.dataset, data_dir=directory, manual_dir=settings.manual_dir
+        return builders.published_builder(settings.dataset)(
+            data_dir=directory, manual_dir=settings.manual_dir
         )
     return ShapesBuilder(data_dir=directory)
 
 
 def build(
-    config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int, outline: bool = False
+    config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int, abstract: bool = False
 ) -> Experiment:
     """Puts the parts together for a data set with these classes and so many images to pass over.
 
-    With `outline` weights that are not there are shapes only: enough to trace a step.
+    With `abstract`, weights that are not there are shapes only: enough to trace a step.
     """
     mesh = mesh_of(config)
     total_steps, epoch = training_length(config, images_per_epoch)
-    clip = _ClipParts(constants=state_lib.Constants(text=None))
-    if build_lib.needs_clip(config.model) or step_modules.guided(config):
-        clip = _clip_parts(config, info, mesh, outline=outline)
-        _check_classes(config, clip.constants.text)
-    parts = step_modules.build_parts(
+    guided = methods.create(config.method).guided
+    clip = _ClipParts(frozen=state_lib.Frozen(text=None))
+    if guided or build_lib.needs_clip(config.model):
+        clip = _clip_parts(config, info, guided=guided, abstract=abstract)
+        _check_classes(config, clip.frozen.text)
+    modules, own = step_modules.build_modules(
         config,
         num_classes=info.num_classes,
         clip_sizes=clip.sizes,
-        text=clip.constants.text,
+        text=clip.frozen.text,
         total_steps=total_steps,
     )
+    frozen = clip.frozen.replace(method=own)
+    if not clip.abstract:
+        frozen = sharding.put(mesh, frozen)
     return Experiment(
         config=config,
         info=info,
         mesh=mesh,
-        parts=parts,
-        constants=clip.constants,
-        clock=_clock(config, total_steps, epoch),
+        modules=modules,
+        frozen=frozen,
+        schedule=_loop_schedule(config, modules, total_steps, epoch),
         clip_start=clip.start,
         clip_sizes=clip.sizes,
         text_tower=clip.text_tower,
@@ -269,14 +298,17 @@ def _check_classes(config: ConfigDict, text: ClassText) -> None:
 class _ClipParts:
     """What a run takes from CLIP: `start` is what the trained tower begins with."""
 
-    constants: state_lib.Constants
+    frozen: state_lib.Frozen
+    abstract: bool = False
     sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
     start: PyTree | None = None
     text_tower: class_text.TextTower | None = None
 
 
-def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: bool) -> _ClipParts:
-    absent = outline and config.model.weights not in ("demo", "random")
+def _clip_parts(
+    config: ConfigDict, info: DatasetInfo, *, guided: bool, abstract: bool
+) -> _ClipParts:
+    absent = abstract and config.model.weights not in ("demo", "random")
     if absent:
         clip = towers_lib.abstract_clip(config.model.tower)
     else:
@@ -291,25 +323,25 @@ def _clip_parts(config: ConfigDict, info: DatasetInfo, mesh: Mesh, *, outline: b
     def text(mode: str) -> ClassText:
         if tower is None:  # rows of the right number and length, meaning nothing
             width = clip.text["out_dim"]
-            return embeddings.class_text(
+            return class_text.embed_classes(
                 info, mode=mode, embed=lambda rows: np.ones((len(rows), width))
             )
         return class_text.class_text(info, mode=mode, tower=tower, cache=config.text.cache)
 
-    constants = state_lib.Constants(text=text(config.text.decoder))
-    if step_modules.guided(config):
-        constants = constants.replace(
+    frozen = state_lib.Frozen(text=text(config.text.decoder))
+    if guided:
+        frozen = frozen.replace(
             guidance_params=step_modules.cast(
                 params(build_lib.guidance_tower(config, clip.image)), config.model.guidance_dtype
             ),
             guidance_text=text(config.text.guidance),
         )
-    if not absent:
-        constants = sharding.put(mesh, constants)
     start = None
     if config.model.backbone in build_lib.CLIP_BACKBONES and config.model.init == "clip":
         start = params(build_lib.backbone(config, clip.image))
-    return _ClipParts(constants=constants, sizes=clip.image, start=start, text_tower=tower)
+    return _ClipParts(
+        frozen=frozen, abstract=absent, sizes=clip.image, start=start, text_tower=tower
+    )
 
 
 def training_length(config: ConfigDict, images_per_epoch: int) -> tuple[int, int]:
@@ -320,20 +352,22 @@ def training_length(config: ConfigDict, images_per_epoch: int) -> tuple[int, int
     return config.steps or max(1, round(config.epochs * epoch)), epoch
 
 
-def _clock(config: ConfigDict, total_steps: int, epoch: int) -> Clock:
+def _loop_schedule(
+    config: ConfigDict, modules: StepModules, total_steps: int, epoch: int
+) -> LoopSchedule:
     """Evaluation after epochs 0, n, 2n, … (METHOD trap 22), or every so many steps."""
     settings = config.evaluation
     if settings.every_steps:
         due = range(settings.every_steps, total_steps + 1, settings.every_steps)
     else:
         due = range(epoch, total_steps + 1, epoch * settings.every_epochs)
-    return Clock(
+    return LoopSchedule(
         total_steps=total_steps,
         evaluation_steps=frozenset(due),
         checkpoint_every=config.checkpoint.every,
         log_every=config.log_every,
         max_skipped=config.max_skipped_steps,
-        batch=config.batch * (2 if config.method.semi_supervised else 1),
+        batch=config.batch * (1 + len(modules.method.streams)),
     )
 
 

@@ -1,11 +1,10 @@
-"""Pictures of a run: what the model, its teacher and the frozen CLIP see in validation images.
+"""Figures of a run: predictions and the labels of training for validation images.
 
-For the first validation images one file `pictures/<step>/<id>.png` each with, side by side and the palette
-and names below: image, ground truth, prediction, pseudo-label, guidance label. For the report the same
-images and the ones with the lowest scores as single files in `samples/` (evaluation/samples.py), of the
-newest evaluation only. The prediction is the evaluated one (sliding windows); pseudo-label and guidance are
-made as in training, from one crop-sized view: the image fitted into the crop, pixels below the threshold
-left white.
+For the first validation images one file `pictures/<step>/<id>.png` each with, side by side and with a legend:
+image, ground truth, prediction, and the label maps that the method makes. For the report the same images and
+the ones with the lowest scores as single files in `samples/` (evaluation/samples.py), of the newest
+evaluation only. The prediction is the evaluated one (sliding windows); the method's labels are made as in
+training, from one crop-sized view: the image fitted into the crop, pixels without a label white.
 """
 
 from __future__ import annotations
@@ -24,31 +23,30 @@ from semivl_jax.evaluation import visualize
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.evaluation.samples import Sample
 from semivl_jax.experiment.experiment import Experiment
-from semivl_jax.experiment.pseudo_label_quality import TargetMaker, Targets
+from semivl_jax.experiment.pseudo_label_quality import ImageLabeller, LabelMaps
 from semivl_jax.types import PyTree
 
 FIRST, WORST = "first", "lowest score"
 """Why an image is among the samples; the first ones are the same at every evaluation."""
 
 
-class Gallery:
+class Figures:
     """Draws the first validation images and the worst ones."""
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         self._experiment, self._folder = experiment, folder
-        semi = experiment.parts.recipe.semi_supervised
-        self._targets = TargetMaker(experiment) if semi else None
 
     def samples(
         self,
-        teacher: PyTree,
+        labeller: ImageLabeller,
+        variables: PyTree,
         examples: EvalExamples,
         evaluator: Evaluator,
         scores: Mapping[str, float],
     ) -> Iterator[Sample]:
         """The first images in their order, then the worst by `scores` (IoU by id), worst first.
 
-        `teacher` are its variables on devices of this process.
+        `variables` of the evaluated model lie on devices of this process.
         """
         count = self._experiment.config.evaluation.pictures
         ids = examples.ids
@@ -58,10 +56,10 @@ class Gallery:
             reasons.setdefault(id, WORST)
         places = {id: place for place, id in enumerate(ids)}
         chosen = [examples[places[id]] for id in reasons]
-        predictions = evaluator.predict(teacher, (example.image for example in chosen))
+        predictions = evaluator.predict(variables, (example.image for example in chosen))
         for example, prediction in zip(chosen, predictions, strict=True):
             score = scores.get(example.id, math.nan)
-            yield self._sample(teacher, example, prediction, score, reasons[example.id])
+            yield self._sample(labeller, example, prediction.labels, score, reasons[example.id])
 
     def draw(
         self, step: int, samples: Iterable[Sample]
@@ -79,18 +77,17 @@ class Gallery:
                 "pseudo-label": sample.pseudo,
                 "guidance": sample.guidance,
             }
-            columns = [("image", sample.image)]
-            for title, label in labels.items():
-                if label is not None:
-                    columns.append((title, visualize.colorize(label, info.palette)))
-            picture = visualize.panel(columns, classes=info.classes, palette=info.palette)
+            labels = {title: label for title, label in labels.items() if label is not None}
+            picture = visualize.panel(
+                sample.image, labels, classes=info.classes, palette=info.palette
+            )
             name = re.sub(r"[^\w.-]+", "_", sample.id)
             Image.fromarray(picture).save(folder / f"{name}.png")
             yield name, picture
 
     def _sample(
         self,
-        teacher: PyTree,
+        labeller: ImageLabeller,
         example: EvalExample,
         prediction: UInt8[np.ndarray, "_ _"],
         score: float,
@@ -100,7 +97,7 @@ class Gallery:
         image, truth = (
             _centre(array, prediction.shape) for array in (example.image, example.label)
         )
-        made = self._training_targets(teacher, image)
+        made = self._training_labels(labeller, image)
         if truth.shape != prediction.shape:  # beside each other pixels are compared one by one
             size = prediction.shape[::-1]
             truth = np.asarray(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))
@@ -111,21 +108,19 @@ class Gallery:
             image=image,
             truth=truth,
             prediction=prediction,
-            pseudo=made.pseudo if made else None,
-            confidence=made.confidence if made else None,
-            guidance=made.guidance if made else None,
+            pseudo=made.get("pseudo"),
+            confidence=made.get("confidence"),
+            guidance=made.get("guidance"),
         )
 
-    def _training_targets(
-        self, teacher: PyTree, image: UInt8[np.ndarray, "_ _ 3"]
-    ) -> Targets | None:
-        """Pseudo-label and guidance label, at the size at which training would see the image."""
-        if self._targets is None:
-            return None
+    def _training_labels(
+        self, labeller: ImageLabeller, image: UInt8[np.ndarray, "_ _ 3"]
+    ) -> LabelMaps:
+        """The method's label maps, at the size at which training would see the image."""
         factor = self._experiment.crop / max(image.shape[:2])
         rows, cols = (max(1, round(length * factor)) for length in image.shape[:2])
         fitted = Image.fromarray(image).resize((cols, rows), Image.Resampling.BILINEAR)
-        return self._targets(teacher, np.asarray(fitted))
+        return labeller(np.asarray(fitted))
 
 
 def _centre(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

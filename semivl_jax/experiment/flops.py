@@ -1,7 +1,7 @@
 """Floating-point operations of a traced function, without lowering or compiling it.
 
 In: what `jax.jit(f).trace(...)` returns. Out: operations (2 per multiply-add) of its matrix
-products and convolutions, as written; what runs per element is left out.
+products and convolutions, as written. Elementwise operations are not counted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from jax.stages import Traced
 def of_traced(traced: Traced) -> float:
     """Operations of all equations that the outputs need, also inside of calls.
 
-    A scan counts with its length, of the branches of a condition the dearest, of a `while` one round, because
-    no shape tells their number.
+    A scan counts with its length, a condition with its most expensive branch, and a `while` loop as one
+    round, because the number of rounds is unknown.
     """
     jaxpr = traced.jaxpr.jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -56,7 +56,7 @@ def _product(equation: JaxprEqn) -> float:
 
 
 def _convolution(equation: JaxprEqn) -> float:
-    """Products of a kernel's taps with pixels; taps over padding or between dilated pixels are none."""
+    """Multiplications by padding, or between the pixels of a dilated input, are not counted."""
     of, (image, kernel), (out,) = equation.params, equation.invars, equation.outvars
     names = of["dimension_numbers"]
     batch, features, *sides = (image.aval.shape[axis] for axis in names.lhs_spec)

@@ -1,4 +1,4 @@
-"""What a training begins with: weights from files, in the place of drawn ones.
+"""What a training begins with: weights from files, in the place of initialised ones.
 
 In: a configuration and the segmenter that it describes. Out: variables {"params": {part: …}, "batch_stats":
 {part: …}} of whole parts of the segmenter, float32 NumPy arrays; parts that no file holds are not there.
@@ -33,7 +33,7 @@ from semivl_jax.weights.tree import check
 def variables(
     config: ConfigDict, segmenter: SegmentationModel, text: ClassText | None, *, clip: PyTree | None
 ) -> PyTree | None:
-    """The variables to begin with, None where all are drawn; `clip` is the CLIP tower's parameters.
+    """The variables to begin with, None where all are initialised; `clip` is the CLIP tower's parameters.
 
     ValueError for a file that is missing, damaged or of another model.
     """

@@ -1,9 +1,9 @@
-"""A trace of some training steps: what the devices and the host did when.
+"""Profiler traces of chosen training steps.
 
     --config.profile=100:105
 
-The trace of steps 100 to 105 lies in `profile/` of the working directory; TensorBoard (with its profile
-plugin) and Perfetto open it.
+writes the trace of steps 100 to 105 to `profile/` in the workdir. TensorBoard (with its profile plugin) and
+Perfetto open it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def span(profile: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d+):(\d+)", profile)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(
-            f"profile = {profile!r} is no FIRST:LAST step counted from 1; write 100:105, for example"
+            f"profile = {profile!r} is not FIRST:LAST, steps counted from 1; write 100:105, for example"
         )
     return int(match[1]), int(match[2])
 
@@ -40,10 +40,10 @@ def span(profile: str) -> tuple[int, int] | None:
 def traced(
     step_function: StepFunction, profile: str, *, next_step: int, folder: Path
 ) -> Iterator[StepFunction]:
-    """The step function, traced in the steps of `profile`; `next_step` updates were made before.
+    """The step function, traced in the steps of `profile`; `next_step` steps were taken before.
 
-    The first traced step should not be the first of a session, which compiles. A run that stops within
-    the span keeps the trace of the steps it made; where FIRST was passed before, nothing is traced.
+    The first traced step should not be the first of a session, which compiles. A run that ends within the
+    span keeps the trace up to there. A run that is resumed after FIRST is not traced.
     """
     steps = span(profile)
     if steps is None:

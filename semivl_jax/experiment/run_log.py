@@ -1,14 +1,16 @@
-"""What a run remembers for its report, in plain files of the workdir.
+"""The run log: files in the workdir from which the report is made.
 
-    run.json                     data set, classes and colours, length, and per session (from start or
-                                 resumption to the end of the process): when, how long, which steps, how it
-                                 ended, command, versions, devices, state of the source code
-    evaluations/0000250.npz      one file per evaluation: confusion matrices int64 [n, n] of `student` and
-                                 `average`; counts [n, n + 1] of held-back `pseudo` and `guidance` labels
-                                 (targets.py); `ids` and `image_iou` (percent) of the validation images
+    run.json                  metadata (data set, classes, palette, length) and one entry per session: start,
+                              duration, steps, outcome, command, versions, devices, commit. A session lasts
+                              from the start or resumption of a process to its end.
+    evaluations/0000250.npz   one file per evaluation:
+                                confusion/NAME  int64 [n, n], true class × prediction ("student", "ema")
+                                labels/NAME     int64 [n, n + 1], true class × label that training would use
+                                                ("pseudo_label", "guidance"); last column: no label
+                                ids, image_iou  validation images and their mean IoU in percent
 
-A resumed run continues these files: evaluations that it will do again are dropped first, and a session
-that was killed is closed with its last sign of life, the time of `metrics.jsonl`.
+A resumed run continues these files. Evaluations that it will repeat are removed first. A session that was
+killed is closed with the time and step of the last line of `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -29,55 +31,67 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int64
 
-from semivl_jax.experiment import workdir as workdir_lib
+from semivl_jax import utils
 from semivl_jax.experiment.experiment import Data, Experiment
 
-RUN, EVALUATIONS = "run.json", "evaluations"
+_RUN, _EVALUATIONS = "run.json", "evaluations"
 _PACKAGES = ("semivl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _ROOT = Path(__file__).parents[2]
 
 
-class Record:
-    """The two places of one workdir; only the first process writes."""
+class RunLog:
+    """Writes the run log of one workdir. Only the first process writes; in others nothing happens."""
 
     def __init__(self, workdir: Path) -> None:
         self._workdir, self._writes = workdir, jax.process_index() == 0
 
-    def drop_evaluations_after(self, step: int) -> None:
-        """Removes evaluations that a run which stands at `step` will do again."""
+    def discard_evaluations_after(self, step: int) -> None:
+        """Removes the evaluations that a run resumed at `step` will repeat."""
         if not self._writes:
             return
-        for path in (self._workdir / EVALUATIONS).glob("*.npz"):
+        for path in (self._workdir / _EVALUATIONS).glob("*.npz"):
             if int(path.stem) > step:
                 path.unlink()
 
-    def evaluation(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes the arrays of one evaluation; a second time at the same step replaces the first."""
+    def write_evaluation(
+        self,
+        step: int,
+        *,
+        confusion: Mapping[str, Int64[np.ndarray, "n n"]],
+        labels: Mapping[str, Int64[np.ndarray, "n n+1"]],
+        image_iou: Mapping[str, float],
+    ) -> None:
+        """Writes one evaluation, and replaces an earlier one of the same step; see the module's docstring."""
         if not self._writes:
             return
-        folder = self._workdir / EVALUATIONS
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "new.tmp"
-        with temporary.open("wb") as file:
+        arrays = {f"confusion/{name}": counts for name, counts in confusion.items()}
+        arrays |= {f"labels/{name}": counts for name, counts in labels.items()}
+        arrays["ids"] = np.asarray(list(image_iou))
+        arrays["image_iou"] = np.asarray(list(image_iou.values()), np.float32)
+        path = self._workdir / _EVALUATIONS / f"{step:07d}.npz"
+        with utils.atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
-        os.replace(temporary, folder / f"{step:07d}.npz")
 
     @contextmanager
-    def session(self, facts: Mapping[str, Any], *, first_step: int) -> Iterator[None]:
-        """Notes the start now and, on leaving, duration and how it ended."""
+    def session(self, metadata: Mapping[str, Any], *, first_step: int) -> Iterator[None]:
+        """Writes metadata and the start of a session; on exit its duration, last step and outcome.
+
+        Raises:
+          ValueError: run.json is damaged.
+        """
         if not self._writes:
             yield
             return
-        path = self._workdir / RUN
-        before = _closed(_sessions(path), self._workdir)
+        path = self._workdir / _RUN
+        earlier = _close_killed(_read_sessions(path), self._workdir)
         session = {"started": _now(), "first_step": first_step, "outcome": "running", **_machine()}
-        began = time.monotonic()
+        start = time.monotonic()
 
-        def write(**more: Any) -> None:
-            sessions = [*before, {**session, **more}]
-            text = json.dumps({**facts, "sessions": sessions}, indent=1, ensure_ascii=False)
-            workdir_lib.write(path, text)
+        def write(**end: Any) -> None:
+            run = {**metadata, "sessions": [*earlier, {**session, **end}]}
+            utils.write_text(path, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
         write()
         outcome = "failed"
@@ -88,25 +102,14 @@ class Record:
             outcome = "stopped" if type(error).__name__ == "Stopped" else "failed"
             raise
         finally:
-            _, last = last_sign(self._workdir)
-            seconds = round(time.monotonic() - began, 1)
+            _, last = _last_logged(self._workdir)
+            seconds = round(time.monotonic() - start, 1)
             write(outcome=outcome, seconds=seconds, last_step=max(last, first_step))
 
 
-def facts(experiment: Experiment, data: Data, *, score: str) -> dict[str, Any]:
-    """What does not change during a run, as JSON types; `score` decides which weights are best."""
-    info, clock = experiment.info, experiment.clock
-    parts = {"labelled": (data.train, data.split.labelled),
-             "validation": (data.validation, range(len(data.validation)))}  # fmt: skip
-    balance = {}
-    for name, (source, indices) in parts.items():
-        pixels, images = np.zeros((2, 256), np.int64)
-        for index in indices:
-            for value, count in (source.pixels[index] or {}).items():
-                pixels[value] += count
-                images[value] += 1
-        balance[name] = {"pixels": pixels[: info.num_classes].tolist(),
-                         "images": images[: info.num_classes].tolist()}  # fmt: skip
+def metadata(experiment: Experiment, data: Data, *, score: str) -> dict[str, Any]:
+    """What does not change during a run, as JSON types. `score` names the metric that selects the best."""
+    info, schedule = experiment.info, experiment.schedule
     return {
         "dataset": info.name,
         "images": {
@@ -116,15 +119,28 @@ def facts(experiment: Experiment, data: Data, *, score: str) -> dict[str, Any]:
         },
         "classes": list(info.classes),
         "palette": info.palette.tolist(),
-        "balance": balance,
-        "total_steps": clock.total_steps,
-        "images_per_step": clock.batch,
+        "balance": {
+            "labelled": _balance(data.train, data.split.labelled, info.num_classes),
+            "validation": _balance(data.validation, range(len(data.validation)), info.num_classes),
+        },
+        "total_steps": schedule.total_steps,
+        "images_per_step": schedule.batch,
         "score": score,
     }
 
 
-def last_sign(workdir: Path) -> tuple[float, int]:
-    """When the run last wrote scalars (seconds since 1970) and of which step; (0, 0) before any."""
+def _balance(source: Any, indices: Any, num_classes: int) -> dict[str, list[int]]:
+    """Pixels of each class, and images in which it occurs."""
+    pixels, images = np.zeros((2, 256), np.int64)
+    for index in indices:
+        for value, count in (source.pixels[index] or {}).items():
+            pixels[value] += count
+            images[value] += 1
+    return {"pixels": pixels[:num_classes].tolist(), "images": images[:num_classes].tolist()}
+
+
+def _last_logged(workdir: Path) -> tuple[float, int]:
+    """Time (seconds since 1970) and step of the last line of metrics.jsonl; (0, 0) without one."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return 0.0, 0
@@ -133,14 +149,14 @@ def last_sign(workdir: Path) -> tuple[float, int]:
         try:
             step = max(step, json.loads(line)["step"])
         except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # cut short by a kill
+            continue  # a line that was not completed before a kill
     return path.stat().st_mtime, step
 
 
-def _closed(sessions: list[dict[str, Any]], workdir: Path) -> list[dict[str, Any]]:
-    """The sessions so far, a last one that never ended marked as killed."""
+def _close_killed(sessions: list[dict[str, Any]], workdir: Path) -> list[dict[str, Any]]:
+    """The earlier sessions; if the last one has no end, it is marked as killed."""
     if sessions and sessions[-1].get("outcome") == "running":
-        written, step = last_sign(workdir)
+        written, step = _last_logged(workdir)
         start = datetime.fromisoformat(sessions[-1]["started"]).timestamp()
         seconds = round(max(0.0, written - start), 1)
         end = {"outcome": "killed", "seconds": seconds, "last_step": step}
@@ -148,7 +164,7 @@ def _closed(sessions: list[dict[str, Any]], workdir: Path) -> list[dict[str, Any
     return sessions
 
 
-def _sessions(path: Path) -> list[dict[str, Any]]:
+def _read_sessions(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
@@ -171,12 +187,12 @@ def _machine() -> dict[str, Any]:
             "processes": jax.process_count(),
             "cpu_cores": os.cpu_count(),
         },
-        "source": source_state(),
+        "source": _source(),
     }
 
 
 def _command() -> str:
-    """What to type to do the same again."""
+    """The command line that repeats this run."""
     program = Path(sys.argv[0]).resolve()
     if program.is_relative_to(_ROOT) and program.suffix == ".py":
         module = ".".join(program.relative_to(_ROOT).with_suffix("").parts)
@@ -190,29 +206,24 @@ def _versions() -> dict[str, str]:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # run from the source folder without installation
+            continue  # the source folder, not installed
     return found
 
 
-def source_state() -> dict[str, Any] | None:
-    """Commit of the source code and whether files differ from it; None outside of a git clone."""
+def _source() -> dict[str, Any] | None:
+    """Commit of the source code and whether tracked files differ from it; None outside of a git clone."""
     if not (_ROOT / ".git").exists():
         return None
     try:
-        commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "changed": bool(_git("status", "--porcelain", "-uno"))}
+        changed = bool(_git("status", "--porcelain", "-uno"))
+        return {"commit": _git("rev-parse", "HEAD"), "changed": changed}
     except (OSError, subprocess.SubprocessError):
-        return None  # no git here, or a clone of someone else
+        return None  # git is not installed, or refuses a clone that belongs to another user
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(_ROOT), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=True,
-    )
+    command = ["git", "-C", str(_ROOT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
 
 

@@ -1,9 +1,9 @@
 """From a configuration to what a compiled step is made of, without any data.
 
-    config, sizes of the CLIP tower, text of the classes ─▶ Parts ─▶ state
+    config, sizes of the CLIP tower, text of the classes ─▶ StepModules ─▶ TrainState
 
 Everything works with shapes alone too (`jax.eval_shape`), so a step can be traced and compiled for machines
-that are not there. `experiment` adds data, clock and mesh.
+that are not there. `experiment` adds data, schedule and mesh.
 """
 
 from __future__ import annotations
@@ -13,21 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from semivl_jax.models import build
 from semivl_jax.models.segmenter import SegmentationModel
-from semivl_jax.train import optimizer
-from semivl_jax.train import param_groups as groups_lib
+from semivl_jax.train import methods, optimizer, param_groups
 from semivl_jax.train import state as state_lib
-from semivl_jax.train.recipe import Parts, Recipe
-from semivl_jax.types import Batch, ClassText, LabelledBatch, PyTree, UnlabelledBatch
-
-
-def guided(config: ConfigDict) -> bool:
-    """Whether the frozen CLIP labels the unlabelled images."""
-    return config.method.semi_supervised and config.method.guidance
+from semivl_jax.train.methods.base import Setup
+from semivl_jax.train.step import StepModules
+from semivl_jax.types import Batch, ClassText, ImageBatch, LabelledBatch, PyTree
 
 
 def base_lr(config: ConfigDict) -> float:
@@ -36,21 +30,22 @@ def base_lr(config: ConfigDict) -> float:
     return config.optim.lr * (share if config.optim.lr_scaling == "linear" else 1.0)
 
 
-def build_parts(
+def build_modules(
     config: ConfigDict,
     *,
     num_classes: int,
     clip_sizes: dict[str, Any],
     text: ClassText | None,
     total_steps: int,
-) -> Parts:
-    """Model, optimiser and recipe of a training of so many steps.
+) -> tuple[StepModules, PyTree]:
+    """Model, method and optimiser of a training, and the variables of the method's own frozen networks.
 
-    `text` describes the classes; None where nothing reads words. ValueError for a model with BatchNorm
+    `text` describes the classes; None where nothing reads text. ValueError for a model with BatchNorm
     whose batch is to be computed in parts.
     """
-    segmenter = build.segmenter(config, num_classes=num_classes, clip_sizes=clip_sizes)
-    groups = groups_lib.published_groups(
+    model = build.segmenter(config, num_classes=num_classes, clip_sizes=clip_sizes)
+    method = methods.create(config.method)
+    groups = param_groups.published_groups(
         finetune=config.model.finetune,
         backbone_lr=config.optim.backbone_lr,
         conv_encoder_lr=config.optim.conv_encoder_lr,
@@ -62,40 +57,67 @@ def build_parts(
         power=config.optim.power,
         warmup_steps=config.optim.warmup_steps,
     )
-    return Parts(
-        segmenter=segmenter,
-        optimizer=_optimizer(config, segmenter, text, groups, schedule),
-        recipe=Recipe(
-            total_steps=total_steps,
-            seed=config.seed,
-            accumulation=config.accumulation,
-            **config.method,
+    setup = Setup(model=model, num_classes=num_classes)
+    own, frozen = method.networks(setup)
+    shapes = jax.eval_shape(lambda: init_variables(model, text, config.seed))
+    if config.accumulation > 1 and shapes["batch_stats"]:
+        raise ValueError(
+            f"accumulation = {config.accumulation} would normalise every part of the batch by itself in "
+            f"{' and '.join(shapes['batch_stats'])}, which has BatchNorm; set accumulation = 1 and use more "
+            "devices, or choose a model without it"
+        )
+    params, _ = param_groups.partition(shapes["params"], groups)
+    own_params, _ = jax.eval_shape(lambda: method.init(jax.random.key(config.seed), setup))
+    modules = StepModules(
+        model=model,
+        method=method,
+        optimizer=optimizer.build(
+            _with_own(params, own_params),
+            groups,
+            schedule,
+            name=config.optim.name,
+            weight_decay=config.optim.weight_decay,
         ),
-        guidance_tower=build.guidance_tower(config, clip_sizes) if guided(config) else None,
+        total_steps=total_steps,
+        num_classes=num_classes,
+        seed=config.seed,
+        accumulation=config.accumulation,
+        guidance_tower=build.guidance_tower(config, clip_sizes) if method.guided else None,
+        own=own,
         groups=groups,
         schedule=schedule,
     )
+    return modules, frozen
 
 
 def create_state(
-    parts: Parts, text: ClassText | None, start: PyTree | None
+    modules: StepModules, text: ClassText | None, start: PyTree | None
 ) -> state_lib.TrainState:
     """State before the first step.
 
     `start` holds variables to begin with: {"params": {part: …}, "batch_stats": {part: …}}. What it lacks is
-    drawn: whole parts, or the prompts of a CLIP tower.
+    initialised: whole parts, or the prompts of a CLIP tower.
     """
-    drawn, start = init_variables(parts.segmenter, text, parts.recipe.seed), start or {}
-    variables = {name: groups_lib.merge(tree, start.get(name, {})) for name, tree in drawn.items()}
-    trained, frozen = groups_lib.partition(variables["params"], parts.groups)
-    state = state_lib.create(
-        trained,
-        frozen,
+    fresh, start = init_variables(modules.model, text, modules.seed), start or {}
+    variables = {
+        name: param_groups.merge(tree, start.get(name, {})) for name, tree in fresh.items()
+    }
+    params, frozen_params = param_groups.partition(variables["params"], modules.groups)
+    key = jax.random.fold_in(jax.random.key(modules.seed), 1)
+    own_params, own_state = modules.method.init(key, modules.setup)
+    return state_lib.create(
+        _with_own(params, own_params),
+        frozen_params,
         variables["batch_stats"],
-        parts.optimizer,
-        ema=parts.recipe.semi_supervised and parts.recipe.teacher == "ema",
+        modules.optimizer,
+        ema=modules.method.decay is not None,
+        method=own_state,
     )
-    return state.replace(ema=cast(state.ema, parts.recipe.ema_dtype))
+
+
+def _with_own(params: PyTree, own: PyTree) -> PyTree:
+    """Trained parameters, and the method's as a part of their own."""
+    return {**params, "method": own} if own else params
 
 
 def cast(tree: PyTree, dtype: str) -> PyTree:
@@ -111,46 +133,22 @@ def cast(tree: PyTree, dtype: str) -> PyTree:
 
 def abstract_batch(config: ConfigDict) -> Batch:
     """Shapes and dtypes of one global batch as the pipeline would send it."""
-    b, s, method = config.batch, config.data.crop, config.method
+    b, s = config.batch, config.data.crop
     image = jax.ShapeDtypeStruct((b, s, s, 3), jnp.uint8)
     label = jax.ShapeDtypeStruct((b, s, s), jnp.uint8)
-    unlabelled = UnlabelledBatch(image=image, size=jax.ShapeDtypeStruct((b, 2), jnp.int32))
-    own_partner = method.semi_supervised and method.partner == "same_image"
-    return Batch(
-        labelled=LabelledBatch(image=image, label=label),
-        unlabelled=unlabelled if method.semi_supervised else None,
-        partner=unlabelled if own_partner else None,
-    )
+    size = jax.ShapeDtypeStruct((b, 2), jnp.int32)
+    streams = {
+        key: ImageBatch(image=image, size=size, label=label if stream.labels else None)
+        for stream in methods.create(config.method).streams
+        for key in stream.keys
+    }
+    return Batch(labelled=LabelledBatch(image=image, label=label), streams=streams)
 
 
-@functools.partial(jax.jit, static_argnames=("segmenter", "seed"))
-def init_variables(segmenter: SegmentationModel, text: ClassText | None, seed: int) -> PyTree:
-    """{"params", "batch_stats"} of a segmenter that was never trained; traced once for equal ones."""
-    image = jnp.zeros((1, segmenter.crop, segmenter.crop, 3))
+@functools.partial(jax.jit, static_argnames=("model", "seed"))
+def init_variables(model: SegmentationModel, text: ClassText | None, seed: int) -> PyTree:
+    """{"params", "batch_stats"} of a model that was never trained; traced once for equal ones."""
+    image = jnp.zeros((1, model.crop, model.crop, 3))
     # "rbg" compiles to far less code than the default generator, once per leaf.
-    variables = segmenter.init(jax.random.key(seed, impl="rbg"), image, text)
+    variables = model.init(jax.random.key(seed, impl="rbg"), image, text)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-
-
-def _optimizer(
-    config: ConfigDict,
-    segmenter: SegmentationModel,
-    text: ClassText | None,
-    groups: tuple[groups_lib.Group, ...],
-    schedule: optax.Schedule,
-) -> optax.GradientTransformation:
-    shapes = jax.eval_shape(lambda: init_variables(segmenter, text, config.seed))
-    if config.accumulation > 1 and shapes["batch_stats"]:
-        raise ValueError(
-            f"accumulation = {config.accumulation} would normalise every part of the batch by itself in "
-            f"{' and '.join(shapes['batch_stats'])}, which has BatchNorm; set accumulation = 1 and use more "
-            "devices, or choose a model without it"
-        )
-    trained, _ = groups_lib.partition(shapes["params"], groups)
-    return optimizer.build(
-        trained,
-        groups,
-        schedule,
-        name=config.optim.name,
-        weight_decay=config.optim.weight_decay,
-    )

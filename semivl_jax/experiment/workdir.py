@@ -1,23 +1,25 @@
-"""The folder of a run: claimed by one configuration, never mixed with another's.
+"""The folder of a run, which belongs to one configuration.
 
-`config.json` holds the configuration, `labelled.txt` and `unlabelled.txt` the ids of the images that the run
-learns from. A run may go on with other values only where they change nothing that is computed.
+    config.json                    the configuration
+    labelled.txt, unlabelled.txt   ids of the training images, one per line
+
+A run can be resumed only with the same configuration, except for keys that do not change the result.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-_NAME = "config.json"
+from semivl_jax import utils
 
-# These decide how and how often something is done, not what comes out.
-FREE = (
+CONFIG = "config.json"
+
+MAY_CHANGE = (
     "accumulation",
     "mesh",
     "log_every",
@@ -32,32 +34,32 @@ FREE = (
     "checkpoint.keep",
     "evaluation.window_batch",
     "evaluation.pictures",
-    "evaluation.held_back",
+    "evaluation.pseudo_label_eval_images",
 )
+"""Keys that may have other values when a run is resumed."""
 
 
 def claim(workdir: Path, config: ConfigDict, *, writes: bool = True) -> None:
-    """Creates the folder, or makes sure that it belongs to this configuration.
+    """Creates the folder with its config.json, or checks that it belongs to this configuration.
 
-    With several processes one writes; the others only make sure.
+    With several processes, only the one with `writes` creates it.
 
     Raises:
-      ValueError: the folder was made with another configuration; the keys that differ are named.
+      ValueError: the folder belongs to another configuration; the message names the keys that differ.
     """
-    if (workdir / _NAME).exists():
+    if (workdir / CONFIG).exists():
         check(workdir, config)
     if writes:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write(workdir / _NAME, config.to_json(indent=1))
+        utils.write_text(workdir / CONFIG, config.to_json(indent=1) + "\n")
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
-    """Makes sure that a run of this configuration is there; changes nothing.
+    """Checks that the folder holds a run with this configuration.
 
     Raises:
-      ValueError: no run, or one of another configuration; the keys that differ are named.
+      ValueError: no run, or one with another configuration; the message names the keys that differ.
     """
-    path = workdir / _NAME
+    path = workdir / CONFIG
     if not path.exists():
         raise ValueError(f"{workdir} holds no run; train first, or name another --workdir")
     try:
@@ -72,22 +74,11 @@ def check(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def write(path: Path, text: str) -> None:
-    """Replaces a text file; a reader sees the old one or the new one, never a part."""
-    _replace(path, text + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf8")
-    os.replace(temporary, path)
-
-
-def record_lists(workdir: Path, lists: Mapping[str, Sequence[str]], *, writes: bool = True) -> None:
-    """Writes each list of ids to `NAME.txt`, one per line, or makes sure that it is the same.
+def claim_lists(workdir: Path, lists: Mapping[str, Sequence[str]], *, writes: bool = True) -> None:
+    """Writes each list of ids to `NAME.txt`, or checks that the file has the same ids.
 
     Raises:
-      ValueError: the run began with other images.
+      ValueError: the run was started with other images.
     """
     for name, ids in lists.items():
         path = workdir / f"{name}.txt"
@@ -95,10 +86,10 @@ def record_lists(workdir: Path, lists: Mapping[str, Sequence[str]], *, writes: b
         if path.exists() and path.read_text(encoding="utf8") != text:
             raise ValueError(
                 f"{path} names other images than the data set now has under data.split; choose another "
-                "--workdir, or restore the images and lists that the run began with"
+                "--workdir, or restore the images and lists that the run was started with"
             )
         if writes:
-            _replace(path, text)
+            utils.write_text(path, text)
 
 
 def _differences(
@@ -106,7 +97,7 @@ def _differences(
 ) -> Iterator[str]:
     for key in sorted({*before, *now}):
         name = prefix + key
-        if name in FREE:
+        if name in MAY_CHANGE:
             continue
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -1,15 +1,15 @@
 """What prediction needs of a run, in one folder that works on any machine: `serving/`.
 
-    model.safetensors        variables of the best weights (average of the student where one is kept) by path
+    model.safetensors        variables of the best weights (EMA of the student where one is kept) by path
     text.safetensors         text embeddings of the classes, float32 k×d, and the class of every row
-                             (not there for models that read no words; nor is the text tower)
+                             (absent, like the text tower, for models without text)
     text_tower.safetensors   CLIP's text tower, float16, so that other classes can be named later
     classes.json             names, definitions, palette
     config.json              the configuration of the run
-    metrics.json             what the weights scored on the validation part, by name
+    metrics.json             scores of the weights on the validation part, by name
 
-The folder is written beside the old one and renamed, so a reader never sees half of it. The text tower never
-changes during a run: it is written once and then linked into every new folder.
+The folder is replaced as a whole, so a reader never sees half of it. The text tower does not change during a
+run: it is written once and then linked into every new folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
+from semivl_jax import utils
+from semivl_jax.config import default_config
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.models import build
 from semivl_jax.models.clip_text import TextTransformer
@@ -37,8 +38,7 @@ from semivl_jax.weights import files, store
 from semivl_jax.weights.tree import check
 
 TEXT_TOWER = "semivl_jax text tower 1"
-"""Format of the text tower's file, as it states it."""
-
+"""Format of the text tower's file, in its metadata."""
 FILES = (
     "model.safetensors",
     "text.safetensors",
@@ -48,13 +48,46 @@ FILES = (
     "metrics.json",
 )
 
+KEYS = {
+    "": ("dtype",),
+    "data": ("crop",),
+    "text": ("decoder",),
+    "evaluation": ("mode", "stride", "short_side", "window_batch"),
+}
+"""Keys that prediction reads, by section, beside those of `model` and of the decoders."""
+TRAINING_KEYS = (
+    "weights",
+    "checkpoint",
+    "backbone_weights",
+    "conv_encoder_weights",
+    "init",
+    "finetune",
+    "remat",
+    "guidance_grid",
+    "guidance_dtype",
+)
+"""Keys of `model` that prediction does not read."""
+RENAMED = {
+    "model.taps": "model.out_indices",
+    "dpt_decoder.tap_channels": "dpt_decoder.out_channels",
+}
+"""Keys of earlier versions."""
+_AGAIN = "copy the folder once more"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Served:
-    """The contents of the folder; `text` and `tower` are None where the model takes no words.
+class Bundle:
+    """The contents of the folder.
 
-    So is `tower` where an early version wrote the folder. `clip_sizes` are the constructor arguments of the
-    image tower, `metrics` is empty where nothing is known.
+    Attributes:
+      folder: where it lies.
+      config: the keys that prediction reads as the run had them, all others with their defaults.
+      info: classes and palette.
+      variables: {"params", "batch_stats"}.
+      clip_sizes: constructor arguments of the CLIP image tower.
+      text: embeddings of the classes; None for models without text.
+      tower: the text tower; None for models without text, and in folders of early versions.
+      metrics: scores by name, empty where nothing is known.
     """
 
     folder: Path
@@ -67,7 +100,7 @@ class Served:
     metrics: dict[str, float]
 
 
-def export(
+def save(
     folder: Path,
     variables: PyTree,
     *,
@@ -78,28 +111,22 @@ def export(
     config: ConfigDict,
     metrics: Mapping[str, float],
 ) -> None:
-    """Replaces the folder with one that holds these weights; a model without words has no `text`."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """Replaces the folder by one with these contents (see `Bundle`)."""
     host = jax.tree.map(np.asarray, jax.device_get(variables))
     sizes = {"image": dict(clip_sizes)}
     metadata = {"format": files.SEGMENTER, "kind": config.model.decoder, "sizes": json.dumps(sizes)}
-    store.save_tree(temporary / "model.safetensors", host, metadata)
-    if text is not None:
-        rows = {"embeddings": np.asarray(text.embeddings), "class_of": np.asarray(text.class_of)}
-        store.save_tree(temporary / "text.safetensors", rows, {"format": "semivl_jax class text"})
-    if tower is not None:
-        _keep_tower(folder / "text_tower.safetensors", temporary / "text_tower.safetensors", tower)
-    (temporary / "classes.json").write_text(json.dumps(info.to_json(), indent=1), encoding="utf8")
-    (temporary / "config.json").write_text(config.to_json(indent=1), encoding="utf8")
-    (temporary / "metrics.json").write_text(json.dumps(dict(metrics), indent=1), encoding="utf8")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with utils.replace_folder(folder) as new:
+        store.save_tree(new / "model.safetensors", host, metadata)
+        if text is not None:
+            rows = {name: np.asarray(getattr(text, name)) for name in ("embeddings", "class_of")}
+            store.save_tree(new / "text.safetensors", rows, {"format": "semivl_jax class text"})
+        if tower is not None:
+            _save_tower(
+                new / "text_tower.safetensors", tower, old=folder / "text_tower.safetensors"
+            )
+        utils.write_text(new / "classes.json", json.dumps(info.to_json(), indent=1))
+        utils.write_text(new / "config.json", config.to_json(indent=1))
+        utils.write_text(new / "metrics.json", json.dumps(dict(metrics), indent=1))
 
 
 def find(path: Path) -> Path:
@@ -120,12 +147,12 @@ def find(path: Path) -> Path:
     )
 
 
-def load(path: str | os.PathLike[str]) -> Served:
+def load(path: str | os.PathLike[str]) -> Bundle:
     """Reads the folder of a run, or its `serving`.
 
     Raises:
-      ValueError: no such folder, a file of it is missing or damaged, or the folder comes from an earlier or
-        later version and lacks something.
+      ValueError: no such folder, a file of it is missing or damaged, or the folder comes from another version
+        and cannot be read.
     """
     folder = find(Path(path).expanduser())
     variables, metadata = store.load_tree(folder / "model.safetensors")
@@ -136,66 +163,47 @@ def load(path: str | os.PathLike[str]) -> Served:
             f"{folder}/model.safetensors does not state the sizes of its image tower: an early version wrote "
             "it; predict with that version, or train again"
         ) from None
-    info = _info(folder / "classes.json")
-    metrics = _json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
-    config = _config(folder / "config.json")
+    info = _read_info(folder / "classes.json")
+    metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
+    config = read_config(folder / "config.json")
     text, tower = folder / "text.safetensors", folder / "text_tower.safetensors"
-    return Served(
+    needs_text = config.model.decoder in build.TEXT_DECODERS
+    return Bundle(
         folder=folder,
         config=config,
         info=info,
         variables={"batch_stats": {}, **variables},
         clip_sizes=clip_sizes,
-        text=_text(text, info) if text.exists() or build.needs_clip(config.model) else None,
-        tower=load_tower(tower) if tower.exists() else None,
+        text=_read_text(text, info) if text.exists() or needs_text else None,
+        tower=_read_tower(tower) if tower.exists() else None,
         metrics=metrics,
     )
 
 
-def save_tower(path: Path, tower: TextTower) -> None:
-    """Writes a text tower as float16."""
-    half = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), jax.device_get(tower.params))
-    metadata = {"format": TEXT_TOWER, "sizes": json.dumps(tower.sizes), "made_from": tower.digest}
-    store.save_tree(path, half, metadata)
+def read_config(path: Path) -> ConfigDict:
+    """The keys of a stored configuration that prediction reads; the others have their defaults.
 
+    Keys that only training reads are ignored, so they may come from another version; `RENAMED` ones are
+    translated.
 
-def load_tower(path: Path) -> TextTower:
-    """Reads it, float32. ValueError where the file is damaged or holds something else."""
-    tree, metadata = store.load_tree(path)
-    if metadata.get("format") != TEXT_TOWER:
-        raise ValueError(f"{path} is no text tower of semivl_jax; copy the folder once more")
+    Raises:
+      ValueError: the file cannot be read, or the model has a key that this version does not know.
+    """
+    stored, config = _read_json(path), default_config()
+    decoders = [name for name in config if name.endswith("_decoder")]
     try:
-        sizes = json.loads(metadata["sizes"])
-        ids = jnp.zeros((1, sizes["context_length"]), jnp.int32)
-        like = jax.eval_shape(TextTransformer(**sizes).init, jax.random.key(0), ids)["params"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} states no usable sizes ({error}); copy the folder once more"
-        ) from error
-    check(tree, like, source=str(path))
-    return TextTower(
-        sizes=sizes, params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
-    )
-
-
-def _keep_tower(old: Path, new: Path, tower: TextTower) -> None:
-    """The old file if it is this tower's, linked where the disk can do that; or a new one."""
-    if old.is_file() and store.load_metadata(old).get("made_from") == tower.digest:
-        try:
-            os.link(old, new)
-        except OSError:
-            shutil.copyfile(old, new)
-        return
-    save_tower(new, tower)
-
-
-def _config(path: Path) -> ConfigDict:
-    """The stored configuration; keys that came after it was written have their defaults."""
-    config = base.get_config()
-    config.lock()
-    stored = _json(path)
-    try:
-        config.update(stored)
+        values = {
+            f"{section}.{key}": value
+            for section in ("model", *decoders)
+            for key, value in stored.get(section, {}).items()
+            if section != "model" or key not in TRAINING_KEYS
+        }
+        for section, keys in KEYS.items():
+            known = stored.get(section, {}) if section else stored
+            values |= {f"{section}.{key}".lstrip("."): known[key] for key in keys if key in known}
+        values = {RENAMED.get(key, key): value for key, value in values.items()}
+        config.lock()
+        config.update_from_flattened_dict(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} has a key or value that this version does not know ({' '.join(str(error).split())}); "
@@ -204,31 +212,56 @@ def _config(path: Path) -> ConfigDict:
     return config
 
 
-def _info(path: Path) -> DatasetInfo:
+def _save_tower(path: Path, tower: TextTower, *, old: Path) -> None:
+    """Writes a text tower as float16, or links the old file if it holds the same one."""
+    if old.is_file() and store.load_metadata(old).get("made_from") == tower.digest:
+        try:
+            os.link(old, path)
+        except OSError:
+            shutil.copyfile(old, path)
+        return
+    half = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), jax.device_get(tower.params))
+    metadata = {"format": TEXT_TOWER, "sizes": json.dumps(tower.sizes), "made_from": tower.digest}
+    store.save_tree(path, half, metadata)
+
+
+def _read_tower(path: Path) -> TextTower:
+    tree, metadata = store.load_tree(path)
+    if metadata.get("format") != TEXT_TOWER:
+        raise ValueError(f"{path} is no text tower of semivl_jax; {_AGAIN}")
     try:
-        return DatasetInfo.from_json(_json(path))
+        sizes = json.loads(metadata["sizes"])
+        ids = jnp.zeros((1, sizes["context_length"]), jnp.int32)
+        like = jax.eval_shape(TextTransformer(**sizes).init, jax.random.key(0), ids)["params"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} states no usable sizes ({error}); {_AGAIN}") from error
+    check(tree, like, source=str(path))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
+    return TextTower(sizes=sizes, params=params)
+
+
+def _read_info(path: Path) -> DatasetInfo:
+    try:
+        return DatasetInfo.from_json(_read_json(path))
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} lacks or garbles a field ({error}); copy the folder once more"
-        ) from error
+        raise ValueError(f"{path} lacks a field or has a wrong one ({error}); {_AGAIN}") from error
 
 
-def _text(path: Path, info: DatasetInfo) -> ClassText:
+def _read_text(path: Path, info: DatasetInfo) -> ClassText:
     tree, _ = store.load_tree(path)
     try:
         rows, class_of = tree["embeddings"], tree["class_of"]
     except KeyError as error:
-        raise ValueError(f"{path} has no {error}; copy the folder once more") from error
+        raise ValueError(f"{path} has no {error}; {_AGAIN}") from error
     if rows.ndim != 2 or class_of.shape != rows.shape[:1]:
         raise ValueError(
-            f"{path} holds rows of shape {rows.shape} for classes of shape {class_of.shape}; copy the folder "
-            "once more"
+            f"{path} holds rows of shape {rows.shape} for classes of shape {class_of.shape}; {_AGAIN}"
         )
     return ClassText(jnp.asarray(rows), jnp.asarray(class_of), info.num_classes)
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy the folder once more") from error
+        raise ValueError(f"{path} cannot be read ({error}); {_AGAIN}") from error

@@ -1,7 +1,7 @@
-"""Which images a prediction is about, and where its results go.
+"""Images to segment, found by path, folder and pattern; and the folder of the results.
 
-In: paths, folders and patterns as a user writes them. Out: files below one folder, each written whole under
-its name or not at all; the names are those of the images, made unique where two would be the same.
+In: paths, folders and patterns as a user writes them. Out: files below one folder, each written whole or not
+at all; their names are those of the images, made unique where two would be the same.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from semivl_jax import utils
 from semivl_jax.data.dataset_info import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -24,87 +25,79 @@ if TYPE_CHECKING:
 
 EXISTING = ("refuse", "skip", "replace")
 _JPEG_SIDE = 65500
+"""Longest side that a JPEG can have, in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """An image and its name below the folder or pattern that it was found by, with its suffix."""
+class ImageFile:
+    """An image and the name of its results, without suffix, below the folders of the results."""
 
     path: Path
-    name: Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """An image and the name of its results, without suffix."""
-
-    image: Path
     name: str
 
 
-def find_images(patterns: Sequence[str], *, without: Path) -> list[Found]:
+def find_images(patterns: Sequence[str], *, without: Path) -> list[ImageFile]:
     """Images by paths, folders (searched to the bottom) and patterns, each once, in order.
 
     Files that are named or match a pattern are taken whatever their suffix; folders are searched for
-    `catalog.IMAGE_SUFFIXES`. Nothing below `without`, where results go, is an image.
+    `dataset_info.IMAGE_SUFFIXES`. Nothing below `without`, where results go, is an image. The name is the
+    path below the folder or pattern: without suffix, with it where two images differ in nothing else, or
+    numbered.
 
     Raises:
       ValueError: a path that is not there, or a folder or pattern that holds no image.
     """
-    found: dict[Path, Found] = {}
+    images: dict[Path, tuple[Path, Path]] = {}  # two patterns may find the same image
     for pattern in patterns:
-        here = list(_find(os.path.expanduser(pattern), without.resolve()))
-        if not here:
+        found = list(_find(os.path.expanduser(pattern), without.resolve()))
+        if not found:
             raise ValueError(f"--images {pattern} finds no image; correct the path or pattern")
-        for image in here:
-            found.setdefault(image.path.resolve(), image)
-    return list(found.values())
+        for path, name in found:
+            images.setdefault(path.resolve(), (path, name))
+    unique = _unique_names([name for _, name in images.values()])
+    return [ImageFile(path, name) for (path, _), name in zip(images.values(), unique, strict=True)]
 
 
-def _find(pattern: str, without: Path) -> list[Found]:
+def _find(pattern: str, without: Path) -> Iterator[tuple[Path, Path]]:
+    """(path, name with suffix) of every image of a pattern."""
     path = Path(pattern)
     if path.is_file():
-        return [Found(path, Path(path.name))]
-    if path.is_dir():
-        return _inside(path, path, without)
-    if not glob.has_magic(pattern):
+        yield path, Path(path.name)
+    elif path.is_dir():
+        yield from _inside(path, path, without)
+    elif not glob.has_magic(pattern):
         raise ValueError(f"--images {pattern}: no such file or folder; correct the path")
-    fixed = Path(pattern)
-    while glob.has_magic(str(fixed)):
-        fixed = fixed.parent
-    images = []
-    for match in sorted(glob.glob(pattern, recursive=True)):
-        path = Path(match)
-        if path.is_dir():
-            images += _inside(path, fixed, without)
-        elif without not in path.resolve().parents:
-            images.append(Found(path, path.relative_to(fixed)))
-    return images
+    else:
+        fixed = path
+        while glob.has_magic(str(fixed)):
+            fixed = fixed.parent
+        for match in map(Path, sorted(glob.glob(pattern, recursive=True))):
+            if match.is_dir():
+                yield from _inside(match, fixed, without)
+            elif without not in match.resolve().parents:
+                yield match, match.relative_to(fixed)
 
 
-def _inside(folder: Path, base: Path, without: Path) -> list[Found]:
-    return [
-        Found(path, path.relative_to(base))
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and without not in path.resolve().parents
-        and path.is_file()
-    ]
+def _inside(folder: Path, base: Path, without: Path) -> Iterator[tuple[Path, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if (
+            path.suffix.lower() in IMAGE_SUFFIXES
+            and not path.name.startswith(".")
+            and without not in path.resolve().parents
+            and path.is_file()
+        ):
+            yield path, path.relative_to(base)
 
 
-def unique_names(images: Sequence[Found]) -> list[str]:
-    """A name per image: without suffix, with it where two images differ in nothing else, or numbered.
-
-    Case does not count, because on some disks it makes no difference.
-    """
-    plain = Counter(str(image.name.with_suffix("")).lower() for image in images)
+def _unique_names(paths: Sequence[Path]) -> list[str]:
+    """Case does not count, because on some disks it makes no difference."""
+    plain = Counter(str(path.with_suffix("")).lower() for path in paths)
     names: list[str] = []
     taken: set[str] = set()
-    for image in images:
-        name = str(image.name.with_suffix(""))
+    for path in paths:
+        name = str(path.with_suffix(""))
         if plain[name.lower()] > 1:
-            name = str(image.name)
+            name = str(path)
         unique, number = name, 2
         while unique.lower() in taken:
             unique, number = f"{name}-{number}", number + 1
@@ -113,21 +106,20 @@ def unique_names(images: Sequence[Found]) -> list[str]:
     return names
 
 
-class Outputs:
-    """The folder of the results."""
+class ResultFolder:
+    """masks/, overlays/, scores/ and classes.json below `root`; `scores`: keep the scores, too."""
 
     def __init__(self, root: Path, *, scores: bool) -> None:
-        """`scores`: keep the scores, too."""
         self.root, self._with_scores = root, scores
 
     def claim(
         self,
-        images: Sequence[Found],
+        images: Sequence[ImageFile],
         names: Sequence[str],
         palette: np.ndarray,
         *,
         existing: str,
-    ) -> list[Target]:
+    ) -> list[ImageFile]:
         """The images that are to be segmented; writes `classes.json`.
 
         `existing` is what to do about results that are there: "refuse" to begin, "skip" their images, or
@@ -136,63 +128,47 @@ class Outputs:
         Raises:
           ValueError: results are there and may not be touched, or they are about other classes.
         """
-        facts = {"names": list(names), "palette": np.asarray(palette).tolist()}
-        targets = [
-            Target(image.path, name)
-            for image, name in zip(images, unique_names(images), strict=True)
-        ]
-        there = [target for target in targets if self._complete(target)]
+        done = {image for image in images if self._is_complete(image)}
         path = self.root / "classes.json"
-        if existing == "refuse" and (there or path.exists()):
+        if existing == "refuse" and (done or path.exists()):
             raise ValueError(
-                f"{self.root} holds predictions already ({len(there)} of these {len(targets)} images); "
+                f"{self.root} holds predictions already ({len(done)} of these {len(images)} images); "
                 "choose another --out, or --existing=skip or replace"
             )
-        if existing == "skip":
-            if path.exists() and _names(path) != facts["names"]:
-                raise ValueError(
-                    f"{path} is about other classes, so its masks mean something else; choose another --out, "
-                    "or --existing=replace"
-                )
-            done = {target.name for target in there}
-            targets = [target for target in targets if target.name not in done]
-        _whole(path, lambda file: file.write(json.dumps(facts, indent=1).encode()))
-        return targets
+        if existing == "skip" and path.exists() and _stored_names(path) != list(names):
+            raise ValueError(
+                f"{path} is about other classes, so its masks mean something else; choose another --out, "
+                "or --existing=replace"
+            )
+        facts = {"names": list(names), "palette": np.asarray(palette).tolist()}
+        utils.write_text(path, json.dumps(facts, indent=1))
+        return [image for image in images if existing != "skip" or image not in done]
 
-    def write(self, target: Target, found: Segmentation) -> None:
+    def write(self, image: ImageFile, found: Segmentation) -> None:
         """Writes mask, overlay and scores; the mask last, because it says that the rest is there."""
         overlay = found.overlay().convert("RGB")
         overlay.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
-        _whole(self._path(target, "overlays", ".jpg"),
-               lambda file: overlay.save(file, format="JPEG", quality=92))  # fmt: skip
+        with utils.atomic_write(self._path(image, "overlays", ".jpg")) as path:
+            overlay.save(path, format="JPEG", quality=92)
         if self._with_scores:
-            _whole(self._path(target, "scores", ".npz"),
-                   lambda file: np.savez(file, scores=found.scores, names=np.array(found.names)))  # fmt: skip
-        _whole(self._path(target, "masks", ".png"), lambda file: found.mask().save(file, "PNG"))
+            path = self._path(image, "scores", ".npz")
+            # Given a path, NumPy would append its suffix.
+            with utils.atomic_write(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, scores=found.scores, names=np.array(found.names))
+        with utils.atomic_write(self._path(image, "masks", ".png")) as path:
+            found.save(path)
 
-    def _complete(self, target: Target) -> bool:
+    def _is_complete(self, image: ImageFile) -> bool:
         wanted = [("masks", ".png"), ("overlays", ".jpg")]
         wanted += [("scores", ".npz")] * self._with_scores
-        return all(self._path(target, *part).exists() for part in wanted)
+        return all(self._path(image, *part).exists() for part in wanted)
 
-    def _path(self, target: Target, kind: str, suffix: str) -> Path:
-        return self.root / kind / f"{target.name}{suffix}"
+    def _path(self, image: ImageFile, kind: str, suffix: str) -> Path:
+        return self.root / kind / f"{image.name}{suffix}"
 
 
-def _names(path: Path) -> object:
+def _stored_names(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf8"))["names"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """A file under its name is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            write(file)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

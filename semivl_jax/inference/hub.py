@@ -1,4 +1,4 @@
-"""Models to and from the Hugging Face hub, with a model card. Needs the extra `hub`.
+"""Models to and from the Hugging Face Hub, with a model card. Needs the extra `hub`.
 
 In: the folder `serving` of a run, or an address `hf://USER/REPO` or `hf://USER/REPO@REVISION`. Out: a
 repository on the hub that holds the folder's files and a README.md, or a local copy of such a folder.
@@ -52,13 +52,13 @@ def push(path: str | Path, repository: str, *, private: bool = False) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ValueError(f"--push_to_hub={repository} is no repository; write USER/REPO")
     hub = _library()
-    served = bundle.load(path)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    model = bundle.load(path)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for name in bundle.FILES:
-            if (served.folder / name).exists():
-                (folder / name).symlink_to((served.folder / name).resolve())
-        (folder / "README.md").write_text(card(served, repository), encoding="utf8")
+            if (model.folder / name).exists():
+                (folder / name).symlink_to((model.folder / name).resolve())
+        (folder / "README.md").write_text(card(model, repository), encoding="utf8")
         api = hub.HfApi()
         try:
             page = api.create_repo(repository, private=private, exist_ok=True)
@@ -70,65 +70,67 @@ def push(path: str | Path, repository: str, *, private: bool = False) -> str:
     return str(page)
 
 
-def card(served: bundle.Served, repository: str) -> str:
+_CARD = """---
+{front}
+---
+
+# {repository}
+
+Semantic segmentation with SemiVL (semi-supervised, vision-language guided), trained with semivl_jax on \
+`{data}`.
+
+```python
+from semivl_jax import Segmenter
+
+segmenter = Segmenter.load("{prefix}{repository}")
+segmenter("photo.jpg").overlay().save("overlay.png")
+```
+{other_classes}
+## Classes
+
+{classes}
+{scores}
+## Training configuration
+
+```json
+{config}
+```
+"""
+
+
+def card(model: bundle.Bundle, repository: str) -> str:
     """The README of a model: metadata for the hub, how to use it, classes, scores, configuration."""
-    config, info = served.config, served.info
-    miou = [served.metrics[k] for k in ("eval/miou_ema", "eval/miou") if k in served.metrics][:1]
-    head = {
+    info, metrics = model.info, model.metrics
+    front = {
         "license": "apache-2.0",
         "library_name": "semivl_jax",
         "pipeline_tag": "image-segmentation",
         "tags": ["semantic-segmentation", "jax", "semivl", "clip"],
     }
-    if miou:
-        metric = {"type": "mean_iou", "value": round(miou[0], 2), "name": "mIoU, percent"}
-        task = {"type": "image-segmentation"}
+    miou = metrics.get("eval/miou_ema", metrics.get("eval/miou"))
+    if miou is not None:
+        metric = {"type": "mean_iou", "value": round(miou, 2), "name": "mIoU, percent"}
         data = {"name": info.name, "type": info.name, "split": "validation"}
+        task = {"type": "image-segmentation"}
         result = {"task": task, "dataset": data, "metrics": [metric]}
-        head["model-index"] = [{"name": repository.split("/")[1], "results": [result]}]
-    words = [
-        f"- {name}" + (f": {', '.join(d)}" if d != (name,) else "")
-        for name, d in zip(info.classes, info.definitions, strict=True)
-    ]
-    scores = [f"| {name} | {value:.2f} |" for name, value in served.metrics.items()]
-    other = (
-        ""
-        if served.tower is None
-        else "\nOther classes, by name: `Segmenter.load(..., classes=[...])`.\n"
+        front["model-index"] = [{"name": repository.split("/")[1], "results": [result]}]
+    classes = (
+        f"- {name}" + (f": {', '.join(concepts)}" if concepts != (name,) else "")
+        for name, concepts in zip(info.classes, info.definitions, strict=True)
     )
-    # JSON is YAML, and json.dumps quotes whatever stands in a name.
-    front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
-    table = ["## Validation", "", "| | |", "| --- | --- |", *scores, ""] if scores else []
-    return "\n".join(
-        [
-            "---",
-            front,
-            "---",
-            "",
-            f"# {repository}",
-            "",
-            "Semantic segmentation with SemiVL (semi-supervised, vision-language guided), trained with "
-            f"semivl_jax on `{info.name}`.",
-            "",
-            "```python",
-            "from semivl_jax import Segmenter",
-            "",
-            f'segmenter = Segmenter.load("{PREFIX}{repository}")',
-            'segmenter("photo.jpg").overlay().save("overlay.png")',
-            "```",
-            other,
-            "## Classes",
-            "",
-            *words,
-            "",
-            *table,
-            "## Training configuration",
-            "",
-            "```json",
-            config.to_json(indent=1),
-            "```",
-            "",
-        ]
+    rows = [f"| {name} | {value:.2f} |" for name, value in metrics.items()]
+    table = ["", "## Validation", "", "| | |", "| --- | --- |", *rows, ""] if rows else []
+    other = "\nOther classes, by name: `Segmenter.load(..., classes=[...])`.\n"
+    return _CARD.format(
+        # JSON is YAML, and json.dumps quotes what has to be quoted in a name.
+        front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()),
+        prefix=PREFIX,
+        repository=repository,
+        data=info.name,
+        other_classes="" if model.tower is None else other,
+        classes="\n".join(classes),
+        scores="\n".join(table),
+        config=(model.folder / "config.json").read_text(encoding="utf8"),
     )
 
 

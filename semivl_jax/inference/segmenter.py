@@ -12,10 +12,9 @@ Images are paths, Pillow images, or uint8 RGB arrays [h, w, 3]; results have the
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -25,16 +24,12 @@ from PIL import Image, ImageOps
 
 from semivl_jax.data import images as images_lib
 from semivl_jax.evaluation import visualize
-from semivl_jax.evaluation.predict_windows import Predictor
-from semivl_jax.inference import load as load_lib
-from semivl_jax.text import class_text
+from semivl_jax.evaluation.evaluator import Evaluator
+from semivl_jax.inference.load import Model, open_model
+from semivl_jax.text import class_names, class_text
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
-MOST_ENLARGED = 1 << 25
-"""Pixels beyond which no image is enlarged."""
-_WHOLE = 4
-"""An image that the network sees whole (mode `original`) has at most so many times the crop's area."""
 OVERLAY_SIDE = 2048
 """Longer side of an overlay; larger images are reduced for it."""
 
@@ -45,8 +40,7 @@ class Segmentation:
 
     Attributes:
       labels: class of every pixel, an index into `names`.
-      scores: float32 per pixel and class, in the order of `names` (see `Prediction`); None where they were
-        not asked for.
+      scores: float32 per pixel and class, in the order of `names` (see `Prediction`); None if not requested.
       names: the classes.
       image: the image itself.
       palette: colour of every class.
@@ -82,50 +76,47 @@ class Segmentation:
 
 
 class Segmenter:
-    """A model that segments images into named classes."""
+    """A model that segments images into named classes.
+
+    Args:
+      model: network, variables, classes and windows.
+      devices: of this process; all of them by default.
+      batch: windows per call of the network; default: as in the evaluation of the training.
+    """
 
     def __init__(
         self,
-        model: load_lib.Model,
+        model: Model,
         *,
-        devices: list[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | None = None,
         batch: int | None = None,
     ) -> None:
-        """Puts the model on devices; `batch` windows go through it at a time."""
         self.names: tuple[str, ...] = model.info.classes
         self.palette: UInt8[np.ndarray, "n 3"] = model.info.palette
-        if model.mode == "original":
-            resize = functools.partial(_whole, model)
-        else:
-            resize = functools.partial(_for_windows, model)
-        self._predictor = Predictor(
+        window = model.window
+        if batch is not None:
+            window = dataclasses.replace(window, window_batch=batch)
+        self._evaluator = Evaluator(
             model.network,
+            window.for_prediction(),
             num_classes=model.info.num_classes,
-            crop=model.crop,
-            patch_size=model.padding_patch,
-            via_square=model.via_square,
-            mode=model.mode,
-            stride=model.stride,
-            window_batch=batch or model.window_batch,
-            least_side=model.least_side,
-            resize=resize,
-            devices=devices or jax.local_devices(),
+            devices=devices,
         )
-        self._variables = self._predictor.place(model.variables)
+        self._variables = self._evaluator.place(model.variables)
 
     @classmethod
     def load(
         cls,
         source: str | os.PathLike[str],
         *,
-        classes: class_text.Classes | None = None,
+        classes: class_names.Classes | None = None,
         definitions: str | None = None,
         device: str | None = None,
         batch: int | None = None,
         cache: str = class_text.CACHE,
         window: int | None = None,
     ) -> Segmenter:
-        """A model from where it lies.
+        """Loads a model.
 
         Args:
           source: working directory of a run or its folder `serving`, `hf://USER/REPO`, or `clip:WEIGHTS`
@@ -133,7 +124,7 @@ class Segmenter:
           classes: other classes than those of the training: a list of names, names with their concepts,
             "a, b, c", or a file with one `name` or `name: concept, concept` per line.
           definitions: "concept" or "concept_average": describe classes by their concepts.
-          device: cpu, gpu, tpu, …; whatever JAX prefers by default.
+          device: cpu, gpu, tpu, …; default: what JAX prefers.
           batch: windows that go through the network at a time.
           cache: folder that keeps text embeddings; empty: none.
           window: side of the windows of `clip:`, in pixels.
@@ -143,7 +134,7 @@ class Segmenter:
         """
         devices = find_devices(device)
         with jax.default_device(devices[0]):
-            model = load_lib.open_model(
+            model = open_model(
                 source, classes=classes, definitions=definitions, cache=cache, window=window
             )
         return cls(model, devices=devices, batch=batch)
@@ -167,10 +158,9 @@ class Segmenter:
                 waiting.append(as_rgb(image))
                 yield waiting[-1]
 
-        for found in self._predictor(self._variables, read(), scores=scores):
-            yield Segmentation(
-                found.labels, found.scores, self.names, waiting.popleft(), self.palette
-            )
+        for found in self._evaluator.predict(self._variables, read(), scores=scores):
+            image = waiting.popleft()
+            yield Segmentation(found.labels, found.scores, self.names, image, self.palette)
 
 
 def as_rgb(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
@@ -191,7 +181,8 @@ def as_rgb(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
     try:
         return images_lib.decode_image(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {_reason(error)}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"{path}: {reason}") from error
 
 
 def find_devices(kind: str | None) -> list[jax.Device]:
@@ -206,17 +197,3 @@ def find_devices(kind: str | None) -> list[jax.Device]:
             f"there is no device of the kind {kind!r}, JAX finds {here} here; choose that, or install the "
             "extra for the device"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error.strerror if isinstance(error, OSError) and error.strerror else error)
-
-
-def _for_windows(model: load_lib.Model, image: np.ndarray) -> np.ndarray:
-    return images_lib.resize_for_windows(
-        image, short=model.short_side, least=model.least_side, most=MOST_ENLARGED
-    )
-
-
-def _whole(model: load_lib.Model, image: np.ndarray) -> np.ndarray:
-    return images_lib.resize_to_area(_for_windows(model, image), most=_WHOLE * model.crop**2)

@@ -18,7 +18,6 @@ from semivl_jax.models import vit
 from semivl_jax.models.atm import MaskDecoder
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.dpt import DPTHead
-from semivl_jax.models.layers import check_out_indices
 from semivl_jax.models.resnet import ResNet, ResNetV1c
 from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
@@ -84,7 +83,7 @@ def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
     elif model.tower == "tiny":
         options = {**options, **vit.TINY}
     encoder = _vit(config, options, out_indices=tuple(model.out_indices))
-    check_out_indices(encoder.out_indices, **encoder.last_index, name="model.out_indices")
+    encoder.check_indices(name="model.out_indices")
     if model.decoder in TEXT_DECODERS and encoder.out_indices[-1] != encoder.depth:
         raise ValueError(
             f"model.out_indices = {encoder.out_indices} lack the dense embedding, which model.decoder = "

@@ -3,8 +3,6 @@
 In: images B×H×W×3, float, normalised with the ImageNet statistics, and the text of the classes. Out:
 float32 logits. `encode` and `decode` can be called separately (`method="encode"`): one encoding
 serves clean and perturbed features, or many sets of class names.
-
-`channel_masks` and `perturb` are the feature perturbation of SemiVL and UniMatch (METHOD 4.4).
 """
 
 from __future__ import annotations
@@ -12,9 +10,8 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Float, Float32
 
 from semivl_jax.models.normalization import renormalize
 from semivl_jax.models.resize import bilinear
@@ -127,39 +124,3 @@ def applied_in_training(
         variables, *arguments, train=True, method=method, mutable=["batch_stats"], rngs=rngs
     )
     return output, changed.get("batch_stats", {})
-
-
-def channel_masks(
-    key: Key, features: Features, *, rate: float
-) -> tuple[Bool[Array, "b 1 1 _"], ...]:
-    """Which channels survive the perturbation: independent per image and map, each with 1 - rate.
-
-    In the order of `maps` (shallow to deep), then the convolutional map if there is one. Raises
-    ValueError unless 0 <= rate < 1.
-    """
-    if not 0 <= rate < 1:
-        raise ValueError(f"rate={rate} of dropped channels: choose at least 0 and below 1")
-    maps = _perturbed_maps(features)
-    keys = jax.random.split(key, len(maps))
-    return tuple(
-        jax.random.bernoulli(k, 1 - rate, (x.shape[0], 1, 1, x.shape[-1]))
-        for k, x in zip(keys, maps, strict=True)
-    )
-
-
-def perturb(
-    features: Features, masks: tuple[Bool[Array, "b 1 1 _"], ...], *, rate: float
-) -> Features:
-    """Features without the masked channels, the others divided by 1 - rate; `pooled` stays."""
-    maps = [
-        jnp.where(mask, x / (1 - rate), jnp.zeros((), x.dtype))
-        for mask, x in zip(masks, _perturbed_maps(features), strict=True)
-    ]
-    count = len(features.maps)
-    return features.replace(
-        maps=tuple(maps[:count]), conv=None if features.conv is None else maps[count]
-    )
-
-
-def _perturbed_maps(features: Features) -> list[Array | jax.ShapeDtypeStruct]:
-    return [*features.maps, *([] if features.conv is None else [features.conv])]

@@ -70,7 +70,6 @@ SIGLIP: dict[str, Any] = {**AUGREG, "class_token": False, "map_head": True}
 """big_vision's ViT with a map head, the image tower of SigLIP."""
 
 CLIP_B16 = {**CLIP, **_B16, "out_dim": 512}
-PROMPTED_CLIP_B16 = {**PROMPTED_CLIP, **_B16, "out_dim": 512}
 IMAGENET_B16 = {**IMAGENET, **_B16}
 DINOV2_S14 = {**DINOV2, **_B16, "patch_size": 14, "width": 384, "num_heads": 6, "mlp_dim": 1536}
 DINOV2_B14 = {**DINOV2, **_B16, "patch_size": 14}
@@ -175,12 +174,13 @@ class VisionTransformer(nn.Module):
         """The patch size if zeros on the right and below may complete patches without effect, else None."""
         return self.patch_size if self.fit == "pad" and not self.symmetric_input else None
 
-    @property
-    def last_index(self) -> dict[str, Any]:
-        """The largest value in `out_indices`, and its meaning."""
+    def check_indices(self, *, name: str = "out_indices") -> None:
+        """ValueError, with that name, for `out_indices` that the tower does not have or not in order."""
         if self.out_dim is None:
-            return {"last": self.depth - 1, "meaning": "the last block"}
-        return {"last": self.depth, "meaning": "the dense embedding"}
+            last, meaning = self.depth - 1, "the last block"
+        else:
+            last, meaning = self.depth, "the dense embedding"
+        check_out_indices(self.out_indices, last=last, meaning=meaning, name=name)
 
     def resized_table(
         self, table: Float[np.ndarray, "1 t c"], *, source: str, stored: Grid | None = None
@@ -254,7 +254,7 @@ class VisionTransformer(nn.Module):
 
     def _check(self, size: tuple[int, int]) -> None:
         check_heads(self.num_heads, width=self.width)
-        check_out_indices(self.out_indices, **self.last_index)
+        self.check_indices()
         if not (self.class_token or self.map_head):
             raise ValueError(
                 "class_token=False and map_head=False leave nothing to pool with: choose one"

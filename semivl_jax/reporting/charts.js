@@ -1,6 +1,6 @@
 "use strict";
-// Figures of charts.py on canvases: lines and bars by uPlot, grids of classes by a few lines here.
-// All of them say what is under the pointer, and under the arrow keys where they have the focus.
+// Draws the figures of charts.py on canvases: lines and bars with uPlot, confusion matrices here.
+// A tooltip shows the values under the pointer, or at the position chosen with the arrow keys.
 const drawCharts = (figures) => {
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   let ink, line, soft;
@@ -18,7 +18,7 @@ const drawCharts = (figures) => {
   const widest = (names) => 6.4 * Math.max(1, ...names.map((name) => name.length));
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
-  // The box that says what is under the pointer; live, so that the arrow keys are read out.
+  // The tooltip; a live region, so that screen readers read it.
   const tip = (place) => {
     const box = place.appendChild(element("div", { className: "tip", hidden: true, role: "status" }));
     return {
@@ -51,7 +51,7 @@ const drawCharts = (figures) => {
       values: (u, at) => at.map((i) => named(u) ? names[i] : ""),
       size: (u) => !named(u) ? 12 : rotated(u) ? Math.min(150, 14 + widest(names)) : 30 }, y];
   };
-  // From a round number below, where uPlot starts its ticks, to a little above.
+  // From a round number below the lowest value, where uPlot starts its ticks, to a little above the highest.
   const logRange = (_, low, high) => {
     if (!(low > 0)) return [0.1, 1];
     const unit = 10 ** Math.floor(Math.log10(low));
@@ -62,7 +62,7 @@ const drawCharts = (figures) => {
     const [from, to] = uPlot.rangeNum(low, high, 0.1, true);
     return [low < 0 ? from : Math.max(0, from), Math.min(most, to)];
   };
-  // Where all values are alike, a logarithmic axis would have no number on it.
+  // With nearly equal values a logarithmic axis would have no tick.
   const isLog = ({ kind, log, series }) => {
     const values = series.flatMap(({ y, low, high }) => [y, low || [], high || []].flat()).filter((v) => v > 0);
     return log && (kind === "bars" || Math.max(...values) > 4 * Math.min(...values));
@@ -90,19 +90,19 @@ const drawCharts = (figures) => {
       cursor: { y: false, points: { show: !bars } } } };
   };
   const plot = (place, figure) => {
-    const { places, options: made } = options(figure, place), said = tip(place), { names, unit, series } = figure;
+    const { places, options: made } = options(figure, place), tooltip = tip(place), { names, unit, series } = figure;
     let at = null;
-    const say = (u) => {
+    const show = (u) => {
       const { left, top, idx } = u.cursor;
-      if (left < 0 || idx === null || idx === undefined) { at = null; return said.hide(); }
+      if (left < 0 || idx === null || idx === undefined) { at = null; return tooltip.hide(); }
       at = names ? clamp(Math.round(u.posToVal(left, "x")), 0, names.length - 1) : idx;
       const rows = series.flatMap(({ name, colour, y }, number) => {
         const value = names ? y[at] : u.data[places[number]][at];
         return value === undefined || !u.series[places[number]].show ? [] : [[colour, name, value === null ? "–" : short(value) + unit]];
       });
-      said.show(left + u.bbox.left / devicePixelRatio, top, names ? names[at] : "step " + u.data[0][at], rows);
+      tooltip.show(left + u.bbox.left / devicePixelRatio, top, names ? names[at] : "step " + u.data[0][at], rows);
     };
-    const u = new uPlot({ ...made, hooks: { setCursor: [say] } }, uPlot.join(tables(figure)), place);
+    const u = new uPlot({ ...made, hooks: { setCursor: [show] } }, uPlot.join(tables(figure)), place);
     const count = names ? names.length : u.data[0].length;
     const go = (index) => u.setCursor({ left: u.valToPos(names ? index : u.data[0][index], "x"), top: 10 });
     keys(place, { ArrowLeft: -1, ArrowRight: 1, PageDown: 10, PageUp: -10, Home: -count, End: count },
@@ -154,7 +154,7 @@ const drawCharts = (figures) => {
     return small;
   };
   const grid = (place, figure) => {
-    const { names, rows, columns, unit } = figure, size = names.length, small = cells(figure), said = tip(place);
+    const { names, rows, columns, unit } = figure, size = names.length, small = cells(figure), tooltip = tip(place);
     const canvas = place.appendChild(element("canvas")), frame = place.appendChild(element("div", { className: "cell", hidden: true }));
     let left = 0, top = 8, width = 1, height = 1, at = null;
     const draw = () => {
@@ -179,14 +179,14 @@ const drawCharts = (figures) => {
       context.save(); context.translate(8, top + size * height / 2); context.rotate(-Math.PI / 2);
       context.fillText(rows, 0, 0); context.restore();
     };
-    const leave = () => { at = null; frame.hidden = true; said.hide(); };
+    const leave = () => { at = null; frame.hidden = true; tooltip.hide(); };
     const go = (row, column) => {
       at = [clamp(row, 0, size - 1), clamp(column, 0, size - 1)];
       const [x, y] = [left + at[1] * width, top + at[0] * height];
       frame.hidden = false;
       Object.assign(frame.style, { left: x + "px", top: y + "px", width: width + "px", height: height + "px" });
       const share = figure.cells[at[0] * size + at[1]] / 10;
-      said.show(x + width, y, names[at[0]], [[null, at[0] === at[1] ? "right" : "taken for " + names[at[1]], share + unit]]);
+      tooltip.show(x + width, y, names[at[0]], [[null, at[0] === at[1] ? "correct" : "predicted as " + names[at[1]], share + unit]]);
     };
     canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => {
       const column = Math.floor((offsetX - left) / width), row = Math.floor((offsetY - top) / height);
@@ -203,11 +203,11 @@ const drawCharts = (figures) => {
     return { resize: () => { leave(); draw(); }, recolour: draw };
   };
 
-  // What is on the first screen at once, the rest one after the other while the page answers.
+  // Charts on the first screen are drawn at once, the others one by one while the page stays responsive.
   const drawn = new Map();
   const sizes = new Map(), size = (place) => place.clientWidth + "x" + place.clientHeight;
   const watcher = new ResizeObserver((entries) => entries.forEach(({ target }) => {
-    if (sizes.get(target) === size(target)) return;  // as it comes once for every chart that was just drawn
+    if (sizes.get(target) === size(target)) return;  // the first call comes right after drawing
     sizes.set(target, size(target));
     drawn.get(target).resize();
   }));
@@ -225,15 +225,11 @@ const drawCharts = (figures) => {
   const places = [...document.querySelectorAll(".plot")];
   const seen = places.filter((place) => place.getBoundingClientRect().top < innerHeight);
   const rest = places.filter((place) => !seen.includes(place));
-  const mark = (name) => { document.documentElement.dataset[name] = String(Math.round(performance.now())); };
   const next = () => {
     const place = rest.shift();
-    if (!place) return mark("drawn");
-    draw(place);
-    return setTimeout(next);
+    if (place) { draw(place); setTimeout(next); } else document.documentElement.dataset.drawn = "true";
   };
   seen.forEach(draw);
-  requestAnimationFrame(() => setTimeout(() => mark("ready")));  // after these are on the screen
   setTimeout(next);
   return () => { colours(); drawn.forEach(({ recolour }) => recolour()); };
 };

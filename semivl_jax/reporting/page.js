@@ -4,25 +4,25 @@
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const legends = read("legends");
 
-  // Colours of the page: as the system, or as chosen. Storage may be forbidden for local files.
+  // Theme: that of the system, or the chosen one. Browsers may forbid storage for local files.
   const button = document.getElementById("theme");
-  const themes = ["", "light", "dark"], words = ["as the system", "light", "dark"];
+  const themes = ["", "light", "dark"], labels = ["as the system", "light", "dark"];
   let theme = "";
-  try { theme = localStorage.getItem("semivl-theme") || ""; } catch { /* stays as the system */ }
+  try { theme = localStorage.getItem("semivl-theme") || ""; } catch { /* keep the system's */ }
   const show = () => {
     if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
-    button.setAttribute("aria-label", "Colours: " + words[themes.indexOf(theme)]);
+    button.setAttribute("aria-label", "Colours: " + labels[themes.indexOf(theme)]);
     button.title = button.getAttribute("aria-label");
   };
   show();
   button.onclick = () => {
     theme = themes[(themes.indexOf(theme) + 1) % 3];
-    try { localStorage.setItem("semivl-theme", theme); } catch { /* only for now */ }
+    try { localStorage.setItem("semivl-theme", theme); } catch { /* not stored */ }
     show(); recolour();
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => recolour());
 
-  // Sorting: numbers by value, names by letters, empty cells last.
+  // Sorting: numbers by value, names alphabetically, empty cells last.
   const value = (row, column) => {
     const text = row.cells[column].textContent.trim();
     return text === "–" ? null : column ? parseFloat(text) : text.toLowerCase();
@@ -39,7 +39,7 @@
     });
   }
 
-  // Pictures: colours are read back to class names; the same place is marked in all of a sample.
+  // Pictures: the colour under the pointer gives the class; the position is marked in all pictures of a sample.
   const pixels = (image) => {
     if (!image.pixels) {
       const canvas = document.createElement("canvas");
@@ -70,8 +70,8 @@
         const kind = panel.dataset.kind;
         if (kind === "image" || kind === "error") continue;
         const colour = at(frame.firstElementChild, x, y);
-        const said = kind === "confidence" ? level(colour) + " %" : colour === null ? "none" : names.get(colour) || "?";
-        const bold = Object.assign(document.createElement("b"), { textContent: said });
+        const text = kind === "confidence" ? level(colour) + " %" : colour === null ? "none" : names.get(colour) || "?";
+        const bold = Object.assign(document.createElement("b"), { textContent: text });
         readout.append(readout.childNodes.length ? " · " : "", panel.querySelector("figcaption").textContent + ": ", bold);
       }
     };
@@ -95,7 +95,7 @@
       });
     }
   }
-  // A pressed class of the legend stays bright, the others are dimmed.
+  // Pressing a class in the legend dims all others.
   for (const legend of $(".legend")) {
     const buttons = $("button", legend);
     for (const entry of buttons) entry.onclick = () => {

@@ -1,15 +1,15 @@
-"""Runs to one HTML page: text, tables and pictures as static HTML, charts drawn when it opens.
+"""Runs → one self-contained HTML page.
 
-Everything is inside the page: styles, scripts, pictures as data addresses, and the charts' library, so the
-page makes no request at all. The library is uPlot 1.6.32 (https://github.com/leeoniya/uPlot, MIT, in the
-folder `uplot` as its npm package `uplot` has it): 51 kB that a browser reads in some milliseconds, where
-libraries of several megabytes take a second.
+Styles, scripts, pictures (as data addresses) and the chart library are inside the page, so it makes no
+request. Text, tables and pictures are static HTML; charts are drawn when it opens. The chart library is
+uPlot 1.6.32 (https://github.com/leeoniya/uPlot, MIT, 51 kB); the folder `uplot` has its npm package.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,67 @@ import jinja2
 import markupsafe
 import numpy as np
 
-from semivl_jax.evaluation import confusion as counting
-from semivl_jax.reporting import charts
-from semivl_jax.reporting.read import EvaluationRecord, Run
+from semivl_jax import utils
+from semivl_jax.evaluation.confusion import iou as class_iou
+from semivl_jax.reporting import charts, read
+from semivl_jax.reporting.read import Run
 
+NAME = "report.html"
 SAMPLES = 16
 """Most validation images on a page, over all runs."""
 _KINDS = {
     "image": "image", "truth": "ground truth", "prediction": "prediction", "error": "errors",
     "pseudo": "pseudo-label", "confidence": "confidence", "guidance": "guidance",
 }  # fmt: skip
+"""Order and titles of the pictures of a validation image."""
+_OUTCOMES = {
+    "running": "running, or killed",
+    "stopped": "stopped by a signal, saved",
+    "killed": "killed",
+    "failed": "ended with an error",
+    "finished": "finished",
+}
 _HERE = Path(__file__).parent
 
 
+def write(workdirs: Sequence[Path], path: Path) -> Path:
+    """Writes the page about these runs.
+
+    Raises:
+      ValueError: one of the folders is not a workdir.
+      OSError: the page cannot be written.
+    """
+    runs = [read.load(folder, name=name) for folder, name in _names(workdirs)]
+    utils.write_text(path, render(runs))
+    return path
+
+
+def write_after_training(workdir: Path) -> Path | None:
+    """Writes the page of a run into its workdir. An error is printed and does not end the run."""
+    try:
+        return write([workdir], workdir / NAME)
+    except Exception as error:
+        print(
+            f"the report could not be written ({type(error).__name__}: {error}); the run is not affected, "
+            f"try python -m semivl_jax.report {workdir}",
+            file=sys.stderr,
+        )
+        return None
+
+
+def _names(workdirs: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Folders with their names; folders of the same name get their parent's before it."""
+    resolved = [folder.resolve() for folder in workdirs]
+    short = [folder.name for folder in resolved]
+    names = [
+        name if short.count(name) == 1 else f"{folder.parent.name}/{name}"
+        for name, folder in zip(short, resolved, strict=True)
+    ]
+    return list(zip(workdirs, names, strict=True))
+
+
 def render(runs: Sequence[Run]) -> str:
-    """The whole page as text."""
+    """The page as text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -51,7 +97,6 @@ def render(runs: Sequence[Run]) -> str:
         curves=shared,
         sections=sections,
         comparison=_comparison(runs) if len(runs) > 1 else None,
-        kinds=_KINDS,
         style=_file("page.css"),
         script=_file("page.js"),
         figures=_json(figures),
@@ -63,8 +108,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _section(run: Run, number: int, runs: Sequence[Run]) -> dict[str, Any]:
-    made = [chart for chart in (charts.confusion(run), charts.balance(run)) if chart is not None]
-    palette = (run.samples or run.facts).get("palette", [])
+    palette = (run.samples or run.metadata).get("palette", [])
     legend = [
         {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour)}
         for name, colour in zip(run.classes, palette, strict=False)
@@ -72,64 +116,48 @@ def _section(run: Run, number: int, runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "number": number,
         "name": run.name,
-        "card": _card(run),
+        "summary": _summary(run),
         "sessions": [_session(session) for session in run.sessions],
         "config": json.dumps(run.config, indent=1, ensure_ascii=False),
-        "charts": made,
+        "charts": [chart for chart in (charts.confusion(run), charts.balance(run)) if chart],
         "classes": _classes(run, legend),
-        "evaluations": [record.step for record in run.evaluations],
+        "evaluations": [evaluation.step for evaluation in run.evaluations],
         "samples": _samples(run, most=max(2, SAMPLES // len(runs))),
         "samples_step": (run.samples or {}).get("step"),
         "legend": legend,
     }
 
 
-def _card(run: Run) -> list[tuple[str, str]]:
-    """The run in short: label and value."""
-    facts, best, last = run.facts, run.best(), (run.sessions or [{}])[-1]
+def _summary(run: Run) -> list[tuple[str, str]]:
+    """Label and value of what is shown first."""
+    metadata, best, last = run.metadata, run.best(), (run.sessions or [{}])[-1]
     rows = []
     if best is not None:
         rows.append(("best mIoU", f"{best[1]:.2f} % at step {best[0]:,}"))
-    total = facts.get("total_steps")
+    total = metadata.get("total_steps")
     rows.append(("steps", f"{run.steps:,}" + (f" of {total:,}" if total else "")))
-    images = facts.get("images")
-    rows.append(("data", f"{facts.get('dataset', run.config.get('data', {}).get('dataset', '?'))}"))
-    if images:
-        rows.append(("images", f"{images['labelled']:,} labelled, {images['unlabelled']:,} unlabelled, "
-                               f"{images['validation']:,} validation"))  # fmt: skip
-    seconds = sum(session.get("seconds", 0) for session in run.sessions)
-    if seconds:
+    rows.append(("data", metadata.get("dataset", run.config.get("data", {}).get("dataset", "?"))))
+    if images := metadata.get("images"):
+        parts = ("labelled", "unlabelled", "validation")
+        rows.append(("images", ", ".join(f"{images[part]:,} {part}" for part in parts)))
+    if seconds := sum(session.get("seconds", 0) for session in run.sessions):
         rows.append(("duration", _duration(seconds)))
-    if "train/images_per_s" in run.curves:
-        # The first value has the compilation in it.
-        rate = np.nanmedian(run.curves["train/images_per_s"][1][1:] if run.steps > 1 else [np.nan])
-        if np.isfinite(rate):
-            rows.append(("speed", f"{rate:.1f} images/s (median)"))
-    devices = last.get("devices")
-    if devices:
+    _, rates = run.curves.get("train/images_per_s", (None, np.zeros(0)))
+    rates = rates[1:][np.isfinite(rates[1:])]  # the first value includes compilation
+    if rates.size:
+        rows.append(("speed", f"{np.median(rates):.1f} images/s (median)"))
+    if devices := last.get("devices"):
         cores = f"{devices['cpu_cores']} CPU cores"
         kind = f"{devices['count']} × {devices['kind']}, {cores}"
         rows.append(("devices", cores if devices["platform"] == "cpu" else kind))
-    versions = last.get("versions", {})
-    if versions:
+    if versions := last.get("versions"):
         named = [name for name in ("semivl_jax", "jax", "python") if name in versions]
         rows.append(("versions", ", ".join(f"{name} {versions[name]}" for name in named)))
-    source = last.get("source")
-    if source:
-        changed = ", with changes" if source["changed"] else ""
-        rows.append(("source", source["commit"][:10] + changed))
+    if source := last.get("source"):
+        rows.append(("source", source["commit"][:10] + (", modified" if source["changed"] else "")))
     if last:
-        rows.append(("state", _STATES.get(last["outcome"], last["outcome"])))
+        rows.append(("state", _OUTCOMES.get(last["outcome"], last["outcome"])))
     return rows
-
-
-_STATES = {
-    "running": "running, or killed without a word",
-    "stopped": "stopped by a signal, saved",
-    "killed": "killed",
-    "failed": "ended with an error",
-    "finished": "finished",
-}
 
 
 def _session(session: Mapping[str, Any]) -> dict[str, str]:
@@ -151,78 +179,83 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _classes(run: Run, legend: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Rows of the class table: percentages, None where there is nothing to say."""
+def _classes(run: Run, legend: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
+    """The table of classes; `columns` are (head, values), None where a value is undefined."""
     if not run.evaluations:
-        return []
-    newest = run.evaluations[-1]
-    iou = counting.iou(newest.deciding)
-    before = counting.iou(run.evaluations[0].deciding) if len(run.evaluations) > 1 else None
-    labelled = newest.deciding.sum(1)
-    accuracy = np.diagonal(newest.deciding) / np.maximum(labelled, 1)
-    pseudo = _label_quality(newest)
-    images = run.facts.get("balance", {}).get("labelled", {}).get("images")
-    return [
-        {
-            "name": name,
-            "colour": legend[i]["colour"] if i < len(legend) else "#888888",
-            "iou": float(iou[i]) if labelled[i] or newest.deciding[:, i].any() else None,
-            "delta": float(iou[i] - before[i]) if before is not None else None,
-            "accuracy": 100 * float(accuracy[i]) if labelled[i] else None,
-            "share": 100 * float(labelled[i] / max(1, labelled.sum())),
-            "images": images[i] if images else None,
-            "confident": pseudo[0][i] if pseudo else None,
-            "right": pseudo[1][i] if pseudo else None,
-        }
-        for i, name in enumerate(run.classes)
-    ]
-
-
-def _label_quality(
-    record: EvaluationRecord,
-) -> tuple[list[float | None], list[float | None]] | None:
-    """Percent of each true class's held-back pixels with a pseudo-label, and of these right."""
-    if record.pseudo is None:
         return None
-    pixels, sure = record.pseudo.sum(1), record.pseudo[:, :-1].sum(1)
-    right = np.diagonal(record.pseudo)
-    share = [100 * float(s / p) if p else None for s, p in zip(sure, pixels, strict=True)]
-    return share, [100 * float(r / s) if s else None for r, s in zip(right, sure, strict=True)]
+    newest, oldest = run.evaluations[-1], run.evaluations[0]
+    counts, labelled = newest.scored, newest.scored.sum(1)
+    iou = [
+        float(value) if labelled[i] or counts[:, i].any() else None
+        for i, value in enumerate(class_iou(counts))
+    ]
+    delta: list[float | None] = [None] * len(iou)
+    if newest is not oldest:
+        delta = (class_iou(counts) - class_iou(oldest.scored)).tolist()
+    columns = [
+        ("accuracy", _percent(np.diagonal(counts), labelled)),
+        ("pixels", _percent(labelled, np.full_like(labelled, labelled.sum()), digits=2)),
+    ]
+    if images := run.metadata.get("balance", {}).get("labelled", {}).get("images"):
+        columns.append(("labelled images", [str(number) for number in images]))
+    for kind, pixels in newest.labels.items():
+        name, with_label = kind.replace("_", "-"), pixels[:, :-1].sum(1)
+        columns.append((f"{name} coverage", _percent(with_label, pixels.sum(1))))
+        columns.append((f"{name} right", _percent(np.diagonal(pixels), with_label)))
+    for metric, by_class in charts.class_metrics(run).items():
+        if metric != "eval/iou":
+            values = [by_class[name][1][-1] if name in by_class else None for name in run.classes]
+            shown = ["–" if value is None else f"{value:.4g}" for value in values]
+            columns.append((metric.partition("/")[2].replace("_", " "), shown))
+    colours = [entry["colour"] for entry in legend] or ["#888888"] * len(iou)
+    rows = zip(
+        run.classes, colours, iou, delta, zip(*(c for _, c in columns), strict=True), strict=True
+    )
+    return {
+        "head": ["class", "IoU", "Δ", *(head for head, _ in columns)],
+        "rows": [dict(zip(("name", "colour", "iou", "delta", "cells"), row, strict=True)) for row in rows],
+    }  # fmt: skip
+
+
+def _percent(part: np.ndarray, whole: np.ndarray, digits: int = 1) -> list[str]:
+    """part / whole as text, a dash where `whole` is 0."""
+    pairs = zip(part.tolist(), whole.tolist(), strict=True)
+    return [f"{100 * p / w:.{digits}f}" if w else "–" for p, w in pairs]
 
 
 def _samples(run: Run, *, most: int) -> list[dict[str, Any]]:
-    """Validation images, worst first, with their files as data addresses."""
+    """Validation images, lowest IoU first, with their files as data addresses."""
     entries = (run.samples or {}).get("samples", [])
     ordered = sorted(entries, key=lambda entry: np.inf if entry["iou"] is None else entry["iou"])
     shown = []
     for entry in ordered[:most]:
         pictures = []
-        for kind in _KINDS:
-            path = run.workdir / "samples" / entry["files"].get(kind, "-")
+        files = entry["files"]
+        for kind in [*(kind for kind in _KINDS if kind in files), *(files.keys() - _KINDS)]:
+            path, title = run.workdir / "samples" / files[kind], _KINDS.get(kind, kind)
             if path.is_file():
-                pictures.append({"kind": kind, "title": _KINDS[kind], "address": _address(path)})
+                pictures.append({"kind": kind, "title": title, "address": _address(path)})
         shown.append({**entry, "pictures": pictures})
     return shown
 
 
 def _comparison(runs: Sequence[Run]) -> dict[str, Any]:
-    """One column per run: scores, length, and the configuration keys in which they differ."""
-    flat = [dict(_flat(run.config)) for run in runs]
-    keys = sorted({key for config in flat for key in config})
-    differing = [key for key in keys if len({repr(config.get(key)) for config in flat}) > 1]
-    cards = [dict(_card(run)) for run in runs]
-    labels = [label for label in cards[0] if any(label in card for card in cards)]
-    rows = [(label, [card.get(label, "–") for card in cards]) for label in labels]
-    rows += [(key, [str(config.get(key, "–")) for config in flat]) for key in differing]
-    names = [run.name for run in runs]
+    """One column per run: summary, the configuration keys in which the runs differ, IoU by class."""
+    configs = [dict(_flat(run.config)) for run in runs]
+    keys = sorted({key for config in configs for key in config})
+    differing = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
+    summaries = [dict(_summary(run)) for run in runs]
+    labels = dict.fromkeys(label for summary in summaries for label in summary)
+    rows = [(label, [summary.get(label, "–") for summary in summaries]) for label in labels]
+    rows += [(key, [str(config.get(key, "–")) for config in configs]) for key in differing]
     classes = []
     if all(run.evaluations for run in runs) and len({tuple(run.classes) for run in runs}) == 1:
-        scores = [counting.iou(run.evaluations[-1].deciding) for run in runs]
+        scores = [class_iou(run.evaluations[-1].scored) for run in runs]
         classes = [
             (name, [f"{score[i]:.1f}" for score in scores], int(np.argmax([s[i] for s in scores])))
             for i, name in enumerate(runs[0].classes)
         ]
-    return {"names": names, "rows": rows, "classes": classes}
+    return {"names": [run.name for run in runs], "rows": rows, "classes": classes}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -245,6 +278,6 @@ def _file(name: str) -> markupsafe.Markup:
 
 
 def _json(value: Any) -> markupsafe.Markup:
-    """JSON that may stand inside a script element."""
+    """JSON for the inside of a script element."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return markupsafe.Markup(text.replace("<", "\\u003c"))

@@ -1,8 +1,8 @@
-"""The plain files of a workdir as a `Run`, whatever part of them is there.
+"""Reads the files of a workdir into a `Run`.
 
-In: a folder that `main` trained in, also while it trains, after a crash, or before its first evaluation.
-Out: curves as float64 arrays (NaN where a value was not finite), confusion matrices int64, paths of
-pictures. Lines and files cut short by a kill are left out.
+In: the workdir of a run that is finished, still training, crashed, or not yet evaluated; whatever is missing
+is left empty, and lines or files that a kill left incomplete are skipped. Out: curves as float64 arrays
+(NaN where a value was not finite), counts of pixels as int64 matrices, paths of pictures.
 """
 
 from __future__ import annotations
@@ -19,66 +19,72 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 Curve = tuple[Int64[np.ndarray, " t"], Float64[np.ndarray, " t"]]
+"""Steps and values of a metric."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationRecord:
-    """Counts of one evaluation (`record.py`); None or empty where they were not made."""
+class Evaluation:
+    """One evaluation (`experiment/run_log.py`)."""
 
     step: int
-    student: Int64[np.ndarray, "n n"]
-    average: Int64[np.ndarray, "n n"] | None
-    pseudo: Int64[np.ndarray, "n m"] | None
-    guidance: Int64[np.ndarray, "n m"] | None
+    confusion: dict[str, Int64[np.ndarray, "n n"]]
+    """True class × prediction, by weights: "student" and, where there is one, "ema"."""
+    labels: dict[str, Int64[np.ndarray, "n m"]]
+    """True class × label that training would use, by kind of label; the last column: no label."""
     image_iou: dict[str, float]
 
     @property
-    def deciding(self) -> Int64[np.ndarray, "n n"]:
-        """Counts of the weights that decide which state is best: the average where one is kept."""
-        return self.student if self.average is None else self.average
+    def scored(self) -> Int64[np.ndarray, "n n"]:
+        """Confusion matrix of the weights that are scored: the EMA where there is one."""
+        return self.confusion.get("ema", self.confusion["student"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A workdir. `facts` is run.json, `evaluations` the newest two, oldest first."""
+    """A workdir. `metadata` is run.json; `evaluations` are the newest two, oldest first."""
 
     name: str
     workdir: Path
     config: dict[str, Any]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     curves: dict[str, Curve]
-    evaluations: tuple[EvaluationRecord, ...]
+    evaluations: tuple[Evaluation, ...]
     samples: dict[str, Any] | None
 
     @property
     def classes(self) -> list[str]:
-        """Names by label value."""
-        return self.facts.get("classes", [])
+        """Class names by label value."""
+        return self.metadata.get("classes", [])
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        """From start or resumption to the end of a process each."""
-        return self.facts.get("sessions", [])
+        """One entry per process that trained, oldest first."""
+        return self.metadata.get("sessions", [])
 
     @property
     def steps(self) -> int:
-        """The last step that wrote scalars."""
+        """The last step with a logged metric."""
         return max((int(steps[-1]) for steps, _ in self.curves.values()), default=0)
 
+    @property
+    def score(self) -> str:
+        """Name of the metric that selects the best weights."""
+        return "eval/miou_ema" if "eval/miou_ema" in self.curves else "eval/miou"
+
     def best(self) -> tuple[int, float] | None:
-        """Step and value of the highest deciding mIoU."""
-        curve = self.curves.get("eval/miou_ema") or self.curves.get("eval/miou")
+        """Step and value of the highest score; None without an evaluation."""
+        curve = self.curves.get(self.score)
         if curve is None or not np.isfinite(curve[1]).any():
             return None
-        place = int(np.nanargmax(curve[1]))
-        return int(curve[0][place]), float(curve[1][place])
+        index = int(np.nanargmax(curve[1]))
+        return int(curve[0][index]), float(curve[1][index])
 
 
 def load(workdir: Path, *, name: str = "") -> Run:
-    """Reads a workdir.
+    """Reads a workdir; `name` defaults to that of the folder.
 
     Raises:
-      ValueError: the folder is no workdir of a run.
+      ValueError: the folder is not the workdir of a run.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -87,28 +93,21 @@ def load(workdir: Path, *, name: str = "") -> Run:
         )
     config = _json(path)
     if not isinstance(config, dict):
-        raise ValueError(f"{path} is no configuration; name a workdir of main")
-    facts = _json(workdir / "run.json") or _facts_without_run_json(workdir)
-    samples = _json(workdir / "samples" / "samples.json")
+        raise ValueError(f"{path} is not a configuration; name a workdir of main")
+    metadata = _json(workdir / "run.json") or {}
     return Run(
         name=name or workdir.resolve().name,
         workdir=workdir,
         config=config,
-        facts=facts,
+        metadata=metadata,
         curves=_curves(workdir / "metrics.jsonl"),
-        evaluations=_evaluations(workdir / "evaluations", len(facts.get("classes", []))),
-        samples=samples,
+        evaluations=_evaluations(workdir / "evaluations", len(metadata.get("classes", []))),
+        samples=_json(workdir / "samples" / "samples.json"),
     )
 
 
-def _facts_without_run_json(workdir: Path) -> dict[str, Any]:
-    """Names and colours as the exported weights know them, for runs that wrote no run.json."""
-    classes = _json(workdir / "serving" / "classes.json") or {}
-    return {key: classes[key] for key in ("classes", "palette") if key in classes}
-
-
 def _json(path: Path) -> Any:
-    """What a JSON file holds; None where it is missing or damaged."""
+    """Content of a JSON file; None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
@@ -133,27 +132,30 @@ def _curves(path: Path) -> dict[str, Curve]:
     return curves
 
 
-def _evaluations(folder: Path, num_classes: int) -> tuple[EvaluationRecord, ...]:
-    found: list[EvaluationRecord] = []
+def _evaluations(folder: Path, num_classes: int) -> tuple[Evaluation, ...]:
+    found: list[Evaluation] = []
     for path in sorted(folder.glob("*.npz"), reverse=True):
         try:
             # Opened here, because NumPy leaves a damaged file open.
             with path.open("rb") as file, np.load(file) as arrays:
-                there = dict(arrays)
-            record = EvaluationRecord(
-                step=int(path.stem),
-                student=there["student"],
-                average=there.get("average"),
-                pseudo=there.get("pseudo"),
-                guidance=there.get("guidance"),
-                image_iou=dict(
-                    zip(there["ids"].tolist(), there["image_iou"].tolist(), strict=True)
-                ),
-            )
+                evaluation = _evaluation(int(path.stem), dict(arrays))
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
             continue
-        if len(record.student) == num_classes:
-            found.append(record)
+        if len(evaluation.scored) == num_classes:
+            found.append(evaluation)
         if len(found) == 2:
             break
     return tuple(reversed(found))
+
+
+def _evaluation(step: int, arrays: dict[str, np.ndarray]) -> Evaluation:
+    def named(prefix: str) -> dict[str, np.ndarray]:
+        return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+    ids, image_iou = arrays["ids"].tolist(), arrays["image_iou"].tolist()
+    return Evaluation(
+        step=step,
+        confusion=named("confusion/"),
+        labels=named("labels/"),
+        image_iou=dict(zip(ids, image_iou, strict=True)),
+    )

@@ -1,7 +1,7 @@
-"""The text tower at work: class names and definitions to `ClassText`, through the cache.
+"""Text embeddings of classes: prompts, the text tower, the cache on disk.
 
-In: a `DatasetInfo` and a `TextTower`. Out: float32 rows of unit length with the class of each
-(METHOD section 2). Training, prediction, `embed` and `export` get their text here.
+In: a `DatasetInfo` (names and concepts of the classes) and a `TextTower`. Out: `ClassText`, float32 rows of
+unit length with the class that each describes (METHOD section 2).
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +21,27 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from semivl_jax.data.dataset_info import MAX_CLASSES, DatasetInfo, parse_classes
+from semivl_jax import utils
+from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.models.clip_text import TextTransformer
-from semivl_jax.text import cache as cache_lib
-from semivl_jax.text import embeddings, tokenizer
+from semivl_jax.text import tokenizer
+from semivl_jax.text.class_names import MODES
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights.towers import Clip
 from semivl_jax.weights.tree import flatten
 
+PROMPT = "a photo of a {}"
+"""The one prompt template of the method."""
+
 CACHE = "~/.cache/semivl_jax/text"
-"""Where `text.cache` of configs/base.py points."""
+"""Default of `text.cache`."""
 
-_ROWS = 16
-"""Sentences per call of the tower: any number of words runs through one compiled function."""
+Embed = Callable[[list[str]], np.ndarray]
+"""Sentences to rows, float [k, d], not normalised."""
 
-Classes = str | Path | Sequence[str] | Mapping[str, Sequence[str]]
-"""Class names: a file, "a, b, c", a list of names, or names with their concepts."""
+_ROWS = 16  # sentences per call of the tower: any number of them runs through one compiled function
+_VERSION = 1  # of tokenizer, prompt and tower: raise it when the same sentences get other numbers
+_DIGEST = hashlib.sha256().digest_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,7 @@ class TextTower:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of sizes, names and numbers, in hexadecimal digits."""
+        """SHA-256 of sizes, parameter names and values, in hexadecimal digits."""
         digest = hashlib.sha256(json.dumps(self.sizes, sort_keys=True).encode())
         for name, leaf in sorted(flatten(self.params).items()):
             array = np.asarray(leaf, order="C")
@@ -74,67 +82,90 @@ class TextTower:
 
 
 def class_text(info: DatasetInfo, *, mode: str, tower: TextTower, cache: str) -> ClassText:
-    """Text of the classes; `mode` is one of `embeddings.MODES`, an empty `cache` keeps nothing."""
-    embed: embeddings.Embed = tower.embed
-    if cache:
-        embed = cache_lib.cached(embed, folder=cache, tower=tower.digest)
-    return embeddings.class_text(info, mode=mode, embed=embed)
+    """`embed_classes` with a text tower; an empty `cache` keeps nothing on disk."""
+    embed = cached(tower.embed, folder=cache, tower=tower.digest) if cache else tower.embed
+    return embed_classes(info, mode=mode, embed=embed)
 
 
-def read_classes(classes: Classes, *, where: str = "--classes") -> DatasetInfo:
-    """Names and concepts that a user gives, in their order.
+def embed_classes(info: DatasetInfo, *, mode: str, embed: Embed) -> ClassText:
+    """Embed the classes of a data set (METHOD section 2).
 
-    A text is the path of a file (one class per line, `name` or `name: concept, concept`) if there is such a
-    file, or else names between commas; a mapping gives every name its concepts.
+    name             one row per class: its plain name
+    concept          one row per concept of its definition; scores are maxed over the rows of a class
+    concept_average  one row per class: the mean of its concepts' rows before they are normalised
 
     Raises:
-      ValueError: no name, a name twice, an empty name or concept, more than 255 names, a file that is no
-        text.
+      ValueError: another mode, or `embed` returns zero, non-finite or misshapen rows.
     """
-    if isinstance(classes, str | Path):
-        return _from_text(str(classes), where)
-    names = [" ".join(str(name).split()) for name in classes]
-    definitions = [(name,) for name in names]
-    if isinstance(classes, Mapping):
-        definitions = [tuple(concepts) for concepts in classes.values()]
-    return _info(names, definitions, where)
-
-
-def _from_text(text: str, where: str) -> DatasetInfo:
-    path = Path(text).expanduser()
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):  # too long for a path, or with characters that none has
-        is_file = False
-    if is_file:
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path} cannot be read as text ({error}); write one class name per line"
-            ) from error
-        return _info(*parse_classes(lines, where=str(path)), str(path))
-    if "," not in text and (path.suffix == ".txt" or "/" in text):
-        raise ValueError(f"{where}: {text} is no file; correct the path, or give names: a,b,c")
-    names = [" ".join(name.split()) for name in text.split(",")]
-    return _info(names, [(name,) for name in names], where)
-
-
-def _info(names: list[str], definitions: list[tuple[str, ...]], where: str) -> DatasetInfo:
-    if not names:
-        raise ValueError(f"{where} names no class; give a file with one name per line, or a,b,c")
-    for position, name in enumerate(names):
-        if not name:
-            raise ValueError(f"{where}: class {position} has no name; give one, or remove a comma")
-        if not definitions[position] or not all(c.strip() for c in definitions[position]):
-            raise ValueError(f"{where}: class {name!r} has an empty concept; name or remove it")
-        if name in names[:position]:
-            raise ValueError(
-                f"{where} names the class {name!r} twice (values {names.index(name)} and {position}); "
-                "rename or remove one of them"
-            )
-    if len(names) > MAX_CLASSES:
+    if mode not in MODES:
+        raise ValueError(f"text mode is {mode!r}; use one of {', '.join(MODES)}")
+    classes = info.classes
+    groups = [(name,) for name in classes] if mode == "name" else info.definitions
+    class_of = np.repeat(np.arange(len(groups), dtype=np.int32), [len(g) for g in groups])
+    rows = _embed_once([PROMPT.format(concept) for group in groups for concept in group], embed)
+    if mode == "concept_average":
+        rows = np.stack([rows[class_of == i].mean(axis=0) for i in range(len(groups))])
+        class_of = np.arange(len(groups), dtype=np.int32)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.all(length > 0):
+        worst = classes[int(class_of[int(np.argmin(length))])]
         raise ValueError(
-            f"{where} names {len(names)} classes, a mask can tell {MAX_CLASSES} apart; remove some"
+            f"the text embedding of class {worst!r} has length 0; check the text tower"
         )
-    return DatasetInfo(name=where, classes=tuple(names), definitions=tuple(definitions))
+    unit = (rows / length).astype(np.float32)
+    return ClassText(jax.device_put(unit), jax.device_put(class_of), num_classes=len(groups))
+
+
+def _embed_once(sentences: list[str], embed: Embed) -> np.ndarray:
+    """Rows float64 [k, d] of the sentences; the same sentence is embedded once."""
+    once = list(dict.fromkeys(sentences))
+    rows = np.asarray(embed(once), np.float64)
+    if rows.ndim != 2 or len(rows) != len(once):
+        raise ValueError(f"the text tower gave shape {rows.shape} for {len(once)} sentences")
+    if not np.all(np.isfinite(rows)):
+        bad = once[int(np.argmin(np.isfinite(rows).all(axis=1)))]
+        raise ValueError(f"the text tower gave a non-finite embedding for {bad!r}")
+    return rows[[once.index(sentence) for sentence in sentences]]
+
+
+def cached(embed: Embed, *, folder: str | os.PathLike[str], tower: str) -> Embed:
+    """`embed`, but lists of sentences that it has seen are read from `folder`.
+
+    A file is named after the hash of `tower` (a digest of its weights and sizes) and the sentences. It holds
+    the SHA-256 of the rest and an array in NumPy's format; a damaged file is replaced. A folder that cannot
+    be written is reported and does no harm.
+    """
+    place = Path(folder).expanduser()
+
+    def look_up(sentences: list[str]) -> np.ndarray:
+        key = hashlib.sha256(json.dumps([_VERSION, tower, sentences]).encode()).hexdigest()
+        path = place / f"{key[:40]}.rows"
+        rows = _read(path)
+        if rows is None:
+            rows = np.asarray(embed(sentences), np.float32)
+            _write(path, rows)
+        return rows
+
+    return look_up
+
+
+def _read(path: Path) -> np.ndarray | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+        print(f"{path} is damaged; its text embeddings are computed again", file=sys.stderr)
+        return None
+    return np.load(io.BytesIO(data[_DIGEST:]), allow_pickle=False)
+
+
+def _write(path: Path, rows: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, rows, allow_pickle=False)
+    data = content.getvalue()
+    try:
+        with utils.atomic_write(path) as temporary:
+            temporary.write_bytes(hashlib.sha256(data).digest() + data)
+    except OSError as error:
+        print(f"text embeddings are not kept in {path.parent} ({error})", file=sys.stderr)

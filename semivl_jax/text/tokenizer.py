@@ -1,28 +1,36 @@
-"""CLIP's byte-pair tokeniser.
+"""CLIP's byte-pair tokenizer.
 
-In: sentences. Out: int32[k, context_length] token ids: start (49406), the words' ids, end (49407, the
-largest id of a row), zeros. Text is repaired and cleaned as CLIP does before the pairs are looked up
-(METHOD section 2): ftfy, HTML entities resolved twice, white space folded, lower case.
+In: sentences. Out: int32 [k, context_length] token ids: start (49406), the tokens of the text, end (49407,
+the largest id of a row), zeros. Text is cleaned as CLIP does (METHOD 2): ftfy, HTML entities resolved twice,
+white space folded, lower case.
+
+The merges are those of OpenAI's CLIP (`clip_merges.txt.gz`, source and licence in `clip_merges.LICENSE`). Ids
+count 256 bytes, the same 256 bytes at the end of a word, the merges in their order, start and end.
 """
 
 from __future__ import annotations
 
+import gzip
 import html
-import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import ftfy
-import instant_clip_tokenizer
 import numpy as np
+import tokenizers
 from jaxtyping import Int32
+from tokenizers import models, pre_tokenizers
 
 CONTEXT_LENGTH = 77
 
-# Markers written out in a text are tokens of their own, unless punctuation runs into them.
-_MARKER_RUN = re.compile(r"(?<![^\w\s])(?<!_)((?:<\|startoftext\|>|<\|endoftext\|>)+)")
-_START = "<|startoftext|>"
-_END = "<|endoftext|>"
+_MERGES = Path(__file__).with_name("clip_merges.txt.gz")
+_MARKERS = ("<|startoftext|>", "<|endoftext|>")  # also tokens where they are written in a text
+_WORD_END = "</w>"
+_SPLIT = (  # markers, contractions (in CLIP case is ignored: ſ is an s), letters, one digit, the rest
+    r"<\|startoftext\|>|<\|endoftext\|>"
+    r"|'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 
 
 def clean(text: str) -> str:
@@ -33,14 +41,13 @@ def clean(text: str) -> str:
 
 def encode(text: str) -> list[int]:
     """Ids of one sentence without start, end, padding or limit."""
-    words = _vocabulary()
-    markers = {_START: words.start_of_text(), _END: words.end_of_text()}
+    split, byte_pairs, markers = _parts()
     ids: list[int] = []
-    for i, part in enumerate(_MARKER_RUN.split(clean(text))):
-        if i % 2:  # a run of markers between two stretches of text
-            ids += [markers[f"{marker}|>"] for marker in part.split("|>")[:-1]]
+    for piece, _ in split.pre_tokenize_str(clean(text)):
+        if piece in markers:
+            ids.append(markers[piece])
         else:
-            ids += words.encode(part)
+            ids += [token.id for token in byte_pairs.tokenize(piece)]
     return ids
 
 
@@ -49,23 +56,47 @@ def tokenize(
 ) -> Int32[np.ndarray, "k {context_length}"]:
     """Ids of sentences, one row each.
 
-    A sentence that does not fit loses its last words (the end token stays), or, with `truncate` off,
-    raises ValueError.
+    A sentence that does not fit loses its last tokens (the end token stays).
+
+    Raises:
+      ValueError: a sentence does not fit and `truncate` is off.
     """
-    words = _vocabulary()
+    start, end = _parts()[2].values()
     out = np.zeros((len(texts), context_length), np.int32)
     for row, text in zip(out, texts, strict=True):
-        ids = [words.start_of_text(), *encode(text), words.end_of_text()]
+        ids = [start, *encode(text), end]
         if len(ids) > context_length and not truncate:
             raise ValueError(
                 f"{text!r} has {len(ids)} tokens with its start and end, the text tower reads "
                 f"{context_length}: shorten the text or allow it to be truncated"
             )
-        ids = ids if len(ids) <= context_length else [*ids[: context_length - 1], ids[-1]]
+        ids = ids if len(ids) <= context_length else [*ids[: context_length - 1], end]
         row[: len(ids)] = ids
     return out
 
 
 @cache
-def _vocabulary() -> instant_clip_tokenizer.Tokenizer:
-    return instant_clip_tokenizer.Tokenizer()
+def _parts() -> tuple[pre_tokenizers.PreTokenizer, models.Model, dict[str, int]]:
+    """Text to pieces (bytes written as letters), pieces to ids, ids of the markers."""
+    merges = [
+        tuple(line.split()) for line in gzip.decompress(_MERGES.read_bytes()).decode().splitlines()
+    ]
+    letters = _byte_letters()
+    tokens = [*letters, *(f"{letter}{_WORD_END}" for letter in letters)]
+    tokens += ["".join(merge) for merge in merges]
+    ids = {token: number for number, token in enumerate([*tokens, *_MARKERS])}
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    byte_pairs = models.BPE(vocab=ids, merges=merges, end_of_word_suffix=_WORD_END)
+    return split, byte_pairs, {marker: ids[marker] for marker in _MARKERS}
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte: visible Latin-1 characters for themselves, then U+0100 …"""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = 256 - len(visible)
+    return [chr(code) for code in (*visible, *range(0x100, 0x100 + others))]

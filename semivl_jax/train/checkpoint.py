@@ -17,7 +17,7 @@ from semivl_jax.train.state import TrainState
 
 
 @dataclasses.dataclass
-class Progress:
+class LoopState:
     """What a run remembers beside the model.
 
     next_step: the step whose batch comes next; with the seed it is the whole state of the data stream.
@@ -52,7 +52,7 @@ class Checkpoints:
         """Step of the newest whole checkpoint, None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, progress: Progress) -> None:
+    def save(self, state: TrainState, progress: LoopState) -> None:
         """Starts writing; returns as soon as the arrays are copied. A step is written once."""
         step = progress.next_step
         if step in self._manager.all_steps():
@@ -63,7 +63,7 @@ class Checkpoints:
         )
         self._manager.save(step, args=items)
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Progress]:
+    def restore(self, like: TrainState) -> tuple[TrainState, LoopState]:
         """The newest checkpoint, placed like `like` (arrays or abstract arrays with shardings).
 
         Raises:
@@ -82,7 +82,7 @@ class Checkpoints:
         )
         try:
             restored = self._manager.restore(step, args=items)
-            return restored["state"], Progress(**restored["progress"])
+            return restored["state"], LoopState(**restored["progress"])
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(

@@ -8,17 +8,21 @@ On a Cloud TPU and inside of a SLURM step with several tasks nothing has to be s
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int64
 from orbax.checkpoint import multihost
 
 Choice = Literal["auto", "on", "off"]
@@ -133,12 +137,12 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def several() -> bool:
+def has_peers() -> bool:
     """Whether others train with this process."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def say(text: str) -> None:
+def log_main(text: str) -> None:
     """Prints, once per run and not once per process."""
     if is_main():
         print(text, flush=True)
@@ -160,7 +164,7 @@ def main_first(make: Callable[[], Result]) -> Result:
             result = make()
         except Exception as failure:
             error = failure
-    meet(f"process 0 has been first ({next(_meetings)})")
+    barrier(f"process 0 has been first ({next(_meetings)})")
     failed = bool(multihost_utils.broadcast_one_to_all(np.int32(error is not None)))
     if error is not None:
         raise error
@@ -169,22 +173,65 @@ def main_first(make: Callable[[], Result]) -> Result:
     return result if is_main() else make()
 
 
-def meet(place: str) -> None:
+def all_sum(counts: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
+    """Exact sum over all processes of counts that are 0 or more; every process must call it."""
+    if jax.process_count() == 1:
+        return counts
+    # As pairs of 32-bit words: without x64, arrays of 64 bits would be cut on the way.
+    words = np.stack([counts & 0xFFFFFFFF, counts >> 32]).astype(np.uint32)
+    low, high = multihost_utils.process_allgather(words).astype(np.int64).sum(axis=0)
+    return low + (high << 32)
+
+
+def all_gather_json(value: Any) -> list[Any]:
+    """The JSON value of every process, in their order, numbers exactly; every process must call it."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.pad(text, (0, lengths.max() - text.size))
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def barrier(place: str) -> None:
     """Waits until all processes are here, an hour at most; `place` is a name that no other meeting has.
 
     Without the devices: these give up after half a minute if one of them starts to exchange something and
     another does not, and compiling a program may take one process longer than that.
     """
-    if several():
+    if has_peers():
         multihost.get_barrier_sync_fn()(key=place, timeout_ms=3_600_000)
 
 
-def leave(code: int) -> None:
+def abort(code: int) -> None:
     """Ends a failed process at once where there are others.
 
     An orderly exit would wait for them, while they wait for this one; so they notice.
     """
-    if several():
+    if has_peers():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+class Agreement:
+    """The largest number that a process gave at the call before, the same in all processes.
+
+    All must call it equally often, in the same order among other work that they do together. The answer
+    comes one call late: asked for at once, it would hold the host up until the devices have finished what
+    they were given.
+    """
+
+    def __init__(self) -> None:
+        mesh = Mesh(np.asarray(jax.devices()), ("devices",))
+        self._split = NamedSharding(mesh, PartitionSpec("devices"))
+        self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._waiting: jax.Array | None = None
+
+    def __call__(self, number: int) -> int:
+        """0 at the first call, then what the call before found."""
+        own = np.full(jax.local_device_count(), number, np.int32)
+        everyone = jax.make_array_from_process_local_data(self._split, own, (jax.device_count(),))
+        before, self._waiting = self._waiting, self._largest(everyone)
+        return 0 if before is None else int(before)

@@ -1,192 +1,200 @@
-"""The student's forward passes: which images share a pass, and where the perturbation enters.
+"""Forward passes inside a training step.
 
-Enter: trained parameters and normalised views; leave: float logits per view and the running statistics.
-Source: METHOD 4.4 and traps 5, 6 and 7.
+`forward` is the student in training mode: which images share a pass, where features are perturbed, what is
+decoded. `Networks` is what a method may ask for labels: predictions of student and teacher, labels of the
+frozen CLIP, its own networks. In: variables and normalised images [b, h, w, 3]; out: float logits
+[b, y, x, n] of the images' size or of a grid that is resized to it bilinearly, and running statistics.
+
+Source: METHOD 4.3, 4.4 and traps 5, 6 and 7.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int32
 
+from semivl_jax.models import clip_guidance, normalization
 from semivl_jax.models import segmenter as segmenter_lib
-from semivl_jax.models.resize import bilinear
-from semivl_jax.train import noise as noise_lib
-from semivl_jax.train import pseudo
-from semivl_jax.train.noise import Noise
-from semivl_jax.train.recipe import Parts
-from semivl_jax.train.state import Constants, TrainState, variables
-from semivl_jax.types import Features, Key, PyTree, Views
+from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.train.pseudo_labels import pseudo_labels
+from semivl_jax.train.state import Frozen, TrainState
+from semivl_jax.types import ClassText, Features, Key, PseudoLabels, PyTree
 
-_PERTURBED = {"x": "x_fp", "w": "fp"}
+DropoutPasses = Literal["none", "first", "all"]
+Perturb = Callable[[dict[str, Features]], dict[str, Features]]
 
 
 @struct.dataclass
-class StudentLogits:
-    """The student's predictions, float32 b×y×z×n each: labelled, weak, perturbed weak, strong.
+class Outputs:
+    """What the student makes of each view, by name: grid logits and the features they were decoded from."""
 
-    Of the images' size, or of a grid that is resized to it bilinearly. None where the recipe has no such
-    view.
+    logits: dict[str, Array]
+    features: dict[str, Features]
+
+
+def forward(
+    model: SegmentationModel,
+    text: ClassText | None,
+    variables: PyTree,
+    passes: Sequence[Mapping[str, Float[Array, "b h w 3"]]],
+    *,
+    perturb: Perturb = lambda features: features,
+    names: Collection[str],
+    dropout: Key | None = None,
+    dropout_passes: DropoutPasses = "none",
+) -> tuple[Outputs, PyTree]:
+    """Outputs of the views in `names`, and the running statistics afterwards.
+
+    Args:
+      model: the student.
+      text: what describes the classes to its decoder.
+      variables: its parameters and running statistics.
+      passes: images by view, pass by pass in the published order. Each pass has its own batch statistics and
+        dropout; where neither tells the passes apart, they are computed as one batch.
+      perturb: changes the features of a pass, or adds perturbed copies under new names.
+      names: views whose logits are used. Others are decoded only where a decoder's batch statistics are taken
+        over them as well.
+      dropout: key of what layers drop; None: nothing.
+      dropout_passes: in which passes they drop.
     """
+    params, stats = variables["params"], variables["batch_stats"]
+    if not stats and dropout_passes == "none":
+        passes = [{name: image for images in passes for name, image in images.items()}]
+    keys = _dropout_keys(dropout, dropout_passes, len(passes))
+    decoder_statistics = bool(stats.get("decoder"))
 
-    x: Float[Array, "b y z n"]
-    w: Float[Array, "b y z n"] | None = None
-    fp: Float[Array, "b y z n"] | None = None
-    s1: Float[Array, "b y z n"] | None = None
-    s2: Float[Array, "b y z n"] | None = None
-
-    def resized(self, size: tuple[int, int]) -> StudentLogits:
-        """All of them at `size` = (rows, columns)."""
-        return jax.tree.map(lambda leaf: bilinear(leaf, size, align_corners=False), self)
-
-
-def student_forward(
-    parts: Parts,
-    constants: Constants,
-    state: TrainState,
-    trained: PyTree,
-    views: Views,
-    noise: Noise,
-) -> tuple[StudentLogits, PyTree]:
-    """Predictions of the student for all views, and the running statistics afterwards.
-
-    The published order is x and w (with what is perturbed of them), then s1 and s2, each with its own
-    batch statistics and dropout (METHOD traps 6 and 7). Where neither tells the two passes apart,
-    everything is one batch; a decoder without either takes both passes of its encoder at once.
-    """
-    recipe, stats = parts.recipe, state.batch_stats
-    run = _Runner(parts, constants, variables(trained, state.frozen, stats), noise)
-    passes = [{"x": views.x}]
-    if recipe.semi_supervised:
-        if recipe.student_sees_weak:
-            passes[0]["w"] = views.unlabelled.w
-        strong = _strong_images(views, count=recipe.strong_views)
-        if stats or recipe.dropout_passes == "first":
-            passes.append(strong)
-        else:
-            passes[0] |= strong
-    if recipe.dropout_passes == "none" and not stats.get("decoder"):
-        logits = run.decode(_joined([run.encode(images) for images in passes]))
-    else:
-        logits = {}
-        for images in passes:
-            logits |= run.decode(run.encode(images))
-    logits.pop("x_fp", None)
-    return StudentLogits(**logits), run.batch_stats
-
-
-def _strong_images(views: Views, *, count: int) -> dict[str, Array]:
-    own, partner, boxes = views.unlabelled, views.partner, (views.box1, views.box2)
-    mixed = {}
-    for name, box in zip(("s1", "s2")[:count], boxes, strict=False):
-        here = getattr(own, name)
-        there = here[::-1] if partner is None else getattr(partner, name)
-        mixed[name] = pseudo.mix(box, here, there)
-    return mixed
-
-
-@dataclasses.dataclass(frozen=True)
-class _Encoded:
-    """Features of some views, interleaved (x0, w0, x1, w1, …): a batch that is sharded over devices then
-    stays where it is. `dropout` is the key of the pass.
-    """
-
-    views: list[str]
-    features: Features
-    dropout: Key | None
-
-
-class _Runner:
-    """The student in training mode: encodes and decodes groups of images, updating statistics."""
-
-    def __init__(self, parts: Parts, constants: Constants, tree: PyTree, noise: Noise) -> None:
-        self._parts, self._text, self._noise = parts, constants.text, noise
-        self._params, self.batch_stats = tree["params"], tree["batch_stats"]
-        self._dropout = noise.dropout
-
-    def encode(self, images: dict[str, Array]) -> _Encoded:
-        """One pass over the images, with its own dropout, and the perturbed copies of its features."""
-        names, dropout = list(images), self._next_dropout()
-        features = self._apply(_interleave(list(images.values())), method="encode", dropout=dropout)
-        if self._noise.factors is not None and "s1" in names:
-            features = self._scaled(features, names)
-        if self._noise.masks is not None and "w" in names:
-            features, names = self._with_perturbed(features, names)
-        return _Encoded(names, features, dropout)
-
-    def decode(self, encoded: _Encoded) -> dict[str, Array]:
-        """Logits by name of the view."""
-        logits = self._apply(
-            encoded.features, self._text, method="decode_grid", dropout=encoded.dropout
-        )
-        count = len(encoded.views)
-        return {name: logits[index::count] for index, name in enumerate(encoded.views)}
-
-    def _scaled(self, features: Features, names: list[str]) -> Features:
-        """Complementary channel dropout of the strong views."""
-        given = dict(zip(("s1", "s2"), self._noise.factors, strict=True))
-        ones = jax.tree.map(jnp.ones_like, given["s1"])
-        by_view = [given.get(name, ones) for name in names]
-        factors = jax.tree.map(lambda *leaves: _interleave(leaves), *by_view)
-        return noise_lib.scale(features, factors)
-
-    def _with_perturbed(self, features: Features, names: list[str]) -> tuple[Features, list[str]]:
-        """Adds the perturbed features of w, and of x where the decoder has batch statistics.
-
-        The prediction from the latter is not used, but takes part in the statistics (METHOD trap 7).
-        """
-        rate, count = self._parts.recipe.perturbation_rate, len(names)
-        batch = features.maps[0].shape[0] // count
-        halves = {"x": slice(None, batch), "w": slice(batch, None)}
-        if not self.batch_stats.get("decoder"):
-            del halves["x"]
-        added = []
-        for name, half in halves.items():
-            first = names.index(name)
-            clean = jax.tree.map(lambda leaf, first=first: leaf[first::count], features)
-            masks = tuple(mask[half] for mask in self._noise.masks)
-            added.append(segmenter_lib.perturb(clean, masks, rate=rate))
-        counts = [count, *(1 for _ in added)]
-        features = jax.tree.map(lambda *leaves: _interleave(leaves, counts), features, *added)
-        return features, [*names, *(_PERTURBED[name] for name in halves)]
-
-    def _next_dropout(self) -> Key | None:
-        """What the next pass drops with: nothing after the first one, where the recipe says so."""
-        if self._dropout is None:
-            return None
-        now, later = jax.random.split(self._dropout)
-        self._dropout = later if self._parts.recipe.dropout_passes == "all" else None
-        return now
-
-    def _apply(self, *arguments: object, method: str, dropout: Key | None) -> PyTree:
-        tree = {"params": self._params, "batch_stats": self.batch_stats}
+    def apply(*arguments: Any, method: str, key: Key | None) -> Any:
+        nonlocal stats
         output, changed = segmenter_lib.applied_in_training(
-            self._parts.segmenter, tree, *arguments, method=method, dropout=dropout
+            model, {"params": params, "batch_stats": stats}, *arguments, method=method, dropout=key
         )
-        self.batch_stats = {**self.batch_stats, **changed}
+        stats = {**stats, **changed}
         return output
 
+    encoded = []
+    for images, key in zip(passes, keys, strict=True):
+        features = apply(_interleave(list(images.values())), method="encode", key=key)
+        by_view = perturb(_deinterleave(features, list(images)))
+        if not decoder_statistics:
+            by_view = {name: value for name, value in by_view.items() if name in names}
+        encoded.append((by_view, key))
+    if not decoder_statistics and all(key is None for key in keys):
+        # A decoder that treats every image by itself takes all passes at once.
+        encoded = [({name: f for by_view, _ in encoded for name, f in by_view.items()}, None)]
+    outputs = Outputs(logits={}, features={})
+    for by_view, key in encoded:
+        if by_view:
+            joined = jax.tree.map(lambda *leaves: _interleave(leaves), *by_view.values())
+            logits = apply(joined, text, method="decode_grid", key=key)
+            outputs.logits.update(_deinterleave(logits, list(by_view)))
+            outputs.features.update(by_view)
+    return outputs, stats
 
-def _joined(passes: list[_Encoded]) -> _Encoded:
-    """All passes as one; for decoders that drop nothing and treat every image by itself."""
-    counts = [len(encoded.views) for encoded in passes]
-    features = jax.tree.map(
-        lambda *leaves: _interleave(leaves, counts), *(encoded.features for encoded in passes)
-    )
-    return _Encoded([view for encoded in passes for view in encoded.views], features, None)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Networks:
+    """Predictions without gradient, for a method's labels.
+
+    model, text: the student's network and what describes its classes.
+    student, teacher: variables; the teacher's are the average, or the student's where none is kept.
+    frozen: parameters of the frozen CLIP, and of the method's own networks.
+    guidance_tower: the frozen CLIP's image tower, if the method is guided.
+    own: the method's own networks (`Method.networks`).
+    dropout: key of what the student's layers drop in this step.
+    """
+
+    model: SegmentationModel
+    frozen: Frozen
+    student: PyTree
+    teacher: PyTree
+    guidance_tower: nn.Module | None = None
+    own: Any = ()
+    dropout: Key | None = None
+
+    @classmethod
+    def of(cls, state: TrainState, frozen: Frozen, **modules: Any) -> Networks:
+        """The networks of a state."""
+        return cls(frozen=frozen, student=state.student(), teacher=state.teacher(), **modules)
+
+    def predict(self, variables: PyTree, image: Float[Array, "b h w 3"]) -> PseudoLabels:
+        """Most probable classes and their probability, in evaluation mode."""
+        features = segmenter_lib.applied(self.model, variables, image, method="encode")
+        logits = segmenter_lib.applied(
+            self.model, variables, features, self.frozen.text, method="decode_grid"
+        )
+        return pseudo_labels(logits, size=image.shape[1:3])
+
+    def predict_in_training(
+        self,
+        images: Mapping[str, Float[Array, "b h w 3"]],
+        *,
+        name: str,
+        perturb: Perturb,
+        dropout_passes: DropoutPasses,
+    ) -> PseudoLabels:
+        """The student's prediction of view `name` in its first training pass over these images.
+
+        Batch statistics and dropout are those of the pass (METHOD trap 7).
+        """
+        image = images[name]
+        if not self.student["batch_stats"] and dropout_passes == "none":
+            return self.predict(self.student, image)
+        outputs, _ = forward(
+            self.model,
+            self.frozen.text,
+            self.student,
+            [images],
+            perturb=perturb,
+            names=[name],
+            dropout=self.dropout,
+            dropout_passes=dropout_passes,
+        )
+        return pseudo_labels(outputs.logits[name], size=image.shape[1:3])
+
+    def guidance(
+        self,
+        image: Float[Array, "b h w 3"],
+        ignore: Bool[Array, "b h w"],
+        *,
+        threshold: float,
+    ) -> Int32[Array, "b h w"]:
+        """Labels of the frozen CLIP; 255 where it is not sure enough or the pixel is padding."""
+        size = image.shape[1:3]
+        if self.model.renormalize:
+            image = normalization.renormalize(image)
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), self.frozen.guidance_params)
+        dense = self.guidance_tower.apply({"params": params}, image).maps[-1]
+        labels = clip_guidance.guidance_labels(
+            dense, self.frozen.guidance_text, size=size, threshold=threshold, ignore=ignore
+        )
+        return labels.label
 
 
-def _interleave(groups: Sequence[Array], counts: Sequence[int] | None = None) -> Array:
-    """All views of an image next to each other; groups hold `counts` views of each, by default one."""
-    counts = counts or [1] * len(groups)
-    by_image = [
-        group.reshape(-1, count, *group.shape[1:])
-        for group, count in zip(groups, counts, strict=True)
-    ]
-    whole = jnp.concatenate(by_image, axis=1)
+def _dropout_keys(key: Key | None, dropout_passes: DropoutPasses, count: int) -> list[Key | None]:
+    if key is None or dropout_passes == "none":
+        return [None] * count
+    keys = list(jax.random.split(key, max(2, count)))[:count]
+    return keys if dropout_passes == "all" else [keys[0], *[None] * (count - 1)]
+
+
+def _interleave(groups: Sequence[Array]) -> Array:
+    """All views of an image next to each other (x0, w0, x1, w1, …).
+
+    A batch that is split over devices then stays where it is.
+    """
+    whole = jnp.stack(groups, axis=1)
     return whole.reshape(-1, *whole.shape[2:])
+
+
+def _deinterleave(tree: PyTree, names: Sequence[str]) -> dict[str, Any]:
+    count = len(names)
+    return {
+        name: jax.tree.map(lambda leaf, i=i: leaf[i::count], tree) for i, name in enumerate(names)
+    }

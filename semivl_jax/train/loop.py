@@ -1,4 +1,4 @@
-"""The only clock of a run: evaluate, save, draw the next batch, step, log, again.
+"""The training loop: evaluate, save, draw the next batch, step, log, again.
 
 The loop knows no loss and no model. It gets a compiled step, a stream of batches and an evaluation, and
 keeps the order that makes a run resumable: at every step boundary first the evaluation that is due, then
@@ -18,7 +18,7 @@ from types import FrameType
 import jax
 from tqdm import tqdm
 
-from semivl_jax.train.checkpoint import Checkpoints, Progress
+from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.train.metrics import MetricWriter
 from semivl_jax.train.state import TrainState
 from semivl_jax.types import Batch
@@ -40,7 +40,7 @@ class NonFiniteLossError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Clock:
+class LoopSchedule:
     """When things are due, in steps. An evaluation or checkpoint is always due at the end."""
 
     total_steps: int
@@ -106,9 +106,9 @@ class StopSignal:
 def run(
     step_function: StepFunction,
     state: TrainState,
-    progress: Progress,
+    progress: LoopState,
     *,
-    clock: Clock,
+    schedule: LoopSchedule,
     hooks: Hooks,
     checkpoints: Checkpoints,
     writer: MetricWriter,
@@ -122,13 +122,13 @@ def run(
         scalars are logged; the checkpoints stay as they are.
       Exception: whatever the stream or an evaluation raises, with the state saved.
     """
-    log = _Log(clock, writer, progress)
+    log = _Log(schedule, writer, progress)
     try:
         with hooks.batches(progress.next_step) as batches, log:
             while True:
                 with _nothing_lost(state, progress, checkpoints, stop):
-                    _at_boundary(state, progress, clock, hooks, checkpoints, log)
-                    if progress.next_step >= clock.total_steps:
+                    _at_boundary(state, progress, schedule, hooks, checkpoints, log)
+                    if progress.next_step >= schedule.total_steps:
                         return state
                     stop.check()
                     batch = next(batches)
@@ -142,7 +142,7 @@ def run(
 
 @contextmanager
 def _nothing_lost(
-    state: TrainState, progress: Progress, checkpoints: Checkpoints, stop: StopSignal
+    state: TrainState, progress: LoopState, checkpoints: Checkpoints, stop: StopSignal
 ) -> Iterator[None]:
     """Between two steps the state is whole: it is saved before an error ends the run.
 
@@ -164,16 +164,16 @@ def _nothing_lost(
 
 def _at_boundary(
     state: TrainState,
-    progress: Progress,
-    clock: Clock,
+    progress: LoopState,
+    schedule: LoopSchedule,
     hooks: Hooks,
     checkpoints: Checkpoints,
     log: _Log,
 ) -> None:
     """Evaluates, exports and saves what is due after `progress.next_step` updates."""
     step = progress.next_step
-    last = step >= clock.total_steps
-    if (last or step in clock.evaluation_steps) and progress.evaluated != step:
+    last = step >= schedule.total_steps
+    if (last or step in schedule.evaluation_steps) and progress.evaluated != step:
         log.flush()
         with log.paused():
             values = hooks.evaluate(state, step)
@@ -182,20 +182,20 @@ def _at_boundary(
         if values[hooks.score] > progress.best_score:
             progress.best_score, progress.best_step = values[hooks.score], step
             hooks.export(state)
-    if last or (step and step % clock.checkpoint_every == 0):
+    if last or (step and step % schedule.checkpoint_every == 0):
         log.flush()
         with log.paused():
             checkpoints.save(state, progress)
 
 
 class _Log:
-    """Progress bar or plain lines, and the scalars of every `log_every`-th step.
+    """LoopState bar or plain lines, and the scalars of every `log_every`-th step.
 
     Scalars are fetched once the next step is under way, so that the device never waits for the host.
     """
 
-    def __init__(self, clock: Clock, writer: MetricWriter, progress: Progress) -> None:
-        self._clock, self._writer, self._progress = clock, writer, progress
+    def __init__(self, schedule: LoopSchedule, writer: MetricWriter, progress: LoopState) -> None:
+        self._schedule, self._writer, self._progress = schedule, writer, progress
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._first = progress.next_step + 1
         # Step whose scalars came last, and when. Before the first ones lies the compilation.
@@ -206,7 +206,7 @@ class _Log:
     def __enter__(self) -> _Log:
         if self._speaks and on_terminal():
             self._bar = tqdm(
-                total=self._clock.total_steps,
+                total=self._schedule.total_steps,
                 initial=self._first - 1,
                 unit="step",
                 dynamic_ncols=True,
@@ -219,13 +219,16 @@ class _Log:
         if self._bar is not None:
             self._bar.close()
 
-    def step(self, progress: Progress, metrics: dict[str, jax.Array]) -> None:
+    def step(self, progress: LoopState, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step just dispatched."""
         if self._bar is not None:
             self._bar.update()
         step = progress.next_step
         self.flush()
-        if step % self._clock.log_every == 0 or step in (self._first, self._clock.total_steps):
+        if step % self._schedule.log_every == 0 or step in (
+            self._first,
+            self._schedule.total_steps,
+        ):
             self._pending = (step, metrics)
 
     def flush(self) -> None:
@@ -236,17 +239,17 @@ class _Log:
         self._pending = None
         values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
         rate = self._rate(step)
-        values["train/images_per_s"] = rate * self._clock.batch
+        values["train/images_per_s"] = rate * self._schedule.batch
         self._writer.scalars(step, values)
         if self._speaks:
             self._show(step, values, rate)
         skipped = int(values["train/skipped"])
-        if skipped > self._clock.max_skipped:
+        if skipped > self._schedule.max_skipped:
             raise NonFiniteLossError(
                 f"loss or gradient was not finite in {skipped} steps in a row, the first of them step "
                 f"{step - skipped + 1}; they changed no weight, and checkpoints/ keeps what was saved "
                 "before. Lower optim.lr and start in another --workdir, or allow more with "
-                f"max_skipped_steps (now {self._clock.max_skipped})"
+                f"max_skipped_steps (now {self._schedule.max_skipped})"
             )
 
     def _rate(self, step: int) -> float:
@@ -275,10 +278,10 @@ class _Log:
             return
         speed = ""
         if rate and step != self._first:  # that one took the compilation's time
-            left = (self._clock.total_steps - step) / rate
-            speed = f"{rate * self._clock.batch:.1f} images/s  {left / 60:.1f} min left  "
+            left = (self._schedule.total_steps - step) / rate
+            speed = f"{rate * self._schedule.batch:.1f} images/s  {left / 60:.1f} min left  "
         print(
-            f"step {step}/{self._clock.total_steps}  loss {values['train/loss']:.4f}  {speed}"
+            f"step {step}/{self._schedule.total_steps}  loss {values['train/loss']:.4f}  {speed}"
             f"best mIoU {score}",
             flush=True,
         )

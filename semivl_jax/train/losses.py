@@ -1,21 +1,26 @@
-"""The training criteria: per-pixel cross entropy and the ways it is weighted and averaged.
+"""The training criteria: weighted sums of per-pixel cross entropies, and the weights that define them.
+
+Every per-pixel criterion of the published methods is Σ weight · CE(logits, label) with a weight map that
+needs no gradient. `*_weights` make these maps for a whole batch; `weighted_cross_entropies` sums.
+Because the divisors are inside the weights, values of parts of a batch add up to the value of the batch.
 
 In: logits [b, h, w, n] of any float dtype, or of a smaller grid, from which they are resized bilinearly to
 the labels, a block of rows at a time; labels [b, h, w] of class indices, where 255 does not count;
-confidences [b, h, w] in [0, 1]; ignore maps [b, h, w], true where a pixel is padding. Out: float32
-scalars that are finite whatever the labels are: a criterion without any pixel to average over is 0,
-and so is its gradient.
+confidences [b, h, w] in [0, 1]; ignore maps [b, h, w], true where a pixel is padding. Out: weights
+float32 [b, h, w]; losses float32 scalars that are finite whatever the labels are: a criterion without any
+pixel to average over is 0, and so is its gradient.
 
 Source: METHOD sections 4.6 and 9 (traps 8, 9 and 14).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int32, Integer
+from jaxtyping import Array, Bool, Float, Float32, Integer
 
 from semivl_jax.models.resize import by_rows
 from semivl_jax.types import IGNORE_INDEX
@@ -52,15 +57,72 @@ def _of_pixels(logits: Array, *labels: Array) -> list[Array]:
     return losses
 
 
-def supervised(
+def weighted_cross_entropies(
     logits: Float[Array, "b _ _ n"],
-    label: Integer[Array, "b h w"],
+    labels: Sequence[Integer[Array, "b h w"]],
+    weights: Sequence[Float[Array, "b h w"]],
+) -> list[Float32[Array, ""]]:
+    """Σ weight · CE for every pair of a label map and its weights; the logits are resized once."""
+    losses = cross_entropies(logits, *labels)
+    return [jnp.sum(loss * weight) for loss, weight in zip(losses, weights, strict=True)]
+
+
+def supervised_weights(label: Integer[Array, "b h w"]) -> Float32[Array, "b h w"]:
+    """Weights of the mean over all pixels that are not 255."""
+    labelled = label != IGNORE_INDEX
+    return _ratio(labelled, jnp.sum(labelled))
+
+
+def consistency_weights(
+    confidence: Float[Array, "b h w"],
+    ignore: Bool[Array, "b h w"],
     *,
-    count: Integer[Array, ""] | None = None,
-) -> Float32[Array, ""]:
-    """Mean cross entropy over the pixels that are not 255; see `labelled_pixels` for `count`."""
-    count = labelled_pixels(label) if count is None else count
-    return _ratio(jnp.sum(cross_entropy(logits, label)), count)
+    mode: ConfidenceMode,
+    threshold: float | Float[Array, "b h w"],
+) -> Float32[Array, "b h w"]:
+    """Weights of pseudo-labels by how sure the teacher was.
+
+    `pixelwise` counts the pixels with confidence >= threshold. `pixelratio` weights every image with its
+    share of such pixels. `pixelavg` weights all pixels of the *whole batch* with the mean confidences of the
+    images, added up, as published: it grows with the batch and does not use the threshold. In the last two,
+    padding stays in the numerator. All divide by the number of pixels that are no padding.
+
+    Errors: ValueError for another mode.
+    """
+    valid = ~ignore
+    if mode == "pixelwise":
+        weight = valid & (confidence >= threshold)
+    elif mode == "pixelratio":
+        weight = image_mean(confidence >= threshold, valid)[:, None, None]
+    elif mode == "pixelavg":
+        weight = jnp.sum(image_mean(confidence, valid))
+    else:
+        raise ValueError(
+            f"confidence mode {mode!r}: choose 'pixelwise', 'pixelratio' or 'pixelavg'"
+        )
+    return jnp.broadcast_to(_ratio(weight, jnp.sum(valid)), confidence.shape)
+
+
+def guidance_weights(
+    label: Integer[Array, "b h w"],
+    ignore: Bool[Array, "b h w"],
+    *,
+    reduction: GuidanceReduction,
+) -> Float32[Array, "b h w"]:
+    """Weights of guidance labels (255: the frozen tower is not sure, or padding).
+
+    The divisor is the number of labelled pixels (`mean`), of pixels that are no padding (`mean_valid`)
+    or of all pixels (`mean_all`, the published choice).
+
+    Errors: ValueError for another reduction.
+    """
+    labelled = label != IGNORE_INDEX
+    counts = {"mean": labelled, "mean_valid": ~ignore, "mean_all": jnp.ones_like(labelled)}
+    if reduction not in counts:
+        raise ValueError(
+            f"guidance reduction {reduction!r}: choose 'mean', 'mean_valid' or 'mean_all'"
+        )
+    return _ratio(labelled, jnp.sum(counts[reduction]))
 
 
 def ohem(
@@ -95,118 +157,23 @@ def ohem(
     return _ratio(jnp.sum(jnp.where(kept, loss, 0.0)), jnp.sum(kept))
 
 
-def consistency(
-    loss: Float32[Array, "b h w"],
-    confidence: Float[Array, "b h w"],
-    ignore: Bool[Array, "b h w"],
-    *,
-    mode: ConfidenceMode,
-    threshold: float,
-    count: Integer[Array, ""] | None = None,
-    confidence_sum: Float32[Array, ""] | None = None,
+def share_of_valid(
+    chosen: Bool[Array, "b h w"], ignore: Bool[Array, "b h w"]
 ) -> Float32[Array, ""]:
-    """Cross entropies with pseudo-labels, weighted by how sure the teacher was.
-
-    `pixelwise` counts the pixels with confidence >= threshold. `pixelratio` weights every image with its
-    share of such pixels. `pixelavg` multiplies the sum over the *whole batch* with the mean confidence of
-    each image and adds that up, as published: it grows with the batch and does not use the threshold. In
-    the last two, padding stays in the numerator. All divide by the number of pixels that are no padding.
-
-    `count` and `confidence_sum` are those of the whole batch (`valid_pixels`, `confidence_sums`) where the
-    arguments are a part of it.
-
-    Errors: ValueError for another mode.
-    """
+    """Share of the batch's pixels that are chosen, among those that are no padding."""
     valid = ~ignore
-    if mode == "pixelwise":
-        total = jnp.sum(jnp.where(valid & (confidence >= threshold), loss, 0.0))
-    elif mode == "pixelratio":
-        share = _image_mean(confidence >= threshold, valid)
-        total = jnp.sum(jnp.sum(loss, axis=(1, 2)) * share)
-    elif mode == "pixelavg":
-        if confidence_sum is None:
-            confidence_sum = confidence_sums(confidence, ignore)
-        total = jnp.sum(loss) * confidence_sum
-    else:
-        raise ValueError(
-            f"confidence mode {mode!r}: choose 'pixelwise', 'pixelratio' or 'pixelavg'"
-        )
-    return _ratio(total, jnp.sum(valid) if count is None else count)
+    return _ratio(jnp.sum(valid & chosen), jnp.sum(valid))
 
 
-def guidance(
-    loss: Float32[Array, "b h w"],
-    label: Integer[Array, "b h w"],
-    ignore: Bool[Array, "b h w"],
-    *,
-    reduction: GuidanceReduction,
-    count: Integer[Array, ""] | None = None,
-) -> Float32[Array, ""]:
-    """Cross entropies with the guidance labels (255: the frozen tower is not sure, or padding).
-
-    The sum is divided by the number of labelled pixels (`mean`), of pixels that are no padding
-    (`mean_valid`) or of all pixels (`mean_all`, the published choice); see `guidance_pixels` for `count`.
-
-    Errors: ValueError for another reduction.
-    """
-    count = guidance_pixels(label, ignore, reduction=reduction) if count is None else count
-    return _ratio(jnp.sum(loss), count)
-
-
-def labelled_pixels(label: Integer[Array, "b h w"]) -> Int32[Array, ""]:
-    """Pixels that are not 255: what `supervised` divides by.
-
-    Criteria take the `count` of a whole batch where their arguments are a part of it. Their values for all
-    parts then add up to the value for the batch.
-    """
-    return jnp.sum(label != IGNORE_INDEX)
-
-
-def valid_pixels(ignore: Bool[Array, "b h w"]) -> Int32[Array, ""]:
-    """Pixels that are no padding: what `consistency` divides by."""
-    return jnp.sum(~ignore)
-
-
-def confidence_sums(
-    confidence: Float[Array, "b h w"], ignore: Bool[Array, "b h w"]
-) -> Float32[Array, ""]:
-    """Mean confidence of every image, added up: the factor of `consistency` in the mode `pixelavg`."""
-    return jnp.sum(_image_mean(confidence, ~ignore))
-
-
-def guidance_pixels(
-    label: Integer[Array, "b h w"],
-    ignore: Bool[Array, "b h w"],
-    *,
-    reduction: str,
-) -> Int32[Array, ""]:
-    """What `guidance` divides by. ValueError for an unknown reduction."""
-    if reduction == "mean":
-        return labelled_pixels(label)
-    if reduction == "mean_valid":
-        return valid_pixels(ignore)
-    if reduction == "mean_all":
-        return jnp.asarray(label.size, jnp.int32)
-    raise ValueError(f"guidance reduction {reduction!r}: choose 'mean', 'mean_valid' or 'mean_all'")
-
-
-def confident_share(
-    confidence: Float[Array, "b h w"], ignore: Bool[Array, "b h w"], *, threshold: float
-) -> Float32[Array, ""]:
-    """Share of the batch's pixels with confidence >= threshold among those that are no padding."""
-    valid = ~ignore
-    sure = jnp.sum(valid & (confidence >= threshold))
-    return _ratio(sure.astype(jnp.float32), jnp.sum(valid))
-
-
-def _ratio(total: Float32[Array, "..."], count: Integer[Array, "..."]) -> Float32[Array, "..."]:
-    """total / count, and 0 where nothing was counted (also for a total that is not 0)."""
-    return jnp.where(count > 0, total / jnp.maximum(count, 1), 0.0)
-
-
-def _image_mean(
+def image_mean(
     values: Float[Array, "b h w"] | Bool[Array, "b h w"], valid: Bool[Array, "b h w"]
 ) -> Float32[Array, " b"]:
-    """Mean of each image over its valid pixels."""
+    """Mean of each image over its valid pixels, 0 for an image without any."""
     total = jnp.sum(jnp.where(valid, values, 0), axis=(1, 2), dtype=jnp.float32)
     return _ratio(total, jnp.sum(valid, axis=(1, 2)))
+
+
+def _ratio(value: Array, count: Array) -> Float32[Array, "..."]:
+    """value / count, and 0 where nothing was counted (also for a value that is not 0)."""
+    value = jnp.asarray(value, jnp.float32)
+    return jnp.where(count > 0, value / jnp.maximum(count, 1), 0.0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Float32, Int32, Integer
+from jaxtyping import Array, Bool, Float, Float32, Integer
 
 from semivl_jax.models.resize import bilinear
 from semivl_jax.types import IGNORE_INDEX
@@ -34,36 +34,39 @@ class MaskLoss:
         return self.focal + self.dice
 
 
+def mask_weights(
+    label: Integer[Array, "b h w"], *, scale: float | Float[Array, ""] = 1.0
+) -> Float32[Array, " b"]:
+    """Weight of every image: `scale` / the number of classes that an image shows, summed over the images.
+
+    On pseudo-labels, `scale` is the share of confident pixels: this criterion cannot weight single pixels.
+    """
+    classes = jnp.arange(IGNORE_INDEX, dtype=jnp.int32)
+    target = label.astype(jnp.int32)[..., None] == classes[None, None, None, :]
+    shown = jnp.any(target, axis=(1, 2))
+    weight = jnp.asarray(scale, jnp.float32) / jnp.maximum(jnp.sum(shown), 1)
+    return jnp.broadcast_to(weight, label.shape[:1])
+
+
 def mask_loss(
     logits: Float[Array, "b _ _ n"],
     label: Integer[Array, "b h w"],
+    weight: Float[Array, " b"],
     *,
     focal_weight: float = 20.0,
     dice_weight: float = 1.0,
-    scale: float | Float[Array, ""] = 1.0,
-    masks: Integer[Array, ""] | None = None,
 ) -> MaskLoss:
-    """Focal and dice loss; both terms are multiplied by `scale`.
+    """Focal and dice loss, summed over images with their `mask_weights`.
 
-    On pseudo-labels, `scale` is the share of confident pixels (`losses.confident_share`): this
-    criterion cannot weight single pixels. Pseudo-labels of padding count, as published. `masks` is the
-    `shown_classes` of the whole batch where the arguments are a part of it.
+    Pseudo-labels of padding count, as published.
     """
     logits = bilinear(logits.astype(jnp.float32), label.shape[1:], align_corners=False)
     classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     target = label.astype(jnp.int32)[..., None] == classes[None, None, None, :]
     shown = jnp.any(target, axis=(1, 2))
-    masks = jnp.maximum(jnp.sum(shown) if masks is None else masks, 1)
-    focal = jnp.sum(jnp.mean(_focal(logits, target), axis=(1, 2))) / masks
-    dice = jnp.sum(jnp.where(shown, _dice(logits, target), 0.0)) / masks
-    return MaskLoss(focal=scale * focal_weight * focal, dice=scale * dice_weight * dice)
-
-
-def shown_classes(label: Integer[Array, "b h w"]) -> Int32[Array, ""]:
-    """Classes that an image shows, summed over the images: what `mask_loss` divides by, if not 0."""
-    classes = jnp.arange(IGNORE_INDEX, dtype=jnp.int32)
-    target = label.astype(jnp.int32)[..., None] == classes[None, None, None, :]
-    return jnp.sum(jnp.any(target, axis=(1, 2)))
+    focal = jnp.sum(jnp.mean(_focal(logits, target), axis=(1, 2)) * weight[:, None])
+    dice = jnp.sum(jnp.where(shown, _dice(logits, target), 0.0) * weight[:, None])
+    return MaskLoss(focal=focal_weight * focal, dice=dice_weight * dice)
 
 
 def _focal(

@@ -61,6 +61,7 @@ def published_groups(
         *backbone[finetune],
         Group("conv_encoder", "conv_encoder/.*", conv_encoder_lr),
         Group("decoder", "decoder/.*", decoder_lr),
+        Group("method", "method/.*", decoder_lr),
     )
 
 

@@ -1,7 +1,7 @@
 """The device mesh and where arrays live on it.
 
-Three axes (`models/partition.py`): images of a batch are split over `data` and `fsdp`; parameters, frozen
-ones too, optimiser and average rest split over `fsdp` as `RULES` say and come together where a step uses
+Three axes (`models/mesh_axes.py`): images of a batch are split over `data` and `fsdp`; parameters, frozen
+ones too, optimiser and average rest split over `fsdp` as `RULES` say and are gathered where a step uses
 them; `classes` splits what the decoder computes per class. Axes of size 1 cost nothing, so the same code
 serves one CPU and many hosts.
 """
@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array
 
 from semivl_jax.models.mesh_axes import AXES, BATCH, FSDP
 from semivl_jax.types import PyTree
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class PartitionRule:
     """Leaves whose whole path matches: the dimensions that may be split, the first that can be is."""
 
     pattern: str
@@ -36,10 +36,12 @@ class Rule:
 
 
 RULES = (
-    Rule(r"(.*/)?(query|key|value)/kernel", (0, -1)),  # [in, heads, channels of a head]
-    Rule(r"(.*/)?kernel", (-1, -2)),  # [..., in, out]
-    Rule(r"(.*/)?pos_embedding", (-1,)),
-    Rule(r".*", ()),  # biases, norms, tokens, statistics, counters: small, whole on every device
+    PartitionRule(r"(.*/)?(query|key|value)/kernel", (0, -1)),  # [in, heads, channels of a head]
+    PartitionRule(r"(.*/)?kernel", (-1, -2)),  # [..., in, out]
+    PartitionRule(r"(.*/)?pos_embedding", (-1,)),
+    PartitionRule(
+        r".*", ()
+    ),  # biases, norms, tokens, statistics, counters: small, whole on every device
 )
 """How leaves rest on the `fsdp` axis; the first rule that matches decides.
 
@@ -210,12 +212,12 @@ def on_mesh(function: Callable[Arguments, Result], mesh: Mesh) -> Callable[Argum
     return traced
 
 
-def together(tree: PyTree) -> PyTree:
-    """Inside of a step: whole leaves for computing with, whatever they rest like."""
+def all_gather(tree: PyTree) -> PyTree:
+    """Inside of a step: whole leaves, however they rest."""
     return jax.tree.map(lambda leaf: _constrained(leaf, PartitionSpec()), tree)
 
 
-def apart(tree: PyTree) -> PyTree:
+def reshard(tree: PyTree) -> PyTree:
     """Inside of a step: leaves split as they rest (gradients, before the optimiser sees them)."""
     fsdp = dict(_current().shape).get(FSDP, 1)
 
@@ -225,7 +227,7 @@ def apart(tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _constrained(leaf: Shaped[Array, "..."], place: PartitionSpec) -> Shaped[Array, "..."]:
+def _constrained(leaf: Any, place: PartitionSpec) -> Any:
     if dict(_current().shape).get(FSDP, 1) == 1:
         return leaf
     return jax.lax.with_sharding_constraint(leaf, place)
@@ -233,3 +235,36 @@ def _constrained(leaf: Shaped[Array, "..."], place: PartitionSpec) -> Shaped[Arr
 
 def _current() -> AbstractMesh:
     return jax.sharding.get_abstract_mesh()
+
+
+def split_batch(tree: PyTree, parts: int) -> PyTree:
+    """Inside of a step: leaves [b, ...] to [parts, b / parts, ...], computed one part after another.
+
+    Every device keeps its own images: it gives an equal share of them to every part.
+    """
+    shards = batch_shards(_current())
+
+    def one(leaf: Array) -> Array:
+        rest = leaf.shape[1:]
+        pieces = leaf.reshape(shards, parts, -1, *rest).swapaxes(0, 1)
+        return _placed(pieces.reshape(parts, -1, *rest), PartitionSpec(None, BATCH))
+
+    return jax.tree.map(one, tree)
+
+
+def join_batch(tree: PyTree) -> PyTree:
+    """The inverse of `split_batch`."""
+    shards = batch_shards(_current())
+
+    def one(leaf: Array) -> Array:
+        parts, _, *rest = leaf.shape
+        pieces = leaf.reshape(parts, shards, -1, *rest).swapaxes(0, 1)
+        return _placed(pieces.reshape(-1, *rest), PartitionSpec(BATCH))
+
+    return jax.tree.map(one, tree)
+
+
+def _placed(leaf: Any, place: PartitionSpec) -> Any:
+    if batch_shards(_current()) == 1:
+        return leaf
+    return jax.lax.with_sharding_constraint(leaf, place)

@@ -8,7 +8,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int32
 
-from semivl_jax.train import param_groups as groups_lib
+from semivl_jax.train import param_groups
 from semivl_jax.types import ClassText, PyTree
 
 
@@ -16,54 +16,66 @@ from semivl_jax.types import ClassText, PyTree
 class TrainState:
     """Everything that a checkpoint holds of the model.
 
-    `step` counts the updates done; `skipped` the non-finite ones since the last finite one. `ema` averages
-    `trained`, maybe in half precision, and is None where the student teaches itself; `batch_stats` is empty
-    without BatchNorm.
+    step: updates done.
+    skipped: steps that were not finite since the last finite one.
+    params: trained parameters by part (`backbone`, `decoder`, … and `method` for a method's own).
+    frozen_params: parameters of the same parts that are not trained.
+    batch_stats: running statistics, empty without BatchNorm.
+    ema_params, ema_batch_stats: the average of params and batch_stats; None for a method without one.
+    method: what the method keeps between steps.
     """
 
     step: Int32[Array, ""]
     skipped: Int32[Array, ""]
-    trained: PyTree
-    frozen: PyTree
+    params: PyTree
+    frozen_params: PyTree
     batch_stats: PyTree
     opt_state: optax.OptState
-    ema: PyTree | None
+    ema_params: PyTree | None
     ema_batch_stats: PyTree | None
+    method: PyTree = struct.field(default_factory=dict)
 
     def student(self) -> PyTree:
         """Variables of the student for `SegmentationModel.apply`."""
-        return variables(self.trained, self.frozen, self.batch_stats)
+        return variables(self.params, self.frozen_params, self.batch_stats)
 
     def teacher(self) -> PyTree:
         """Variables of the teacher: the average where one is kept, else the student."""
-        if self.ema is None:
+        if self.ema_params is None:
             return self.student()
-        # A half-precision average is stored as such, but used like any other weights.
-        average = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), self.ema)
-        return variables(average, self.frozen, self.ema_batch_stats)
+        return variables(self.ema_params, self.frozen_params, self.ema_batch_stats)
 
 
 @struct.dataclass
-class Constants:
-    """Read by every step, never changed and never checkpointed; None is what a recipe does without."""
+class Frozen:
+    """Read by every step, never changed and never checkpointed; None is what a method does without.
+
+    text: describes the classes to the decoder.
+    guidance_params, guidance_text: of the frozen CLIP that labels unlabelled images.
+    method: variables of the method's own frozen networks.
+    """
 
     text: ClassText | None
     guidance_params: PyTree | None = None
     guidance_text: ClassText | None = None
+    method: PyTree = struct.field(default_factory=dict)
 
 
-def variables(trained: PyTree, frozen: PyTree, batch_stats: PyTree) -> PyTree:
-    """The two halves of the parameters together, beside the running statistics."""
-    return {"params": groups_lib.merge(trained, frozen), "batch_stats": batch_stats}
+def variables(params: PyTree, frozen_params: PyTree, batch_stats: PyTree) -> PyTree:
+    """Trained and frozen parameters of the model together, beside the running statistics."""
+    merged = param_groups.merge(params, frozen_params)
+    merged.pop("method", None)
+    return {"params": merged, "batch_stats": batch_stats}
 
 
 def create(
-    trained: PyTree,
-    frozen: PyTree,
+    params: PyTree,
+    frozen_params: PyTree,
     batch_stats: PyTree,
     optimizer: optax.GradientTransformation,
     *,
     ema: bool,
+    method: PyTree | None = None,
 ) -> TrainState:
     """State before the first update; the average starts as a copy of the student."""
 
@@ -73,10 +85,11 @@ def create(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
-        trained=trained,
-        frozen=frozen,
+        params=params,
+        frozen_params=frozen_params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(trained),
-        ema=copy(trained) if ema else None,
+        opt_state=optimizer.init(params),
+        ema_params=copy(params) if ema else None,
         ema_batch_stats=copy(batch_stats) if ema else None,
+        method={} if method is None else method,
     )

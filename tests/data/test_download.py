@@ -38,7 +38,7 @@ def test_downloads_once(server, tmp_path):
         assert path.read_bytes() == DATA
     assert len(server.requests) == 1
     assert left(tmp_path) == ["a.zip", "a.zip.sha256"]
-    assert download.status(file, tmp_path) == (True, "there, 10.2 kB")
+    assert download.status(file, tmp_path) == (True, "there, 10.2kB")
 
 
 def test_goes_on_where_it_broke_off(server, tmp_path):
@@ -61,10 +61,10 @@ def test_goes_on_in_another_process(server, tmp_path):
     """What a killed process leaves is used, and never taken for the file."""
     server.break_after, server.errors = [1000], []
     file = remote(server, sha256=SHA)
-    with pytest.raises(ValueError, match=r"a\.zip cannot be downloaded .*1 kB are here"):
+    with pytest.raises(ValueError, match=r"a\.zip cannot be downloaded .*1.00kB are here"):
         download.fetch(file, tmp_path, patience=Patience(attempts=1, wait=0.0))
     assert left(tmp_path) == ["a.zip.part", "a.zip.part.tag"]
-    assert download.status(file, tmp_path) == (False, "1 kB downloaded")
+    assert download.status(file, tmp_path) == (False, "1.00kB downloaded")
     assert download.fetch(file, tmp_path, patience=QUICK).read_bytes() == DATA
     assert server.requests[-1][1] == "bytes=1000-"
 
@@ -146,7 +146,7 @@ def test_full_disk_leaves_nothing(server, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(download.shutil, "disk_usage", lambda _: Usage)
-        with pytest.raises(ValueError, match=r"100 bytes free, but 10\.2 kB of a\.zip"):
+        with pytest.raises(ValueError, match=r"100B free, but 10\.2kB of a\.zip"):
             download.fetch(remote(server), tmp_path, patience=QUICK)
     assert left(tmp_path) == []
 

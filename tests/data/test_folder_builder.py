@@ -1,7 +1,5 @@
 import re
 import resource
-import subprocess
-import sys
 import unicodedata
 
 import numpy as np
@@ -11,7 +9,7 @@ from PIL import Image
 from semivl_jax import utils
 from semivl_jax.data import images
 from semivl_jax.data.source import open_source
-from semivl_jax.data.splits import describe_split, resolve_split
+from semivl_jax.data.splits import resolve_split
 from tests.data.photos import make_folder, prepared, write_pair
 from tfds_builders import common
 from tfds_builders.folder_semi import FolderSemi
@@ -39,18 +37,8 @@ def test_records_hold_what_the_folder_holds(toy_folder, toy_source):
     assert toy_source[8].label is None
 
 
-def test_neither_preparing_nor_reading_needs_tensorflow(tmp_path):
-    make_folder(tmp_path / "photos", masks=1, without=1, validation=1)
-    script = (
-        "import sys; from tests.data.photos import prepared; from pathlib import Path;"
-        f"prepared(Path({str(tmp_path / 'photos')!r}))[0];"
-        "assert 'tensorflow' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-
-
 def test_preparing_shows_how_far_it_is(folder, monkeypatch, capfd):
-    monkeypatch.setattr(utils, "EVERY", 0.0)
+    monkeypatch.setattr(utils, "LINE_INTERVAL", 0.0)
     common.prepare(FolderSemi(folder, data_dir=folder.parent / "prepared"))
     said = capfd.readouterr().err
     assert re.search(r"^folder_semi\S*, train: 3 images, [\d.,]+/s$", said, re.MULTILINE), said
@@ -170,15 +158,6 @@ def test_masks_without_an_image_are_mentioned(folder, capsys):
     assert "masks/train/typo.png" in said
 
 
-def test_report_before_training(folder):
-    source = prepared(folder)
-    report = describe_split(source, resolve_split(source, "1"))
-    assert "3 training images, 1 labelled, 2 unlabelled" in report
-    assert "3 sizes of image, 30 to 44 pixels wide and 24 to 34 high" in report
-    assert "never labelled" in report and report.endswith("car")
-    assert source.sizes == ((24, 30), (29, 37), (34, 44))
-
-
 def test_names_and_texts_as_users_have_them(tmp_path):
     """Capitals, spaces, accents (decomposed as on a Mac), links, notebooks' copies, Windows' text files."""
     root = tmp_path / "photos"
@@ -200,7 +179,9 @@ def test_names_and_texts_as_users_have_them(tmp_path):
     listed.write_bytes("\ufeffmy Bäume é.JPG\r\n".encode())
     assert resolve_split(source, str(listed)).labelled == (2,)
     (root / "classes.txt").write_bytes("Wäsche\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"classes\.txt is not UTF-8 text .*; save it as UTF-8"):
+    with pytest.raises(
+        ValueError, match=r"classes\.txt cannot be read as text .*; save it as UTF-8"
+    ):
         scan(root)
 
 
@@ -218,71 +199,70 @@ def test_full_disk_leaves_nothing(folder):
     assert len(prepared(folder)) == 3
 
 
-def _break_classes(root):
-    (root / "classes.txt").unlink()
-
-
-def _break_image(root):
+def _image(root):
     path = root / "images/train/train01.jpg"
     path.write_bytes(path.read_bytes()[:400])
 
 
-def _break_size(root):
-    Image.fromarray(np.zeros((9, 8), np.uint8)).save(root / "masks/train/train01.png")
-
-
-def _break_colours(root):
-    Image.fromarray(np.zeros((24, 30, 3), np.uint8)).save(root / "masks/train/train00.png")
-
-
-def _break_names(root):
+def _all_masks_renamed(root):
     for path in (root / "masks/train").iterdir():
         path.rename(path.with_stem(path.stem + "_mask"))
 
 
-def _break_validation(root):
-    (root / "masks/val/val00.png").unlink()
-
-
-def _break_twice(root):
-    write_pair(root, "train/train00", rng=RNG, suffix=".png", mask=False)
-
-
-def _break_link(root):
-    (root / "images/train/gone.jpg").symlink_to(root / "nowhere.jpg")
-
-
-def _break_kind_of_mask(root):
-    Image.fromarray(np.zeros((34, 44), np.uint8)).save(root / "masks/train/train02.jpg")
-
-
-def _break_shared_mask(root):
+def _shared_mask(root):
     (root / "masks/train/train00.png").rename(root / "masks/both.png")
     for part in ("train", "val"):
         write_pair(root, f"{part}/both", rng=RNG, mask=False)
 
 
-def _break_encoding(root):
-    (root / "images/train/train01.jpg").rename(root / "images/train" / "\udce4.jpg")
+def _mask(name, *shape):
+    return lambda root: Image.fromarray(np.zeros(shape, np.uint8)).save(root / "masks" / name)
+
+
+def _text(name, text):
+    return lambda root: (root / name).write_text(text)
 
 
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (_break_classes, "has no classes.txt; write one class name per line"),
-        (_break_image, "image .*train01.jpg cannot be used: .*; replace the file"),
-        (_break_size, "label of .*train01.jpg is 8x9 pixels but the image is 37x29; give both"),
-        (_break_colours, "train00.png cannot be used: .*colours instead of class indices"),
-        (_break_names, "no mask for any training image .*masks/train/train00_mask.png"),
-        (_break_validation, "validation image images/val/val00.jpg has no mask"),
-        (_break_link, "gone.jpg is a link to a file that is not there"),
-        (_break_kind_of_mask, "masks/train/train02.jpg in .* is no PNG; save masks as PNG"),
-        (_break_shared_mask, "would both have the mask masks/both.png; put masks into folders"),
-        (_break_encoding, r"file name b'.*\\xe4.jpg' is no UTF-8 text; rename the file"),
-        (_break_twice, "would have the same mask and id 'train00'; rename one"),
-        (lambda root: (root / "classes.txt").write_text("a\nb\na\n"), "names the class 'a' twice"),
-        (lambda root: (root / "classes.txt").write_text("\n"), "names no class"),
-        (lambda root: (root / "val.txt").write_text("x\n"), "in one way, either .*and val.txt"),
+        (lambda root: (root / "classes.txt").unlink(), "has no classes.txt; write one class name"),
+        (_image, "image .*train01.jpg cannot be used: .*; replace the file"),
+        (
+            _mask("train/train01.png", 9, 8),
+            "label of .*train01.jpg cannot be used: label map of 8×9 .* of 37×29; give",
+        ),
+        (
+            _mask("train/train00.png", 24, 30, 3),
+            "train00.png cannot be used: .*colours instead of class indices",
+        ),
+        (_all_masks_renamed, "no mask for any training image .*masks/train/train00_mask.png"),
+        (
+            lambda root: (root / "masks/val/val00.png").unlink(),
+            "validation image images/val/val00.jpg has no mask",
+        ),
+        (
+            lambda root: (root / "images/train/gone.jpg").symlink_to(root / "nowhere.jpg"),
+            "gone.jpg is a link to a file that is not there",
+        ),
+        (
+            _mask("train/train02.jpg", 34, 44),
+            "masks/train/train02.jpg in .* is no PNG; save masks as PNG",
+        ),
+        (_shared_mask, "would both have the mask masks/both.png; put masks into folders"),
+        (
+            lambda root: (root / "images/train/train01.jpg").rename(
+                root / "images/train/\udce4.jpg"
+            ),
+            r"file name b'.*\\xe4.jpg' is no UTF-8 text; rename the file",
+        ),
+        (
+            lambda root: write_pair(root, "train/train00", rng=RNG, suffix=".png", mask=False),
+            "would have the same id 'train00'; rename one",
+        ),
+        (_text("classes.txt", "a\nb\na\n"), "names the class 'a' twice"),
+        (_text("classes.txt", "\n"), "names no class"),
+        (_text("val.txt", "x\n"), "in one way, either .*and val.txt"),
     ],
 )
 def test_bad_folders_are_named(folder, harm, sentence):
@@ -327,6 +307,6 @@ def test_photos_are_turned_upright_before_sizes_are_compared(tmp_path):
     assert images.decode_image(source[0].image).shape == (24, 30, 3)
     Image.fromarray(np.zeros((30, 24), np.uint8)).save(root / "masks/train/train00.png")
     with pytest.raises(
-        ValueError, match=r"is 24x30 pixels but the image is 30x24 .perhaps only one"
+        ValueError, match=r"of 24×30 pixels for an image of 30×24 .perhaps only one"
     ):
         prepared(root)

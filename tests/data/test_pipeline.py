@@ -1,3 +1,5 @@
+"""The training stream: order, shards, crops of every stream, workers, resuming."""
+
 import json
 import os
 import signal
@@ -11,16 +13,20 @@ import pytest
 
 from semivl_jax.data.crops import Geometry
 from semivl_jax.data.pipeline import TrainPipeline
-from semivl_jax.data.sampler import SampleOrder, Share, Stream, permutation
+from semivl_jax.data.sampler import Sampler, Shard, generator, permutation
 from semivl_jax.data.source import open_source
+from semivl_jax.types import Stream
 from tests.data.photos import make_folder, prepared
 
 GEOMETRY = Geometry(crop=32, resize="ratio", ratio_long=128, ratio_short=32)
+ONE, TWO = (Stream("unlabelled"),), (Stream("unlabelled", crops=2),)
 
 
-def make(source, *, labelled=(0, 1, 2), unlabelled=range(3, 13), batch=6, **options):
+def make(source, *, labelled=(0, 1, 2), unlabelled=range(3, 13), batch=6, streams=ONE, **options):
     options = {"geometry": GEOMETRY, "seed": 3} | options
-    return TrainPipeline(source, list(labelled), list(unlabelled), batch=batch, **options)
+    return TrainPipeline(
+        source, list(labelled), list(unlabelled), streams=streams, batch=batch, **options
+    )
 
 
 def first(pipeline, count, start=0):
@@ -35,56 +41,60 @@ def assert_equal(ours, theirs):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
-def test_no_image_is_lost_or_repeated_within_an_epoch(processes):
-    order = SampleOrder(num_labelled=7, num_unlabelled=100, seed=0)
-    shares = [Share(24, process, processes) for process in range(processes)]
-    for start in (0, 100, 300):  # first places of epochs; batches straddle them
+def test_no_image_is_lost_or_repeated_within_a_pass(processes):
+    unlabelled, labelled = Sampler("unlabelled", 100, seed=0), Sampler("labelled", 7, 0, 100)
+    shards = [Shard(24, process, processes) for process in range(processes)]
+    for start in (0, 100, 300):  # first indices of passes; batches straddle them
         steps = range(start // 24, (start + 100) // 24 + 1)
-        places = sorted(
-            share.place(local)
-            for share in shares
+        indices = sorted(
+            shard.global_index(local)
+            for shard in shards
             for step in steps
-            for local in range(step * share.size, (step + 1) * share.size)
+            for local in range(step * shard.size, (step + 1) * shard.size)
         )
-        assert places == list(range(steps[0] * 24, (steps[-1] + 1) * 24))
-        epoch = [place for place in places if start <= place < start + 100]
-        assert sorted(order.unlabelled(place) for place in epoch) == list(range(100))
-        seen = np.bincount([order.labelled(place) for place in epoch], minlength=7)
+        assert indices == list(range(steps[0] * 24, (steps[-1] + 1) * 24))
+        one_pass = [index for index in indices if start <= index < start + 100]
+        assert sorted(unlabelled(index) for index in one_pass) == list(range(100))
+        seen = np.bincount([labelled(index) for index in one_pass], minlength=7)
         assert seen.min() >= 14 and seen.max() <= 15  # 100 repeats of 7 images
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
-def test_an_epoch_of_the_pipelines_has_every_image_once(toy_source, processes):
-    pipelines = [
-        make(toy_source, batch=24, process_index=p, process_count=processes)
-        for p in range(processes)
-    ]
-    names = [
-        name for step in range(5) for part in pipelines for name in part.ids(step)["unlabelled"]
-    ]
-    epochs = [sorted(names[start : start + 10]) for start in range(0, 120, 10)]
-    assert epochs == [sorted(toy_source.ids[3:13])] * 12
-    assert len({tuple(names[start : start + 10]) for start in range(0, 120, 10)}) == 12
+def test_every_labelled_image_is_used_even_if_few_are_unlabelled(toy_source):
+    pipeline = make(toy_source, labelled=range(6), unlabelled=[7, 8], batch=6)
+    assert sorted(pipeline.ids(0)["labelled"]) == [f"train{i:02d}" for i in range(6)]
 
 
-def test_every_labelled_image_is_used_even_if_few_are_unlabelled():
-    order = SampleOrder(num_labelled=50, num_unlabelled=4, seed=0)
-    assert {order.labelled(place) for place in range(50)} == set(range(50))
-
-
-def test_orders_differ_between_epochs_streams_and_seeds():
+def test_orders_differ_between_passes_streams_and_seeds():
     drawn = [
-        permutation(seed, stream, epoch, 50).tolist()
+        permutation(seed, f"{name}/order", number, 50).tolist()
         for seed in (0, 1)
-        for stream in (Stream.LABELLED_ORDER, Stream.UNLABELLED_ORDER)
-        for epoch in (0, 1)
+        for name in ("labelled", "unlabelled", "context", "unlabelled.1")
+        for number in (0, 1)
     ]
     assert all(sorted(order) == list(range(50)) for order in drawn)
     assert len({tuple(order) for order in drawn}) == len(drawn)
 
 
-def test_order_is_the_same_for_ever():
-    assert permutation(0, Stream.UNLABELLED_ORDER, 2, 8).tolist() == [1, 7, 0, 3, 5, 4, 6, 2]
+def test_orders_and_crops_stay_what_they_were():
+    """A run that is resumed with a newer version continues its stream."""
+    orders = {
+        "unlabelled": [1, 7, 0, 3, 5, 4, 6, 2],
+        "labelled": [0, 7, 1, 5, 3, 4, 6, 2],
+    }
+    for name, order in orders.items():
+        assert permutation(0, f"{name}/order", 2, 8).tolist() == order
+    assert permutation(0, "context/order", 0, 8).tolist() == [5, 0, 3, 6, 7, 4, 1, 2]
+    geometry = {
+        "labelled": [950, 717, 572, 936],
+        "unlabelled": [343, 592, 389, 427],
+        "unlabelled.1": [597, 718, 554, 163],
+        "context": [856, 953, 346, 650],
+    }
+    for name, numbers in geometry.items():
+        assert generator(5, f"{name}/geometry", 7).integers(1000, size=4).tolist() == numbers
+    labelled, unlabelled = Sampler("labelled", 3, 1, 5), Sampler("unlabelled", 5, 1)
+    assert [labelled(i) for i in range(10)] == [2, 0, 0, 1, 1, 0, 0, 1, 1, 2]
+    assert [unlabelled(i) for i in range(10)] == [0, 4, 1, 3, 2, 4, 1, 0, 3, 2]
 
 
 def test_batches_are_what_ids_say(toy_source):
@@ -110,7 +120,7 @@ def test_batches_are_what_ids_say(toy_source):
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_processes_share_the_batches_of_one(toy_source, processes):
-    options = {"partner": "same_image", "batch": 24}
+    options = {"streams": TWO, "batch": 24}
     whole = make(toy_source, **options)
     parts = [
         make(toy_source, **options, process_index=p, process_count=processes)
@@ -124,10 +134,10 @@ def test_processes_share_the_batches_of_one(toy_source, processes):
         assert names == whole.ids(5 + step)["unlabelled"]
 
 
-@pytest.mark.parametrize(("workers", "process"), [(1, (0, 1)), (2, (1, 3)), (3, (0, 1))])
+@pytest.mark.parametrize(("workers", "process"), [(1, (0, 1)), (2, (1, 3))])
 def test_resumes_anywhere_with_other_workers(toy_source, workers, process):
     """An uninterrupted stream, loaded by threads, against one that begins at a random step."""
-    options = {"partner": "same_image", "process_index": process[0], "process_count": process[1]}
+    options = {"streams": TWO, "process_index": process[0], "process_count": process[1]}
     start = int(np.random.default_rng(workers).integers(1, 30))
     here = first(make(toy_source, **options), start + 4)
     there = make(toy_source, **options, workers=workers)
@@ -137,23 +147,54 @@ def test_resumes_anywhere_with_other_workers(toy_source, workers, process):
         assert_equal(ours, theirs)
 
 
-def test_partner_is_another_crop_of_the_same_photo(toy_source):
+def test_second_crop_of_the_same_photo(toy_source):
     geometry = Geometry(crop=32, resize="long_side", scale_min=1.0, scale_max=1.0)
-    (batch,) = first(make(toy_source, partner="same_image", geometry=geometry), 1)
-    sizes = np.concatenate([batch["unlabelled/size"], batch["partner/size"]], axis=1)
+    (batch,) = first(make(toy_source, streams=TWO, geometry=geometry), 1)
+    sizes = np.concatenate([batch["unlabelled/size"], batch["unlabelled.1/size"]], axis=1)
     np.testing.assert_array_equal(sizes[:, :2], sizes[:, 2:])
     fits = (sizes[:, :2] < 32).all(axis=1)  # nothing to choose: both are the whole photo
     for i in np.flatnonzero(fits):
-        np.testing.assert_array_equal(batch["unlabelled/image"][i], batch["partner/image"][i])
-    (batch,) = first(make(toy_source, partner="same_image"), 1)
-    assert (batch["unlabelled/image"] != batch["partner/image"]).any(axis=(1, 2, 3)).all()
+        np.testing.assert_array_equal(batch["unlabelled/image"][i], batch["unlabelled.1/image"][i])
+    (batch,) = first(make(toy_source, streams=TWO), 1)
+    differ = batch["unlabelled/image"] != batch["unlabelled.1/image"]
+    assert differ.any(axis=(1, 2, 3)).all()
 
 
 def test_supervised_stream_has_labelled_crops_only(toy_source):
-    pipeline = make(toy_source, labelled=range(6), unlabelled=(), partner="same_image", batch=4)
-    (batch,) = first(pipeline, 1)
+    options = {"labelled": range(3), "streams": (), "batch": 4}
+    (batch,) = first(make(toy_source, **options), 1)
     assert batch.keys() == {"labelled/image", "labelled/label"}
-    assert pipeline.ids(0)["unlabelled"] == []
+    # Unlabelled images that no stream shows change nothing.
+    (other,) = first(make(toy_source, **options | {"unlabelled": ()}), 1)
+    assert_equal(batch, other)
+
+
+def test_further_streams_leave_the_others_as_they_are(toy_source):
+    validation = open_source(toy_source.directory, "validation")
+    context = Stream("context", crops=3, source="other", labels=True)
+    oracle = Stream("oracle", labels=True)  # of the unlabelled images those that have a label
+    pipeline = make(
+        toy_source,
+        unlabelled=range(3, 13),
+        streams=(context, *ONE, oracle),
+        extra_sources={"other": validation},
+        workers=1,
+    )
+    (batch,) = first(pipeline, 1, start=1)
+    (alone,) = first(make(toy_source), 1, start=1)
+    assert_equal({name: batch[name] for name in alone}, alone)
+    ids = pipeline.ids(1)
+    assert list(ids) == ["labelled", "context", "unlabelled", "oracle"]
+    assert sorted(ids["context"]) == sorted([f"val{i:02d}" for i in range(3)] * 2)
+    assert set(ids["oracle"]) == {"train03", "train04", "train05"}
+    fields = {name.split("/")[1] for name in batch if name.startswith("context.2/")}
+    assert fields == {"image", "label", "size"}
+    for name in ("context", "context.1", "context.2", "oracle"):
+        images, labels = batch[f"{name}/image"], batch[f"{name}/label"]
+        assert images.shape == (6, 32, 32, 3) and labels.shape == (6, 32, 32)
+        for label, (rows, columns) in zip(labels, batch[f"{name}/size"], strict=True):
+            assert (label[rows:] == 255).all() and (label[:, columns:] == 255).all()
+    assert len({batch[f"context{n}/image"].tobytes() for n in ("", ".1", ".2")}) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -207,6 +248,11 @@ def _alive(pid):
         ({"batch": 5, "process_count": 2}, "config.batch=5 cannot be divided among 2 processes"),
         ({"process_index": 2, "process_count": 2}, "process_index 2 is outside 0 … 1"),
         ({"seed": -1}, "config.seed=-1"),
+        ({"streams": ONE * 2}, "two streams have crops of the same name: labelled, unlab"),
+        ({"streams": (*TWO, Stream("unlabelled.1"))}, "two streams have crops of the same name"),
+        ({"unlabelled": ()}, "'unlabelled' has no image; add some"),
+        ({"unlabelled": [9], "streams": (Stream("a", labels=True),)}, "has no labelled image"),
+        ({"streams": (Stream("a", source="web"),)}, "from 'web', which is no source; there is unl"),
     ],
 )
 def test_contradictions_are_errors(toy_source, options, sentence):

@@ -1,3 +1,5 @@
+"""Batches on the devices ahead of the step, and validation examples."""
+
 import threading
 
 import jax
@@ -6,9 +8,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from semivl_jax.data.examples import EvalExamples
-from semivl_jax.data.prefetch import feed, to_device
+from semivl_jax.data.prefetch import prefetch_to_device, to_device
 from semivl_jax.data.source import open_source
-from tests.data.test_pipeline import first, make
+from semivl_jax.types import Stream
+from tests.data.test_pipeline import TWO, first, make
 
 
 @pytest.fixture(scope="module")
@@ -17,43 +20,45 @@ def sharding():
 
 
 def test_batches_arrive_in_order_and_split_over_devices(toy_source, sharding):
-    pipeline = make(toy_source, batch=8, partner="same_image")
+    pipeline = make(toy_source, batch=8, streams=TWO)
     expected = first(pipeline, 5, start=2)
-    with feed(pipeline, 2, sharding=sharding, ahead=2) as batches:
+    with prefetch_to_device(pipeline, 2, sharding=sharding, ahead=2) as batches:
         for host in expected:
             batch = next(batches)
             assert batch.labelled.image.sharding == sharding
             np.testing.assert_array_equal(batch.labelled.image, host["labelled/image"])
             np.testing.assert_array_equal(batch.labelled.label, host["labelled/label"])
-            np.testing.assert_array_equal(batch.unlabelled.size, host["unlabelled/size"])
-            np.testing.assert_array_equal(batch.partner.image, host["partner/image"])
-    assert not [thread for thread in threading.enumerate() if thread.name == "device-feed"]
+            assert batch.streams.keys() == {"unlabelled", "unlabelled.1"}
+            for name, crops in batch.streams.items():
+                np.testing.assert_array_equal(crops.image, host[f"{name}/image"])
+                np.testing.assert_array_equal(crops.size, host[f"{name}/size"])
+                assert crops.label is None
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
-def test_absent_parts_are_none(toy_source, sharding):
-    (host,) = first(make(toy_source, labelled=range(6), unlabelled=(), batch=4), 1)
-    batch = to_device(host, sharding)
-    assert batch.unlabelled is None and batch.partner is None
-    (host,) = first(make(toy_source, batch=4), 1)
-    assert to_device(host, sharding).unlabelled is not None
-    assert to_device(host, sharding).partner is None
+def test_streams_with_and_without_labels(toy_source, sharding):
+    (host,) = first(make(toy_source, streams=(), batch=4), 1)
+    assert to_device(host, sharding).streams == {}
+    (host,) = first(make(toy_source, streams=(Stream("a/b", labels=True),), batch=4), 1)
+    crops = to_device(host, sharding).streams["a/b"]
+    np.testing.assert_array_equal(crops.label, host["a/b/label"])
 
 
 def test_errors_of_loading_reach_the_consumer(toy_source, sharding):
     pipeline = make(toy_source, labelled=[7], unlabelled=[3], batch=4)  # 7 has no mask
     with (
-        feed(pipeline, 0, sharding=sharding, ahead=1) as batches,
+        prefetch_to_device(pipeline, 0, sharding=sharding, ahead=1) as batches,
         pytest.raises(ValueError, match=r"training image 'train07' of .* cannot be used"),
     ):
         next(batches)
 
 
 def test_leaving_early_does_not_hang(toy_source, sharding):
-    with feed(make(toy_source, batch=4), 0, sharding=sharding, ahead=1):
+    with prefetch_to_device(make(toy_source, batch=4), 0, sharding=sharding, ahead=1):
         pass
     with (
         pytest.raises(RuntimeError, match="step"),
-        feed(make(toy_source, batch=4), 0, sharding=sharding, ahead=3) as batches,
+        prefetch_to_device(make(toy_source, batch=4), 0, sharding=sharding, ahead=3) as batches,
     ):
         next(batches)
         raise RuntimeError("step")

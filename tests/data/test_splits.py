@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from semivl_jax.data.splits import Split, describe_split, draw_ids, resolve_split
+from semivl_jax.data.splits import describe_split, draw_ids, resolve_split
 
 # SHA-256 of the published labelled ids of ADE20K, one per line.
 ADE_SHARES = {
@@ -38,9 +38,8 @@ def test_lists(toy_source, tmp_path):
     labelled, unlabelled = tmp_path / "labelled.txt", tmp_path / "unlabelled.txt"
     labelled.write_text("train02\nimages/train/train00.jpg\n")
     unlabelled.write_text("train11\n\ntrain01.jpg\n")
-    assert resolve_split(toy_source, str(labelled), unlabelled=str(unlabelled)) == Split(
-        (2, 0), (11, 1)
-    )
+    split = resolve_split(toy_source, str(labelled), unlabelled=str(unlabelled))
+    assert (split.labelled, split.unlabelled) == ((2, 0), (11, 1))
     assert resolve_split(toy_source, str(labelled)).unlabelled == (1, *range(3, 13))
 
 
@@ -93,4 +92,5 @@ def test_nothing_left_unlabelled(tmp_path):
 def test_report_names_classes_never_labelled(toy_source):
     text = describe_split(toy_source, resolve_split(toy_source, "2"))
     assert "13 training images, 2 labelled, 11 unlabelled" in text
+    assert "12 sizes of image, 30 to 44 pixels wide and 24 to 39 high" in text
     assert "never labelled" in text and text.endswith("car")

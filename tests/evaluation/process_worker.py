@@ -26,12 +26,8 @@ def main(address, index, split, output):
 
     evaluator = Evaluator(
         lambda variables, images: toy.apply({"w": jnp.asarray(variables)[:3]}, images),
+        toy.window(window_batch=4),
         num_classes=toy.CLASSES,
-        crop=toy.CROP,
-        patch_size=toy.PATCH,
-        mode="zegclip_sliding_window",
-        stride=10,
-        window_batch=4,
     )
     result = evaluator.evaluate(variables, toy.make_examples()[index::2])
     found = {

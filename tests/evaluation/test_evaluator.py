@@ -1,4 +1,4 @@
-"""The evaluator as training uses it: totals, compilations, devices, bad labels, label maps."""
+"""The evaluator as training and prediction use it: totals, compilations, devices, labels, any size."""
 
 import dataclasses
 
@@ -6,33 +6,31 @@ import jax
 import numpy as np
 import pytest
 
-from semivl_jax.evaluation import confusion, sliding_window
+from semivl_jax.data import images as images_lib
+from semivl_jax.evaluation import confusion, sliding_window, window_scores
 from semivl_jax.evaluation.evaluator import Evaluator
 from tests.evaluation import toy
+from tests.golden_files import assert_close
 
 SIZES = [(16, 16), (23, 37), (31, 18), (16, 27), (20, 20)]
 
 
-def build(mode="zegclip_sliding_window", *, devices=1, stride=10, window_batch=2, **options):
+def build(mode="zegclip_sliding_window", *, devices=1, **changes):
+    devices = jax.devices()[:devices]
     return Evaluator(
-        toy.apply,
-        num_classes=toy.CLASSES,
-        crop=toy.CROP,
-        patch_size=toy.PATCH,
-        mode=mode,
-        stride=stride,
-        window_batch=window_batch,
-        devices=jax.devices()[:devices],
-        **options,
+        toy.apply, toy.window(mode, **changes), num_classes=toy.CLASSES, devices=devices
     )
 
 
-def slow_confusion(variables, examples, mode, stride):
+def examples_of(sizes=SIZES):
+    return [toy.make_example(i, size) for i, size in enumerate(sizes)]
+
+
+def slow_confusion(examples, mode="zegclip_sliding_window"):
     total = np.zeros((toy.CLASSES, toy.CLASSES), np.int64)
     for example in examples:
-        scores = toy.slow_scores(
-            variables, toy.normalize(example.image), example.label.shape, mode=mode, stride=stride
-        )
+        image = toy.normalize(example.image)
+        scores = toy.slow_scores(toy.make_variables(), image, example.label.shape, mode=mode)
         label, prediction = example.label, scores.argmax(-1)
         if mode == "center_crop":
             top, left = ((n - m) // 2 for n, m in zip(label.shape, prediction.shape, strict=True))
@@ -44,35 +42,34 @@ def slow_confusion(variables, examples, mode, stride):
 
 @pytest.mark.parametrize("mode", sliding_window.MODES)
 def test_totals_equal_those_of_the_loop_over_windows(mode):
-    variables = toy.make_variables()
-    examples = [toy.make_example(i, size) for i, size in enumerate(SIZES)]
-    result = build(mode).evaluate(variables, iter(examples))
-    expected = slow_confusion(variables, examples, mode, 10)
+    examples = examples_of()
+    result = build(mode).evaluate(toy.make_variables(), iter(examples))
+    expected = slow_confusion(examples, mode)
     np.testing.assert_array_equal(result.confusion, expected)
     assert result.images == len(examples)
     assert list(result.image_iou) == [example.id for example in examples]
     for example in examples:
-        alone = slow_confusion(variables, [example], mode, 10)
+        alone = slow_confusion([example], mode)
         assert result.image_iou[example.id] == pytest.approx(confusion.image_iou(alone))
     np.testing.assert_allclose(result.iou, confusion.iou(expected))
     assert result.miou == pytest.approx(result.iou.mean())
 
 
+@pytest.mark.parametrize("options", [{"devices": 8}, {"window_batch": 64}])
+def test_devices_batches_and_blocks_change_no_count(options, monkeypatch):
+    expected = build().evaluate(toy.make_variables(), examples_of()).confusion
+    found = build(**options).evaluate(toy.make_variables(), examples_of())
+    np.testing.assert_array_equal(found.confusion, expected)
+    monkeypatch.setattr(window_scores, "BLOCK_BYTES", 1)
+    found = build(**options).evaluate(toy.make_variables(), examples_of())
+    np.testing.assert_array_equal(found.confusion, expected)
+    assert len(found.image_iou) == found.images == len(SIZES)
+
+
 def test_a_label_larger_or_smaller_than_the_image_is_scored_at_its_own_size():
-    variables = toy.make_variables()
     examples = [toy.make_example(1, (20, 33), (41, 50)), toy.make_example(2, (40, 33), (17, 12))]
-    result = build().evaluate(variables, examples)
-    np.testing.assert_array_equal(
-        result.confusion, slow_confusion(variables, examples, "zegclip_sliding_window", 10)
-    )
-
-
-def test_eight_devices_count_the_same_pixels_as_one():
-    variables = toy.make_variables()
-    examples = [toy.make_example(i, size) for i, size in enumerate(SIZES)]
-    one = build(devices=1).evaluate(variables, examples)
-    eight = build(devices=8).evaluate(variables, examples)
-    np.testing.assert_array_equal(one.confusion, eight.confusion)
+    result = build().evaluate(toy.make_variables(), examples)
+    np.testing.assert_array_equal(result.confusion, slow_confusion(examples))
 
 
 def test_no_image_size_compiles_anything_new(compiled):
@@ -81,11 +78,9 @@ def test_no_image_size_compiles_anything_new(compiled):
     first = evaluator.evaluate(toy.make_variables(), [toy.make_example(0, (16, 16))])
     compiled.clear()
     rng = np.random.default_rng(0)
-    sizes = [tuple(rng.integers(16, 60, 2)) for _ in range(12)]
-    labels = [tuple(rng.integers(5, 60, 2)) for _ in range(12)]
     examples = [
-        toy.make_example(i, size, label)
-        for i, (size, label) in enumerate(zip(sizes, labels, strict=True))
+        toy.make_example(i, tuple(rng.integers(16, 60, 2)), tuple(rng.integers(5, 60, 2)))
+        for i in range(12)
     ]
     later = evaluator.evaluate(toy.make_variables(1), examples)
     assert compiled == []
@@ -97,8 +92,7 @@ def test_small_images_compile_once_per_patch_grid(compiled):
     first = evaluator.evaluate(toy.make_variables(), [toy.make_example(0, (16, 16))])
     compiled.clear()
     sizes = [(9, 20), (10, 31), (11, 16), (12, 17), (5, 20), (8, 40)]
-    examples = [toy.make_example(i, size) for i, size in enumerate(sizes)]
-    later = evaluator.evaluate(toy.make_variables(), examples)
+    later = evaluator.evaluate(toy.make_variables(), examples_of(sizes))
     assert later.compilations - first.compilations == 2  # 3×4 and 2×4 patches
     assert len(compiled) == 2
 
@@ -115,56 +109,69 @@ def test_an_image_that_is_ignored_altogether_and_an_empty_set_count_nothing():
     assert evaluator.evaluate(toy.make_variables(), []).images == 0
 
 
-def test_counts_move_to_the_host_before_they_could_overflow(monkeypatch):
-    variables = toy.make_variables()
-    examples = [toy.make_example(i, size) for i, size in enumerate(SIZES)]
-    expected = build().evaluate(variables, examples).confusion
-    monkeypatch.setattr("semivl_jax.evaluation.evaluator.MOST_PIXELS", 3 * toy.CROP**2)
-    np.testing.assert_array_equal(build().evaluate(variables, examples).confusion, expected)
+@pytest.mark.parametrize("blocks", [1 << 30, 1])
+@pytest.mark.parametrize("mode", ["zegclip_sliding_window", "sliding_window", "original"])
+def test_predictions_have_the_size_of_the_image_and_come_in_order(mode, blocks, monkeypatch):
+    monkeypatch.setattr(window_scores, "BLOCK_BYTES", blocks)
+    images = [example.image for example in examples_of([*SIZES, (6, 40), (7, 9)])]
+    found = build(mode).predict(toy.make_variables(), iter(images), scores=True)
+    for image, prediction in zip(images, found, strict=True):
+        normal, size = toy.normalize(image), image.shape[:2]
+        expected = toy.slow_scores(toy.make_variables(), normal, size, mode=mode)
+        assert_close(prediction.scores, expected, 3e-6, f"{mode} {size}")
+        assert prediction.labels.dtype == np.uint8
+        np.testing.assert_array_equal(prediction.labels, prediction.scores.argmax(-1))
 
 
-def test_label_maps_have_the_size_of_the_image_and_come_in_order():
-    variables = toy.make_variables()
-    images = [toy.make_example(i, size).image for i, size in enumerate([*SIZES, (6, 40), (7, 9)])]
-    for image, found in zip(images, build().predict(variables, iter(images)), strict=True):
-        scores = toy.slow_scores(
-            variables,
-            toy.normalize(image),
-            image.shape[:2],
-            mode="zegclip_sliding_window",
-            stride=10,
-        )
-        assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found, scores.argmax(-1))
+def test_the_image_is_resized_to_the_short_side_and_the_label_stays():
+    example = toy.make_example(3, (13, 20))
+    evaluator = build(short_side=26)
+    result = evaluator.evaluate(toy.make_variables(), [example])
+    large = images_lib.resize_short_side(example.image, short=26)
+    assert large.shape == (26, 40, 3)
+    expected = slow_confusion([dataclasses.replace(example, image=large)])
+    np.testing.assert_array_equal(result.confusion, expected)
+    (prediction,) = evaluator.predict(toy.make_variables(), [example.image])
+    assert prediction.labels.shape == (13, 20) and prediction.scores is None
 
 
-def test_the_image_may_be_resized_first_and_the_label_stays():
-    variables = toy.make_variables()
-
-    def twice(image):
-        return image.repeat(2, axis=0).repeat(2, axis=1)
-
-    example = toy.make_example(3, (20, 13))
-    result = build(resize=twice).evaluate(variables, [example])
-    large = dataclasses.replace(example, image=twice(example.image))
-    np.testing.assert_array_equal(
-        result.confusion, slow_confusion(variables, [large], "zegclip_sliding_window", 10)
-    )
-    (prediction,) = build(resize=twice).predict(variables, [example.image])
-    assert prediction.shape == (20, 13)
+def test_prediction_sees_whole_images_where_evaluation_crops_the_centre():
+    image = toy.make_example(0, (40, 37)).image
+    window = toy.window("center_crop").for_prediction()
+    evaluator = Evaluator(toy.apply, window, num_classes=toy.CLASSES)
+    (whole,) = evaluator.predict(toy.make_variables(), [image], scores=True)
+    (slid,) = build(devices=8).predict(toy.make_variables(), [image], scores=True)
+    np.testing.assert_array_equal(whole.scores, slid.scores)
 
 
-def test_bad_labels_and_options_say_what_to_do():
+def test_border_windows_too_small_for_the_network_get_a_margin():
+    """13 = 10 + 3: the last window of `sliding_window` would be 3 pixels wide."""
+    seen = []
+
+    def apply(variables, images):
+        seen.append(images.shape[1:3])
+        return toy.apply(variables, images)
+
+    window = toy.window("sliding_window", least_side=8)
+    evaluator = Evaluator(apply, window, num_classes=toy.CLASSES, devices=jax.devices()[:1])
+    example = toy.make_example(0, (13, 21))
+    (found,) = evaluator.predict(toy.make_variables(), [example.image])
+    assert found.labels.shape == (13, 21) and min(min(shape) for shape in seen) >= 8
+    counts = evaluator.evaluate(toy.make_variables(), [example]).confusion
+    known = example.label != 255
+    pairs = example.label[known], found.labels[known]
+    expected = np.zeros_like(counts)
+    np.add.at(expected, pairs, 1)
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_bad_labels_and_classes_say_what_to_do():
     example = toy.make_example(0, (20, 20))
     example.label[3, 4] = toy.CLASSES
-    with pytest.raises(ValueError, match="label of image_0 holds the value 5"):
+    with pytest.raises(ValueError, match=r"image_0: label map with the value 5"):
         build().evaluate(toy.make_variables(), [example])
     other = toy.make_example(1, (20, 20), (20, 21))
     with pytest.raises(ValueError, match=r"image_1: .* give both the same size"):
         build("sliding_window").evaluate(toy.make_variables(), [other])
-    with pytest.raises(ValueError, match=r"evaluation\.short_side resizes"):
-        build("sliding_window", resize=np.asarray)
-    with pytest.raises(ValueError, match=r"evaluation\.window_batch=0"):
-        build(window_batch=0)
-    with pytest.raises(ValueError, match=r"evaluation\.mode='sliding' is unknown"):
-        build("sliding")
+    with pytest.raises(ValueError, match=r"256 classes: labels are uint8"):
+        Evaluator(toy.apply, toy.window(), num_classes=256)

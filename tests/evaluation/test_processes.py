@@ -45,16 +45,10 @@ def test_two_processes_sum_their_counts(weights, tmp_path):
     finally:
         for worker in workers:
             worker.kill()
-    alone = Evaluator(
-        toy.apply,
-        num_classes=toy.CLASSES,
-        crop=toy.CROP,
-        patch_size=toy.PATCH,
-        mode="zegclip_sliding_window",
-        stride=10,
-        window_batch=4,
-        devices=jax.devices()[:1],
-    ).evaluate(toy.make_variables(), toy.make_examples())
+    evaluator = Evaluator(
+        toy.apply, toy.window(), num_classes=toy.CLASSES, devices=jax.devices()[:1]
+    )
+    alone = evaluator.evaluate(toy.make_variables(), toy.make_examples())
     for index, worker in enumerate(workers):
         assert worker.returncode == 0, errors[index]
         found = json.loads((tmp_path / str(index)).read_text())

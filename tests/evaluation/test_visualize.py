@@ -35,13 +35,11 @@ def test_overlay_tints_keeps_ignored_pixels_and_draws_borders():
 def test_panels_hold_every_column_at_one_height(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     label = np.zeros((48, max(1, round(48 * size[1] / size[0]))), np.uint8)
-    columns = [("image", image), ("guidance", visualize.colorize(label, PALETTE))]
-    sheet = visualize.panel(columns, classes=NAMES, palette=PALETTE)
+    sheet = visualize.panel(image, {"guidance": label}, classes=NAMES, palette=PALETTE)
     assert sheet.dtype == np.uint8
-    red = (sheet == PALETTE[0]).all(-1)
-    height = red.sum(0).max() - visualize.SWATCH * (red.sum(0).max() > 10**6)
     longer = max(size)
     expected = size[0] * (-(-240 // longer) if longer < 240 else min(1, 480 / longer))
+    height = (sheet == PALETTE[0]).all(-1).sum(0).max()
     assert abs(height - expected) <= 1 + visualize.SWATCH
     assert sheet.shape[0] >= expected and sheet.shape[1] >= 2 * expected * size[1] / size[0]
 
@@ -49,45 +47,37 @@ def test_panels_hold_every_column_at_one_height(size):
 def test_small_label_maps_are_magnified_without_new_colours():
     label = np.arange(64).reshape(8, 8) % 3
     picture = visualize.colorize(label, PALETTE)
-    sheet = visualize.panel([("truth", picture)], classes=NAMES, palette=PALETTE)
+    sheet = visualize.panel(picture, {"truth": label}, classes=NAMES, palette=PALETTE)
     top, left = visualize.MARGIN + visualize.TITLE, visualize.MARGIN
-    np.testing.assert_array_equal(
-        sheet[top : top + 240, left : left + 240], picture.repeat(30, 0).repeat(30, 1)
-    )
+    for column in (left, left + 240 + visualize.GAP):
+        found = sheet[top : top + 240, column : column + 240]
+        np.testing.assert_array_equal(found, picture.repeat(30, 0).repeat(30, 1))
 
 
 def test_legends_of_many_classes_name_those_that_occur():
-    palette = np.arange(90 * 3).reshape(90, 3).astype(np.uint8)
+    palette = np.zeros((90, 3), np.uint8)
     names = [f"class {i}" for i in range(90)]
     label = np.full((30, 30), 7)
-    photo = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
 
-    def entries(label):
-        columns = [photo, visualize.colorize(label, palette)]
-        return [name for name, _ in visualize._legend_entries(columns, names, palette)]
+    def entries(*labels, all_of=False):
+        return [name for name, _ in visualize._entries(labels, names, palette, all_of=all_of)]
 
     assert entries(label) == ["class 7"]
-    label[5:20, 5:20] = 255
-    label[0, 0] = 80
-    assert entries(label) == ["class 7", "class 80", "ignored"]
-    few = visualize._legend_entries([photo], NAMES, PALETTE)
-    assert [name for name, _ in few] == list(NAMES)
+    other = label.copy()
+    other[0, 0], other[1] = 80, 255
+    assert entries(label, other) == ["class 7", "class 80", "ignored"]
+    assert entries(label, all_of=True) == names
 
 
 def test_a_long_legend_wraps_inside_the_sheet():
     names = [f"a rather long class name {i}" for i in range(20)]
     palette = np.linspace(0, 250, 60).reshape(20, 3).astype(np.uint8)
-    picture = visualize.colorize(np.zeros((40, 40), int), palette)
-    sheet = visualize.panel([("truth", picture)], classes=names, palette=palette)
+    image, label = np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), int)
+    sheet = visualize.panel(image, {"truth": label}, classes=names, palette=palette)
     assert (sheet[:, -10:] == 255).all()
-    assert sheet.shape[0] > 240 + 5 * visualize.LINE
-
-
-def test_panels_say_what_is_missing():
-    with pytest.raises(ValueError, match="at least one column"):
-        visualize.panel([], classes=NAMES, palette=PALETTE)
-    with pytest.raises(ValueError, match="3 colours for 2 classes"):
-        visualize.panel([("a", np.zeros((4, 4, 3), np.uint8))], classes=NAMES[:2], palette=PALETTE)
+    assert sheet.shape[0] > 240 + 5 * visualize.ROW
+    with pytest.raises(ValueError, match="20 colours for 3 classes"):
+        visualize.panel(image, {}, classes=NAMES, palette=palette)
 
 
 def test_the_legend_below_a_picture_names_what_occurs_and_leaves_the_picture_alone():

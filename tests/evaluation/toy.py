@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from semivl_jax.evaluation import sliding_window
+from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.models.resize import avg_pool, bilinear
 from semivl_jax.types import IMAGENET_MEAN, IMAGENET_STD
 
 CROP, PATCH, CLASSES = 16, 4, 5
+SIZES = [(16, 16), (23, 37), (40, 18), (9, 30), (16, 50), (5, 7)]
 
 
 @dataclasses.dataclass
@@ -18,6 +19,12 @@ class Example:
     id: str
     image: np.ndarray
     label: np.ndarray
+
+
+def window(mode="zegclip_sliding_window", **changes):
+    """Windows for `apply`; the stride of 10 is read in some modes only."""
+    options = {"crop": CROP, "stride": 10, "window_batch": 2, "patch_size": PATCH} | changes
+    return SlidingWindow(mode=mode, **options)
 
 
 def apply(variables, images):
@@ -53,7 +60,7 @@ def _forward(variables, window):
     return bilinear(apply(variables, window[None]), window.shape[:2], align_corners=False)[0]
 
 
-def slow_scores(variables, image, size, *, mode, stride):
+def slow_scores(variables, image, size, *, mode, stride=10):
     """Scores [*size, n] of a normalised image, window by window as METHOD 7 words it."""
     h, w = image.shape[:2]
 
@@ -66,7 +73,7 @@ def slow_scores(variables, image, size, *, mode, stride):
             top, left = (h - side[0]) // 2, (w - side[1]) // 2
             return np.asarray(forward(image[top : top + side[0], left : left + side[1]]))
         return np.asarray(bilinear(jnp.asarray(forward(image))[None], size, align_corners=True)[0])
-    step = sliding_window.resolve_stride(mode, stride, crop=CROP)
+    step = stride if mode in ("zegclip_sliding_window", "padded_sliding_window") else CROP * 2 // 3
     if mode == "zegclip_sliding_window":
         total, visits = np.zeros((h, w, CLASSES)), np.zeros((h, w, 1))
         for i in range(max(h - CROP + step - 1, 0) // step + 1):

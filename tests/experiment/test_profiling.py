@@ -52,5 +52,5 @@ def test_nothing_is_traced_without_its_first_step(tmp_path, profile, next_step):
 
 @pytest.mark.parametrize("profile", ["5", "5:4", "0:3", "a:b", "1:2:3"])
 def test_a_span_that_is_none_is_refused(profile):
-    with pytest.raises(ValueError, match=f"profile = '{profile}' is no FIRST:LAST step"):
+    with pytest.raises(ValueError, match=f"profile = '{profile}' is not FIRST:LAST"):
         profiling.span(profile)

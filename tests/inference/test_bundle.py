@@ -22,8 +22,8 @@ def variables(value):
     return {"params": {"decoder": {"kernel": jnp.full((2, 3), value)}}, "batch_stats": {}}
 
 
-def export(folder, value, tower=None):
-    bundle.export(
+def save(folder, value, tower=None):
+    bundle.save(
         folder,
         variables(value),
         text=TEXT,
@@ -36,7 +36,7 @@ def export(folder, value, tower=None):
 
 
 def test_everything_comes_back(tmp_path):
-    export(tmp_path / "serving", 1.5)
+    save(tmp_path / "serving", 1.5)
     for path in (tmp_path, tmp_path / "serving"):
         back = bundle.load(path)
         assert sorted(p.name for p in back.folder.iterdir()) == sorted(bundle.FILES)
@@ -45,7 +45,10 @@ def test_everything_comes_back(tmp_path):
         np.testing.assert_array_equal(back.text.embeddings, TEXT.embeddings)
         np.testing.assert_array_equal(back.text.class_of, TEXT.class_of)
         assert back.info.to_json() == INFO.to_json()
-        assert back.config.to_json() == served.config().to_json()
+        for section in ("model", "vlg_decoder", "evaluation", "data"):
+            stored = json.loads((back.folder / "config.json").read_text())[section]
+            assert stored == json.loads(served.config()[section].to_json())
+        assert back.config.data.crop == 32 and back.config.evaluation.window_batch == 2
         assert back.clip_sizes == served.clip().image
         assert back.metrics == {"eval/miou": 1.5}
         words_before = class_text.TextTower.of(served.clip()).embed(["a photo of a disc"])
@@ -59,11 +62,11 @@ def test_everything_comes_back(tmp_path):
 
 def test_the_next_best_replaces_the_folder_and_remains_of_a_kill_go(tmp_path):
     folder = tmp_path / "serving"
-    export(folder, 1.0)
+    save(folder, 1.0)
     for remains in ("serving.tmp", "serving.old"):
         (tmp_path / remains).mkdir()
         (tmp_path / remains / "half").write_text("")
-    export(folder, 2.0)
+    save(folder, 2.0)
     tree, _ = store.load_tree(folder / "model.safetensors")
     assert tree["params"]["decoder"]["kernel"][0, 0] == 2.0
     assert [path.name for path in tmp_path.iterdir()] == ["serving"]
@@ -71,47 +74,60 @@ def test_the_next_best_replaces_the_folder_and_remains_of_a_kill_go(tmp_path):
 
 def test_the_text_tower_is_written_once_and_again_if_it_is_another(tmp_path):
     folder = tmp_path / "serving"
-    export(folder, 1.0)
+    save(folder, 1.0)
     first = (folder / "text_tower.safetensors").stat()
-    export(folder, 2.0)
+    save(folder, 2.0)
     again = (folder / "text_tower.safetensors").stat()
     assert (again.st_ino, again.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
     tower = class_text.TextTower.of(served.clip())
     other = {**tower.params, "pos_embedding": tower.params["pos_embedding"] + 1}
-    export(folder, 3.0, class_text.TextTower(sizes=tower.sizes, params=other))
+    save(folder, 3.0, class_text.TextTower(sizes=tower.sizes, params=other))
     written = bundle.load(folder).tower.params["pos_embedding"]
     np.testing.assert_allclose(written, other["pos_embedding"], atol=1e-3)
     (folder / "text_tower.safetensors").write_bytes(b"half")
-    export(folder, 4.0)
+    save(folder, 4.0)
     assert bundle.load(folder).tower is not None
 
 
-def test_an_export_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
     folder = tmp_path / "serving"
-    export(folder, 1.0)
+    save(folder, 1.0)
 
     def full(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(store, "save_tree", full)
     with pytest.raises(OSError, match="no space left"):
-        export(folder, 2.0)
+        save(folder, 2.0)
     monkeypatch.undo()
     tree, _ = store.load_tree(folder / "model.safetensors")
     assert tree["params"]["decoder"]["kernel"][0, 0] == 1.0
 
 
-def test_a_configuration_of_an_earlier_version_gets_defaults_for_later_keys(tmp_path):
-    export(tmp_path, 1.0)
-    facts = json.loads((tmp_path / "config.json").read_text())
-    del facts["text"]["cache"], facts["method"]
-    (tmp_path / "config.json").write_text(json.dumps(facts))
-    back = bundle.load(tmp_path)
-    assert back.config.method.teacher == "ema" and back.config.data.crop == 32
-    facts["model"]["wings"] = 2
-    (tmp_path / "config.json").write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match=r"config\.json has a key .*wings.* use the version"):
-        bundle.load(tmp_path)
+def test_configurations_of_other_versions(tmp_path):
+    """Old names are translated, keys of training ignored; an unknown key of the model is an error."""
+    save(tmp_path, 1.0)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    stored["model"]["taps"] = [0, 2]
+    del stored["model"]["out_indices"], stored["model"]["renormalize"]
+    stored["dpt_decoder"]["tap_channels"] = [4, 6, 8, 10]
+    del stored["dpt_decoder"]["out_channels"]
+    stored["model"]["weights"] = stored["model"]["guidance_dtype"] = None
+    stored["evaluation"]["held_back"] = 5
+    stored["method"] = {"semi_supervised": True, "partner": "batch"}
+    stored["data"]["later"] = stored["later"] = 1
+    del stored["optim"], stored["text"]["decoder"]
+    path.write_text(json.dumps(stored))
+    config = bundle.load(tmp_path).config
+    assert config.model.out_indices == (0, 2) and config.model.renormalize is False
+    assert config.dpt_decoder.out_channels == (4, 6, 8, 10)
+    assert config.data.crop == 32 and config.text.decoder == "name"
+    for section, key in (("model", "wings"), ("vlg_decoder", "wings")):
+        changed = {**stored, section: {**stored[section], key: 2}}
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=r"config\.json has a key .*wings.* use the version"):
+            bundle.load(tmp_path)
 
 
 def _old_model(folder):
@@ -132,7 +148,7 @@ def _old_model(folder):
         ),
         (_old_model, "does not state the sizes of its image tower: an early version"),
         (lambda f: (f / "classes.json").write_text("{"), r"classes\.json cannot be read"),
-        (lambda f: (f / "classes.json").write_text("{}"), r"classes\.json lacks or garbles"),
+        (lambda f: (f / "classes.json").write_text("{}"), r"classes\.json lacks a field"),
         (lambda f: (f / "config.json").unlink(), r"config\.json cannot be read"),
         (lambda f: (f / "text.safetensors").unlink(), r"text\.safetensors: no such file"),
         (
@@ -143,7 +159,7 @@ def _old_model(folder):
 )
 def test_what_is_missing_or_damaged_is_named(tmp_path, damage, message):
     folder = tmp_path / "serving"
-    export(folder, 1.0)
+    save(folder, 1.0)
     damage(folder)
     with pytest.raises(ValueError, match=message):
         bundle.load(folder)
@@ -156,16 +172,14 @@ def test_a_run_before_its_first_evaluation(tmp_path):
 
 
 def test_a_model_without_words_leaves_no_text(tmp_path):
-    bundle.export(
+    bundle.save(
         tmp_path / "serving",
         variables(1.0),
         text=None,
         tower=None,
         clip_sizes={},
         info=INFO,
-        config=served.config(
-            model__backbone="resnet50", model__decoder="deeplab", method__guidance=False
-        ),
+        config=served.config(model__backbone="resnet50", model__decoder="deeplab"),
         metrics={},
     )
     back = bundle.load(tmp_path)

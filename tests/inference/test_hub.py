@@ -1,6 +1,5 @@
 """Models on the hub, through huggingface_hub and a server on this machine that speaks its protocol."""
 
-import json
 import os
 import subprocess
 import sys
@@ -40,10 +39,11 @@ def test_a_model_gets_to_the_hub_and_back(folder, tmp_path):
     pytest.importorskip("huggingface_hub")
     with hub_server.serving() as server:
         done = python(
-            "from semivl_jax import export, hub, serving\n"
+            "from semivl_jax import export\n"
+            "from semivl_jax.inference import bundle, hub\n"
             f"assert export.main(['--model', {str(folder)!r}, '--push_to_hub', 'me/photos']) == 0\n"
-            "served = serving.load(hub.download('hf://me/photos'))\n"
-            "print(served.folder, served.info.classes, served.tower is not None)\n"
+            "back = bundle.load(hub.download('hf://me/photos'))\n"
+            "print(back.folder, back.info.classes, back.tower is not None)\n"
             "try: hub.download('hf://me/nothing')\n"
             "except ValueError as error: print(error)\n",
             server,
@@ -61,27 +61,17 @@ def test_a_model_gets_to_the_hub_and_back(folder, tmp_path):
 
 
 def test_the_card_says_what_the_model_is(folder):
+    library = pytest.importorskip("huggingface_hub")
     card = hub.card(bundle.load(folder), "me/photos")
-    _, front, text = card.split("---\n", 2)
-    # Every line is `key: JSON`, which is YAML too.
-    head = {
-        key: json.loads(value)
-        for key, value in (line.split(": ", 1) for line in front.splitlines())
-    }
-    assert head["pipeline_tag"] == "image-segmentation" and head["license"] == "apache-2.0"
-    result = head["model-index"][0]["results"][0]
-    assert result["metrics"][0] == {"type": "mean_iou", "value": 34.25, "name": "mIoU, percent"}
-    assert result["dataset"]["name"] == "toy"
+    text = card.split("---\n", 2)[2]
+    data = library.ModelCard(card).data
+    assert data.pipeline_tag == "image-segmentation" and data.license == "apache-2.0"
+    result = data.eval_results[0]
+    assert (result.metric_type, result.metric_value) == ("mean_iou", 34.25)
+    assert result.dataset_name == "toy"
     assert 'Segmenter.load("hf://me/photos")' in text and "classes=[...]" in text
     assert "- box: box, crate, parcel" in text and "| eval/iou/ground | 50.00 |" in text
     assert '"dataset": "shapes"' in text
-
-
-def test_the_card_is_what_the_library_reads(folder):
-    library = pytest.importorskip("huggingface_hub")
-    card = library.ModelCard(hub.card(bundle.load(folder), "me/photos"))
-    assert card.data.pipeline_tag == "image-segmentation"
-    assert card.data.eval_results[0].metric_value == 34.25
 
 
 @pytest.mark.parametrize("address", ["hf://me", "hf://me/a/b", "hf://", "hf://me/pho tos"])

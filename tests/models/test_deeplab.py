@@ -9,7 +9,8 @@ from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.resnet import EXPANSION, ResNet
-from semivl_jax.models.segmenter import SegmentationModel, perturb
+from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.train.augment.channel_dropout import drop_channels
 from semivl_jax.types import Features
 from semivl_jax.weights.tree import check, flatten
 from tests.golden_files import Golden, assert_close, files, nhwc
@@ -107,7 +108,7 @@ def test_unimatch_evaluates_and_trains_as_published(file):
     def run(image):
         every = unimatch(golden, out_indices=(0, 1, 2, 3))
         stages = every.apply(variables, image, method="encode").maps
-        features = perturb(model.apply(variables, image, method="encode"), masks, rate=0.5)
+        features = drop_channels(model.apply(variables, image, method="encode"), masks, rate=0.5)
         size = image.shape[1:3]
         perturbed = model.apply(variables, features, None, size=size, method="decode")
         trained = model.apply(variables, image, None, train=True, mutable=["batch_stats"])

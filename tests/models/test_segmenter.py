@@ -8,9 +8,10 @@ import pytest
 from semivl_jax.models import clip_guidance, normalization
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resize import bilinear
-from semivl_jax.models.segmenter import SegmentationModel, channel_masks, perturb
+from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import CLIP, VisionTransformer
-from semivl_jax.types import IGNORE_INDEX, Features
+from semivl_jax.train.augment.channel_dropout import drop_channels
+from semivl_jax.types import IGNORE_INDEX
 from semivl_jax.weights.tree import check
 from tests import golden_models
 from tests.golden_files import Golden, assert_close, files, nhwc
@@ -47,7 +48,7 @@ def test_logits_as_published(file):
     def forward(variables, image, masks):
         features = model.apply(variables, image, method="encode")
         both = jax.tree.map(
-            lambda *maps: jnp.concatenate(maps), features, perturb(features, masks, rate=rate)
+            lambda *maps: jnp.concatenate(maps), features, drop_channels(features, masks, rate=rate)
         )
         logits = model.apply(variables, both, text, method="decode")
         return jnp.split(bilinear(logits, image.shape[1:3], align_corners=False), 2)
@@ -115,28 +116,6 @@ def test_encode_and_decode_apart(tiny):
     logits = decode(variables, jax.tree.map(lambda maps: jnp.roll(maps, -1, axis=0), features))
     resized = bilinear(logits, image.shape[1:3], align_corners=False)
     np.testing.assert_allclose(resized, np.roll(whole, -1, axis=0), atol=1e-5)
-
-
-def test_masks_are_independent_per_image_and_map():
-    features = Features(
-        maps=(jnp.ones((4, 2, 2, 300)), jnp.ones((4, 2, 2, 200))), conv=jnp.ones((4, 8, 8, 100))
-    )
-    masks = channel_masks(jax.random.key(3), features, rate=0.25)
-    assert [mask.shape for mask in masks] == [(4, 1, 1, c) for c in (300, 200, 100)]
-    kept = np.concatenate([np.asarray(mask).reshape(4, -1) for mask in masks], axis=1)
-    assert abs(kept.mean() - 0.75) < 0.04
-    assert len(np.unique(kept, axis=0)) == 4
-    assert (kept[:, :100] != kept[:, 300:400]).any()
-    out = perturb(features, masks, rate=0.25)
-    for x, mask in zip([*out.maps, out.conv], masks, strict=True):
-        np.testing.assert_allclose(x, np.broadcast_to(mask / 0.75, x.shape), rtol=1e-6)
-    same = channel_masks(jax.random.key(3), features, rate=0.0)
-    assert all(mask.all() for mask in same)
-
-
-def test_rate_outside_its_range():
-    with pytest.raises(ValueError, match=r"rate=1\.0"):
-        channel_masks(jax.random.key(0), Features(maps=()), rate=1.0)
 
 
 def test_training_needs_and_moves_batch_statistics(tiny):

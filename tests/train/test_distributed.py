@@ -1,4 +1,4 @@
-"""Two processes with four devices each do what one process with eight does, as a user starts them."""
+"""Two processes with four devices each compute what one process with eight does."""
 
 import json
 import re
@@ -19,12 +19,13 @@ from tests.test_resume import last_state
 
 STEPS = 5
 
-# What the library between the processes says: its threads write these pieces without waiting for each other.
+# Messages of Gloo, the communication library; its threads write these pieces in any order.
 GLOO = re.compile(
     r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : |\d+|\n"
 )
 
-# Notes what a process opens for writing, moves or makes; every Python process of the test imports it.
+# Logs the paths that a process opens for writing, renames, creates or removes; imported by every Python
+# process of the test.
 AUDIT = """
 import os, sys
 log = os.environ.get("AUDIT_LOG")
@@ -49,7 +50,7 @@ def place(tmp_path_factory):
 
 
 def options(place, name, *more):
-    """Optimiser, rate and confidence: why is said in tests/train/test_meshes.py."""
+    """tests/train/test_meshes.py explains the choice of optimiser, rate and confidence mode."""
     return [
         f"--config=configs/tiny.py:{place / 'photos'}",
         f"--workdir={place / name}",
@@ -98,9 +99,9 @@ def finish(started):
 
 @pytest.fixture(scope="module")
 def stopped(place):
-    """Two processes, each with parameters split over its devices; the first one gets a signal.
+    """Two processes with parameters sharded over the devices of each; the first one gets SIGTERM.
 
-    It listens to signals once the folder of checkpoints is there, long before the first step.
+    The signal handler is installed before the folder of checkpoints, long before the first step.
     """
     started = start_two(place, "two", "--config.mesh.fsdp=4")
     end = time.monotonic() + 600
@@ -114,7 +115,7 @@ def stopped(place):
 
 @pytest.fixture(scope="module")
 def two(place, stopped):
-    """The same two processes again, to the end."""
+    """The same command again, to the end."""
     started = start_two(place, "two", "--config.mesh.fsdp=4")
     outputs = finish(started)
     assert [process.returncode for process in started] == [0, 0], "\n\n".join(outputs)
@@ -163,17 +164,20 @@ def test_every_validation_image_counts_once(place, two, one):
     found, expected = (read.load(place / name).evaluations[-1] for name in ("two", "one"))
     assert found.image_iou.keys() == expected.image_iou.keys()
     assert list(found.image_iou) == ["photo_00", "photo_01", "photo_02"]
-    for counts in ("student", "average", "pseudo"):
-        ours, theirs = getattr(found, counts), getattr(expected, counts)
-        np.testing.assert_array_equal(ours.sum(axis=1), theirs.sum(axis=1), err_msg=counts)
-        # Of a network that has hardly learnt, last bits decide about a pixel here and there; equal weights
-        # give equal counts (tests/evaluation/test_processes.py).
-        assert np.abs(ours - theirs).sum() <= theirs.sum() / 100, counts
+    matrices = {
+        name: (found.confusion[name], expected.confusion[name]) for name in ("student", "ema")
+    }
+    matrices["pseudo_label"] = found.labels["pseudo_label"], expected.labels["pseudo_label"]
+    for name, (ours, theirs) in matrices.items():
+        np.testing.assert_array_equal(ours.sum(axis=1), theirs.sum(axis=1), err_msg=name)
+        # After few steps, rounding decides the class of single pixels. Equal weights give equal counts
+        # (tests/evaluation/test_processes.py).
+        assert np.abs(ours - theirs).sum() <= theirs.sum() / 100, name
     assert "3 images" in two[0] and "3 images" in one.stdout
 
 
 @pytest.mark.slow
-def test_only_the_first_process_writes_and_speaks(place, two):
+def test_only_the_first_process_writes_and_prints(place, two):
     written = [
         {path for path in (place / f"written-{index}").read_text().splitlines()
          if path.startswith(str(place / "two")) and "/checkpoints" not in path}
@@ -208,7 +212,7 @@ def test_flags_that_contradict_each_other(flags, message, monkeypatch):
         distributed.start(**{**named, **numbers})
 
 
-def test_a_process_that_stays_alone_says_so(tmp_path):
+def test_a_missing_process_is_an_error(tmp_path):
     flags = ["--coordinator_address=localhost:1", "--num_processes=2", "--process_id=1"]
     done = run("--config=configs/tiny.py", *flags, "--start_timeout=1", cache=tmp_path)
     assert done.returncode == 2, done.stdout
@@ -217,42 +221,42 @@ def test_a_process_that_stays_alone_says_so(tmp_path):
     )
 
 
-# The second process does something else for a while before it comes to the meeting.
-MEETING = """
+# The second process reaches the barrier late.
+BARRIER = """
 import pathlib, sys, time
-from semivl_jax import processes
+from semivl_jax.train import distributed
 address, index, done = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
-processes.start(coordinator_address=address, num_processes=2, process_id=index)
+distributed.start(coordinator_address=address, num_processes=2, process_id=index)
 if index == 1:
     time.sleep(2)
     done.touch()
-processes.meet("both")
+distributed.meet("both")
 print("done before:", done.exists())
 
-# Then the first one prepares something, and the devices are asked whether that failed.
-made, exchange = done.with_name("made"), processes.multihost_utils.broadcast_one_to_all
+# Then the first one prepares something, and the processes exchange whether that failed.
+made, exchange = done.with_name("made"), distributed.multihost_utils.broadcast_one_to_all
 def make():
     if index == 0:
         time.sleep(2)
         made.touch()
     return made.exists()
-def looking(value):
+def exchange_and_print(value):
     print("made before an exchange:", made.exists())
     return exchange(value)
-processes.multihost_utils.broadcast_one_to_all = looking
+distributed.multihost_utils.broadcast_one_to_all = exchange_and_print
 for _ in range(2):
-    print("made:", processes.main_first(make))
+    print("made:", distributed.main_first(make))
 """
 
 
-def test_processes_meet_before_the_devices_would_give_up(tmp_path):
-    """An exchange fails if one process comes to it half a minute late; two seconds show the order."""
+def test_barrier_waits_longer_than_a_device_exchange(tmp_path):
+    """An exchange between devices fails if a process is half a minute late; here it is two seconds."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", MEETING, address, str(index), str(tmp_path / "done")],
+            [sys.executable, "-c", BARRIER, address, str(index), str(tmp_path / "done")],
             cwd=ROOT, env=environment(tmp_path), text=True, stdout=subprocess.PIPE,
         )
         for index in range(2)
@@ -278,5 +282,5 @@ def test_processes_meet_before_the_devices_would_give_up(tmp_path):
         ),
     ],
 )
-def test_what_an_environment_says_about_other_processes(environment, several):
+def test_environments_with_several_processes(environment, several):
     assert distributed.expected(environment) is several

@@ -1,18 +1,23 @@
 """Whole training iterations against the published implementation (teacher = student, own partner)."""
 
+import functools
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.models import clip_guidance
+from semivl_jax.models import clip_guidance, normalization
+from semivl_jax.models.resize import bilinear
 from semivl_jax.train import optimizer
 from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import state as state_lib
 from semivl_jax.train import step as step_lib
-from semivl_jax.train.noise import Noise
-from semivl_jax.train.recipe import Parts, Recipe
-from semivl_jax.types import UnlabelledViews, Views
+from semivl_jax.train.forward import forward
+from semivl_jax.train.methods.semivl import SemiVL
+from semivl_jax.train.methods.unimatch import UniMatch
+from semivl_jax.types import StreamViews, Views
 from semivl_jax.weights.tree import flatten
 from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.golden_models import (
@@ -25,6 +30,26 @@ from tests.golden_models import (
 )
 
 FILES = files("train_steps_*")
+
+
+class StoredMasks:
+    """The channels that the published run kept, instead of random ones."""
+
+    current: ClassVar[dict] = {}
+
+    def noise(self, key, count):
+        return self.current["masks"]
+
+    def channel_masks(self, masks, features):
+        return masks
+
+
+class PublishedUniMatch(StoredMasks, UniMatch):
+    pass
+
+
+class PublishedSemiVL(StoredMasks, SemiVL):
+    pass
 
 
 class Run:
@@ -54,27 +79,32 @@ class Run:
         )  # fmt: skip
         weight = cfg["maskclip_consistency_lambda"]
         start, end = weight if isinstance(weight, list) else (weight, weight)
-        criterion = cfg["criterion"]
-        ohem = {}
-        if criterion["name"] == "OHEM":
-            ohem = {"criterion": "ohem", "ohem_threshold": criterion["kwargs"]["thresh"],
-                    "ohem_min_kept": criterion["kwargs"]["min_kept"]}  # fmt: skip
-        recipe = Recipe(
-            total_steps=meta["iters"], teacher="student", partner="same_image",
-            confidence_mode=cfg["conf_mode"], confidence_threshold=cfg["conf_thresh"],
-            perturbation_rate=cfg["fp_rate"], guidance=weight != 0,
-            guidance_threshold=cfg["mcc_conf_thresh"], guidance_reduction=cfg["mcc_loss_reduce"],
-            guidance_start=start, guidance_end=end, **ohem,
-        )  # fmt: skip
+        fields = {
+            "teacher": "student", "cutmix_partner": "same_image",
+            "confidence_mode": cfg["conf_mode"], "confidence_threshold": cfg["conf_thresh"],
+            "perturbation_rate": cfg["fp_rate"],
+        }  # fmt: skip
+        if cfg["criterion"]["name"] == "OHEM":
+            ohem = cfg["criterion"]["kwargs"]
+            fields |= {"criterion": "ohem", "ohem_threshold": ohem["thresh"],
+                       "ohem_min_kept": ohem["min_kept"]}  # fmt: skip
+        if weight == 0:
+            self.method = PublishedUniMatch(**fields)
+        else:
+            self.method = PublishedSemiVL(
+                **fields, guidance_threshold=cfg["mcc_conf_thresh"],
+                guidance_reduction=cfg["mcc_loss_reduce"], guidance_start=start, guidance_end=end,
+            )  # fmt: skip
         clip = meta["clip_encoder"]
         out_dim = golden["w/clip_encoder.proj.weight"].shape[0]
         tower = vision_tower(clip, table_of=clip["img_size"][0], out_dim=out_dim)
         renormalize = cfg["model_args"].get("renorm_clip_img", False)
-        self.parts = Parts(
-            segmenter=segmenter(golden, crop=meta["crop_size"], renormalize=renormalize),
-            optimizer=tx, recipe=recipe, guidance_tower=tower,
+        self.modules = step_lib.StepModules(
+            model=segmenter(golden, crop=meta["crop_size"], renormalize=renormalize),
+            method=self.method, optimizer=tx, total_steps=meta["iters"],
+            num_classes=meta.get("num_classes", 0), guidance_tower=tower,
         )  # fmt: skip
-        self.constants = state_lib.Constants(
+        self.frozen = state_lib.Frozen(
             text=self.text(cfg["pl_text"]),
             guidance_params=guidance_params(golden),
             guidance_text=self.text(cfg["mcc_text"]),
@@ -95,23 +125,23 @@ class Run:
 
         def unlabelled(suffix):
             ignore = jnp.asarray(self.golden[f"in/{t}/ignore_mask{suffix}"] == 255)
-            return UnlabelledViews(
-                *(read(f"img_{view}{suffix}") for view in ("w", "s1", "s2")), ignore
-            )
+            return StreamViews(*(read(f"img_{view}{suffix}") for view in ("w", "s1", "s2")), ignore)
 
         return Views(
             x=read("img_x"),
             y=jnp.asarray(self.golden[f"in/{t}/mask_x"], jnp.int32),
-            unlabelled=unlabelled(""),
-            partner=unlabelled("_other"),
-            box1=jnp.asarray(self.golden[f"in/{t}/mix1"] == 1),
-            box2=jnp.asarray(self.golden[f"in/{t}/mix2"] == 1),
+            streams={"unlabelled": unlabelled(""), "unlabelled.1": unlabelled("_other")},
+            boxes={f"s{i}": jnp.asarray(self.golden[f"in/{t}/mix{i}"] == 1) for i in (1, 2)},
         )
 
-    def noise(self, t: int) -> Noise:
+    def masks(self, t: int) -> dict:
+        """The file holds one array per map, of x and behind them of w."""
         count = self.golden.meta["n_fp_masks"]
-        masks = [nhwc(self.golden[f"in/{t}/fp_mask{j}"]) for j in range(count)]
-        return Noise(masks=tuple(jnp.asarray(mask > 0.5) for mask in masks))
+        maps = [nhwc(self.golden[f"in/{t}/fp_mask{j}"]) > 0.5 for j in range(count)]
+        return {
+            view: tuple(jnp.asarray(np.split(kept, 2)[i]) for kept in maps)
+            for i, view in enumerate(("x", "w"))
+        }
 
 
 @pytest.fixture(scope="module", params=FILES)
@@ -120,34 +150,36 @@ def finished(request):
     run = Run(request.param)
 
     @jax.jit
-    def iterate(state, views, noise):
-        outcome = step_lib.differentiate(run.parts, run.constants, state, views, noise)
-        return step_lib.apply_outcome(run.parts, state, outcome)[0], outcome
+    def iterate(state, views, masks):
+        StoredMasks.current["masks"] = masks
+        key = jax.random.key(0)  # nothing is drawn
+        grads = step_lib.compute_gradients(run.modules, run.frozen, state, views, key)
+        return step_lib.apply_gradients(run.modules, state, grads)[0], grads
 
-    state, outcomes, after_first = run.state, [], None
+    state, found, after_first = run.state, [], None
     for t in range(run.golden.meta["iters"]):
-        state, outcome = iterate(state, run.views(t), run.noise(t))
-        outcomes.append(outcome)
+        state, grads = iterate(state, run.views(t), run.masks(t))
+        found.append(grads)
         after_first = after_first or state
-    return run, outcomes, after_first, state
+    return run, found, after_first, state
 
 
 @pytest.mark.golden
 def test_losses_of_every_iteration(finished):
-    run, outcomes, _, _ = finished
+    run, found, _, _ = finished
     names = {"loss_all": "loss", "loss_mc_s1": "guidance_s1", "loss_mc_s2": "guidance_s2",
              "loss_mc_fp": "guidance_fp"}  # fmt: skip
     for key in run.golden.keys("out/loss/"):
         name = key.removeprefix("out/loss/")
-        ours = np.stack([outcome.metrics[names.get(name, name)] for outcome in outcomes])
+        ours = np.stack([grads.metrics[names.get(name, name)] for grads in found])
         assert_close(ours[:1], run.golden[key][:1], 1e-5, key)
         assert_close(ours, run.golden[key], 1e-4, key)
 
 
 @pytest.mark.golden
 def test_gradients_of_the_first_iteration(finished):
-    run, outcomes, _, _ = finished
-    ours = flatten(outcomes[0].gradients)
+    run, found, _, _ = finished
+    ours = flatten(found[0].params)
     theirs = flatten(_imported(run, "out/grad0/")["params"])
     assert set(ours) == set(theirs)
     for path, expected in theirs.items():
@@ -163,7 +195,7 @@ def test_weights_after_training(finished, which):
     state = after_first if which == "first" else after_last
     number = 1 if which == "first" else run.golden.meta["iters"]
     expected = _imported(run, f"out/w_after{number}/")
-    ours, theirs = flatten(state.trained), flatten(expected["params"])
+    ours, theirs = flatten(state.params), flatten(expected["params"])
     assert set(ours) == set(theirs)
     tolerance = 1e-5 if which == "first" else 1e-4
     for path, value in theirs.items():
@@ -179,9 +211,9 @@ def test_weights_after_training(finished, which):
 @pytest.mark.golden
 def test_frozen_weights_stay(finished):
     run, _, _, last = finished
-    before = flatten(run.state.frozen)
+    before = flatten(run.state.frozen_params)
     assert before
-    for path, leaf in flatten(last.frozen).items():
+    for path, leaf in flatten(last.frozen_params).items():
         np.testing.assert_array_equal(leaf, before[path])
 
 
@@ -194,22 +226,37 @@ def test_learning_rates(finished):
 
 @pytest.mark.golden
 def test_predictions_and_guidance_of_the_first_iteration(finished):
-    run, outcomes, _, _ = finished
-    golden, views, logits = run.golden, run.views(0), outcomes[0].logits
-    named = {"x": logits.x, "w": logits.w, "w_fp": logits.fp, "s1": logits.s1, "s2": logits.s2}
-    for name, ours in named.items():
+    run, *_ = finished
+    golden, views, method = run.golden, run.views(0), run.method
+    named = {"x": "x", "w": "w", "w_fp": "fp", "s1": "s1", "s2": "s2"}
+
+    @jax.jit
+    def predict(state, views, masks):
+        outputs, _ = forward(
+            run.modules.model, run.frozen.text, state.student(), method.passes(views),
+            perturb=functools.partial(method.perturb, masks), names=named.values(),
+        )  # fmt: skip
+        size = views.x.shape[1:3]
+        return {
+            name: bilinear(outputs.logits[view], size, align_corners=False)
+            for name, view in named.items()
+        }
+
+    for name, ours in predict(run.state, views, run.masks(0)).items():
         expected = nhwc(golden[f"out/0/pred_{name}_s0_every3px"])
         assert_close(ours[:1, ::3, ::3], expected, 1e-4, name)
-    tower = run.parts.guidance_tower
-    images = jnp.concatenate([views.unlabelled.w, views.partner.w])
-    if run.parts.segmenter.renormalize:
-        images = step_lib.normalization.renormalize(images)
-    dense = tower.apply({"params": run.constants.guidance_params}, images).maps[-1]
+    if not method.guided:
+        return
+    tower = run.modules.guidance_tower
+    images = jnp.concatenate([stream.w for stream in views.streams.values()])
+    if run.modules.model.renormalize:
+        images = normalization.renormalize(images)
+    dense = tower.apply({"params": run.frozen.guidance_params}, images).maps[-1]
     labels = clip_guidance.guidance_labels(
-        dense, run.constants.guidance_text, size=images.shape[1:3],
-        threshold=run.parts.recipe.guidance_threshold,
+        dense, run.frozen.guidance_text, size=images.shape[1:3],
+        threshold=method.guidance_threshold,
     )  # fmt: skip
-    near = np.abs(np.asarray(labels.confidence) - run.parts.recipe.guidance_threshold) < 1e-5
+    near = np.abs(np.asarray(labels.confidence) - method.guidance_threshold) < 1e-5
     differ = np.asarray(labels.label) != golden["out/0/mclip_cat"]
     assert not (differ & ~near).any()
 
@@ -236,7 +283,7 @@ def _rounding_of_adam(run: Run, path: str) -> np.ndarray:
             if "g" in values  # running statistics have no gradient
         }
         run.rounding = flatten(imported(run.golden, filled)["params"])
-    group = groups_lib.assign(run.state.trained, run.groups)[path]
+    group = groups_lib.assign(run.state.params, run.groups)[path]
     eps = run.golden.meta["optimizer_defaults"]["eps"]
     rounding = 3.0 * run.rounding[path].astype(np.float64)
     size = np.maximum(np.abs(run.gradients[path]) - rounding, 0.0) + eps

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from semivl_jax.train import loop
-from semivl_jax.train.checkpoint import Checkpoints, Progress
+from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.train.metrics import MetricWriter
 from semivl_jax.train.state import TrainState
 
@@ -24,7 +24,7 @@ class Memory(Checkpoints):
 
     def save(self, state, progress):
         if progress.next_step not in self.saved:
-            self.saved[progress.next_step] = (int(state.step), Progress(**vars(progress)))
+            self.saved[progress.next_step] = (int(state.step), LoopState(**vars(progress)))
             self.happens("save", progress.next_step)
 
     def wait(self):
@@ -34,7 +34,7 @@ class Memory(Checkpoints):
 class Run:
     """A run whose scores are given by step; `during` names events that do something more."""
 
-    def __init__(self, workdir, *, scores=None, during=None, agree=None, **clock):
+    def __init__(self, workdir, *, scores=None, during=None, agree=None, **schedule):
         self.events, self.workdir = [], workdir
         self.scores, self.during = scores or {}, during or {}
         self.agree = agree
@@ -42,10 +42,10 @@ class Run:
         self.checkpoints = Memory(self.happens)
         settings = {"total_steps": 6, "evaluation_steps": frozenset({2, 4}), "checkpoint_every": 2,
                     "log_every": 2, "max_skipped": 1, "batch": 3}  # fmt: skip
-        self.clock = loop.Clock(**{**settings, **clock})
+        self.schedule = loop.LoopSchedule(**{**settings, **schedule})
 
     def __call__(self, progress=None):
-        self.progress = progress or Progress()
+        self.progress = progress or LoopState()
         state = TrainState(np.int32(self.progress.next_step), np.int32(0), {}, {}, {}, {}, {}, {})
         hooks = loop.Hooks(
             batches=self.batches, evaluate=self.evaluate, score="eval/miou", export=self.export
@@ -54,7 +54,7 @@ class Run:
             loop.StopSignal(self.agree) as self.stop,
             MetricWriter(self.workdir, next_step=self.progress.next_step) as writer,
         ):
-            return loop.run(self.step, state, self.progress, clock=self.clock, hooks=hooks,
+            return loop.run(self.step, state, self.progress, schedule=self.schedule, hooks=hooks,
                             checkpoints=self.checkpoints, writer=writer, stop=self.stop)  # fmt: skip
 
     @contextlib.contextmanager
@@ -103,7 +103,7 @@ def test_evaluate_then_save_then_draw(tmp_path):
         ("evaluate", 4), ("save", 4), ("draw", 4), ("step", 5), ("draw", 5), ("step", 6),
         ("evaluate", 6), ("export", 6), ("save", 6), ("wait",),
     ]  # fmt: skip
-    assert run.progress == Progress(next_step=6, evaluated=6, best_score=60.0, best_step=6)
+    assert run.progress == LoopState(next_step=6, evaluated=6, best_score=60.0, best_step=6)
     assert run.lines("eval/miou") == [2, 4, 6]
     assert run.lines("train/loss") == [1, 2, 4, 6]
 
@@ -111,12 +111,12 @@ def test_evaluate_then_save_then_draw(tmp_path):
 def test_the_saved_progress_knows_the_evaluation_before_it(tmp_path):
     run = Run(tmp_path, scores={2: 50.0, 4: 40.0, 6: 45.0})
     run()
-    assert run.checkpoints.saved[4] == (4, Progress(4, 4, 50.0, 2))
+    assert run.checkpoints.saved[4] == (4, LoopState(4, 4, 50.0, 2))
 
 
 def test_resumed_run_keeps_the_best_and_does_not_evaluate_again(tmp_path):
     run = Run(tmp_path, scores={4: 40.0, 6: 50.5})
-    run(Progress(next_step=4, evaluated=4, best_score=50.0, best_step=2))
+    run(LoopState(next_step=4, evaluated=4, best_score=50.0, best_step=2))
     assert run.events[0] == ("save", 4) and run.events[1] == ("draw", 4)
     assert ("evaluate", 4) not in run.events and ("export", 6) in run.events
     assert run.progress.best_step == 6
@@ -124,7 +124,7 @@ def test_resumed_run_keeps_the_best_and_does_not_evaluate_again(tmp_path):
 
 def test_a_finished_run_does_nothing(tmp_path):
     run = Run(tmp_path)
-    run(Progress(next_step=6, evaluated=6, best_score=50.0, best_step=2))
+    run(LoopState(next_step=6, evaluated=6, best_score=50.0, best_step=2))
     assert not {"draw", "step", "evaluate", "export"} & {event[0] for event in run.events}
 
 

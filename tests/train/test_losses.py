@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,8 @@ import pytest
 
 from semivl_jax.models import resize
 from semivl_jax.models.resize import bilinear
-from semivl_jax.train import losses, pseudo
+from semivl_jax.train import losses
+from semivl_jax.train.pseudo_labels import pseudo_labels
 from tests.golden_files import Golden, assert_close, nhwc
 
 TOLERANCE = 1e-5
@@ -21,23 +24,22 @@ def items() -> list[dict]:
 
 
 def criterion(item: dict, golden: Golden):
-    """The function of the logits that a record of the file was computed with."""
+    """A record's criterion: Σ weight · CE with weights known before the gradient. OHEM reads predictions."""
     label = jnp.asarray(golden[f"in/{item['label']}"])
     ignore = jnp.asarray(golden["in/ignore_mask"] == 255)
-    if "conf_mode" in item:
-        options = {"mode": item["conf_mode"], "threshold": item["conf_thresh"]}
-        confidence = jnp.asarray(golden["in/conf"])
-        return lambda x: losses.consistency(
-            losses.cross_entropy(x, label), confidence, ignore, **options
-        )
-    if "mcc_loss_reduce" in item:
-        return lambda x: losses.guidance(
-            losses.cross_entropy(x, label), label, ignore, reduction=item["mcc_loss_reduce"]
-        )
     if "min_kept" in item:
         options = {"threshold": item["thresh"], "min_kept": item["min_kept"]}
         return lambda x: losses.ohem(x, label, **options)
-    return lambda x: losses.supervised(x, label)
+    if "conf_mode" in item:
+        weight = losses.consistency_weights(
+            jnp.asarray(golden["in/conf"]), ignore, mode=item["conf_mode"],
+            threshold=item["conf_thresh"],
+        )  # fmt: skip
+    elif "mcc_loss_reduce" in item:
+        weight = losses.guidance_weights(label, ignore, reduction=item["mcc_loss_reduce"])
+    else:
+        weight = losses.supervised_weights(label)
+    return lambda x: losses.weighted_cross_entropies(x, [label], [weight])[0]
 
 
 @pytest.mark.golden
@@ -61,18 +63,19 @@ def case():
     }
 
 
+def all_weights(label, confidence, ignore):
+    yield losses.supervised_weights(label)
+    for mode in ("pixelwise", "pixelratio", "pixelavg"):
+        yield losses.consistency_weights(confidence, ignore, mode=mode, threshold=0.5)
+    for reduction in ("mean", "mean_valid", "mean_all"):
+        yield losses.guidance_weights(label, ignore, reduction=reduction)
+
+
 def all_criteria(label, confidence, ignore):
-    yield lambda x: losses.supervised(x, label)
+    for weight in all_weights(label, confidence, ignore):
+        yield lambda x, w=weight: losses.weighted_cross_entropies(x, [label], [w])[0]
     for min_kept in (0, 3, 10**6):
         yield lambda x, k=min_kept: losses.ohem(x, label, threshold=0.7, min_kept=k)
-    for mode in ("pixelwise", "pixelratio", "pixelavg"):
-        yield lambda x, m=mode: losses.consistency(
-            losses.cross_entropy(x, label), confidence, ignore, mode=m, threshold=0.5
-        )
-    for reduction in ("mean", "mean_valid", "mean_all"):
-        yield lambda x, r=reduction: losses.guidance(
-            losses.cross_entropy(x, label), label, ignore, reduction=r
-        )
 
 
 def test_nothing_to_learn_from_is_zero_not_nan(case):
@@ -91,24 +94,22 @@ def test_one_image_that_is_all_padding_stays_finite(case):
         assert jnp.isfinite(grad).all()
 
 
-def test_no_confident_pixel_is_zero(case):
-    for mode in ("pixelwise", "pixelratio"):
-        loss = losses.consistency(
-            losses.cross_entropy(case["logits"], case["label"]),
-            case["confidence"],
-            case["ignore"],
-            mode=mode,
-            threshold=1.5,
-        )
-        assert loss == 0.0
-
-
-def test_confidence_equal_to_the_threshold_counts(case):
-    half = jnp.full_like(case["confidence"], 0.5)
-    nowhere = jnp.zeros_like(case["ignore"])
-    pixels = losses.cross_entropy(case["logits"], case["label"])
-    loss = losses.consistency(pixels, half, nowhere, mode="pixelwise", threshold=0.5)
-    np.testing.assert_allclose(loss, losses.supervised(case["logits"], case["label"]), rtol=1e-6)
+def test_weights_of_a_known_batch():
+    """Two images of four pixels, by hand; the last pixel of the second image is padding."""
+    confidence = jnp.array([[[1.0, 0.5], [0.25, 0.25]], [[0.5, 0.0], [0.25, 1.0]]])
+    ignore = jnp.zeros((2, 2, 2), bool).at[1, 1, 1].set(True)
+    weights = functools.partial(losses.consistency_weights, confidence, ignore, threshold=0.5)
+    chosen = jnp.array([[[1, 1], [0, 0]], [[1, 0], [0, 0]]])
+    np.testing.assert_allclose(weights(mode="pixelwise"), chosen / 7, rtol=1e-6)
+    ratio = jnp.array([2 / 4, 1 / 3])[:, None, None]
+    expected = jnp.broadcast_to(ratio / 7, ignore.shape)  # padding stays in the numerator
+    np.testing.assert_allclose(weights(mode="pixelratio"), expected, rtol=1e-6)
+    average = (2.0 / 4 + 0.75 / 3) / 7
+    np.testing.assert_allclose(weights(mode="pixelavg"), average, rtol=1e-6)
+    label = jnp.where(chosen == 1, 3, 255)
+    for reduction, count in (("mean", 3), ("mean_valid", 7), ("mean_all", 8)):
+        guidance = losses.guidance_weights(label, ignore, reduction=reduction)
+        np.testing.assert_allclose(guidance, chosen / count, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8])
@@ -131,7 +132,10 @@ def test_low_precision_logits_are_summed_in_float32(case):
 
 
 def test_large_logits_do_not_overflow(case):
-    value, grad = jax.value_and_grad(losses.supervised)(1e4 * case["logits"], case["label"])
+    weight = losses.supervised_weights(case["label"])
+    value, grad = jax.value_and_grad(
+        lambda x: losses.weighted_cross_entropies(x, [case["label"]], [weight])[0]
+    )(1e4 * case["logits"])
     assert jnp.isfinite(value)
     assert jnp.isfinite(grad).all()
 
@@ -143,15 +147,13 @@ def test_ohem_keeps_at_least_min_kept(case, min_kept):
 
 
 def test_unknown_options_are_named(case):
-    arguments = case["logits"], case["label"]
-    loss = losses.cross_entropy(*arguments)
-    unchecked = losses.consistency.__wrapped__, losses.guidance.__wrapped__
+    unchecked = losses.consistency_weights.__wrapped__, losses.guidance_weights.__wrapped__
     with pytest.raises(ValueError, match=r"'pixel'.*choose"):
-        unchecked[0](loss, case["confidence"], case["ignore"], mode="pixel", threshold=0.5)
+        unchecked[0](case["confidence"], case["ignore"], mode="pixel", threshold=0.5)
     with pytest.raises(ValueError, match=r"'sum'.*choose"):
-        unchecked[1](loss, case["label"], case["ignore"], reduction="sum")
+        unchecked[1](case["label"], case["ignore"], reduction="sum")
     with pytest.raises(ValueError, match="min_kept = -1"):
-        losses.ohem(*arguments, threshold=0.5, min_kept=-1)
+        losses.ohem(case["logits"], case["label"], threshold=0.5, min_kept=-1)
 
 
 def test_large_logits_are_never_whole(monkeypatch):
@@ -170,7 +172,7 @@ def test_large_logits_are_never_whole(monkeypatch):
         )
 
     expected = jax.value_and_grad(total)(grid, True)
-    best = pseudo.pseudo_labels(bilinear(grid, size, align_corners=False))
+    best = pseudo_labels(bilinear(grid, size, align_corners=False))
     monkeypatch.setattr(resize, "BLOCK_BYTES", 4 * 2 * 20 * 7 * 5)  # 5 rows fit, 4 divide 24
     ours = jax.jit(jax.value_and_grad(total), static_argnums=1)
     text = ours.lower(grid, False).as_text()
@@ -178,6 +180,6 @@ def test_large_logits_are_never_whole(monkeypatch):
     value, grad = ours(grid, False)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     np.testing.assert_allclose(grad, expected[1], atol=1e-5)
-    mine = pseudo.pseudo_labels(grid, size=size)
+    mine = pseudo_labels(grid, size=size)
     np.testing.assert_array_equal(mine.label, best.label)
     np.testing.assert_allclose(mine.confidence, best.confidence, rtol=1e-6)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.train.losses import confident_share
-from semivl_jax.train.mask_losses import mask_loss
+from semivl_jax.train.mask_losses import mask_loss, mask_weights
 from tests.golden_files import Golden, assert_close, nhwc
 
 
@@ -19,9 +18,9 @@ def test_terms_and_gradients_as_published():
         loss = mask_loss(
             logits,
             label,
+            mask_weights(label, scale=kwargs["loss_weight"]),
             focal_weight=kwargs["mask_weight"],
             dice_weight=kwargs["dice_weight"],
-            scale=kwargs["loss_weight"],
         )
         return loss.total, loss
 
@@ -37,7 +36,8 @@ def test_terms_and_gradients_as_published():
 
 def test_closed_form():
     """Two classes, one of them shown, logits 0: every probability is a half."""
-    loss = jax.jit(mask_loss)(jnp.zeros((1, 2, 2, 2)), jnp.zeros((1, 2, 2), jnp.uint8), scale=0.5)
+    label = jnp.zeros((1, 2, 2), jnp.uint8)
+    loss = jax.jit(mask_loss)(jnp.zeros((1, 2, 2, 2)), label, mask_weights(label, scale=0.5))
     log2, focal = np.log(2), (0.25 + 0.75) * 0.25
     np.testing.assert_allclose(loss.focal, 0.5 * 20 * focal * log2, rtol=1e-6)
     np.testing.assert_allclose(loss.dice, 0.5 * (1 - (2 * 2 + 1) / (2 + 4 + 1)), rtol=1e-6)
@@ -46,15 +46,9 @@ def test_closed_form():
 def test_a_batch_without_labels_has_a_finite_loss_and_gradient():
     label = jnp.full((2, 4, 4), 255, jnp.uint8)
     logits = jnp.full((2, 4, 4, 3), 200.0)  # sigmoid rounds to 1
-    run = jax.jit(jax.value_and_grad(lambda logits: mask_loss(logits, label).total))
+    run = jax.jit(
+        jax.value_and_grad(lambda logits: mask_loss(logits, label, mask_weights(label)).total)
+    )
     loss, gradient = run(logits)
     np.testing.assert_allclose(loss, 20 * 0.75 * 200 * 2 * 3, rtol=1e-6)
     assert np.all(np.isfinite(gradient))
-
-
-def test_share_of_confident_pixels():
-    confidence = jnp.array([[[0.95, 0.9], [0.99, 1.0]]])
-    ignore = jnp.array([[[False, False], [False, True]]])
-    share = confident_share(confidence, ignore, threshold=0.95)
-    np.testing.assert_allclose(share, 2 / 3, rtol=1e-6)
-    assert confident_share(confidence, jnp.ones_like(ignore), threshold=0.95) == 0

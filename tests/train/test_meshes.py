@@ -17,83 +17,31 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs import tiny
-from semivl_jax.data.dataset_info import DatasetInfo
-from semivl_jax.experiment import experiment
 from semivl_jax.models import mesh_axes
 from semivl_jax.models.vlg_decoder import VLGDecoder
-from semivl_jax.train import accumulation, objective, programs, sharding
-from semivl_jax.train import step as step_lib
-from semivl_jax.train.forward import StudentLogits
-from semivl_jax.train.noise import Noise
-from semivl_jax.train.recipe import Recipe
-from semivl_jax.types import (
-    Batch,
-    ClassText,
-    Features,
-    LabelledBatch,
-    PseudoLabels,
-    UnlabelledBatch,
-    Views,
-)
+from semivl_jax.train import sharding
+from semivl_jax.train.augment.views import make_views
+from semivl_jax.train.step import compute_gradients
+from semivl_jax.types import ClassText, Features
+from tests.train import tiny_experiment
+from tests.train.tiny_experiment import batch_of, step_of
 
-SIZE, BATCH, STEPS = 32, 8, 5
-NAMES = ("ground", "disc", "box", "tree")
-INFO = DatasetInfo(name="toy", classes=NAMES, definitions=tuple((name,) for name in NAMES))
-SETTINGS = {
-    "batch": BATCH,
-    "compilation_cache": "",
-    "text.cache": "",
-    "optim.name": "sgd",
-    "optim.lr": 0.002,
-    "method.confidence_mode": "pixelavg",
-}
+STEPS = 5
+SETTINGS = {"optim__name": "sgd", "optim__lr": 0.002}
 
 
-def build(devices, **fields):
-    """Dots in the names of fields are written as two underscores."""
-    config = tiny.get_config()
-    changes = {name.replace("__", "."): value for name, value in fields.items()}
-    config.update_from_flattened_dict(SETTINGS | changes)
-    make = functools.partial(sharding.make_mesh, jax.devices()[:devices])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", make)
-        return experiment.build(config, INFO, images_per_epoch=80)
-
-
-def batch_of(built, seed):
-    """Crops with different margins and voids: parts of the batch have different numbers of pixels."""
-    rng, method = np.random.default_rng(seed), built.config.method
-    put = functools.partial(jax.device_put, device=sharding.batch_sharding(built.mesh))
-
-    def image():
-        return put(rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8))
-
-    def unlabelled():
-        return UnlabelledBatch(
-            image(), put(rng.integers(SIZE - 4, SIZE + 1, (BATCH, 2)).astype(np.int32))
-        )
-
-    labels = rng.integers(0, len(NAMES), (BATCH, SIZE, SIZE)).astype(np.uint8)
-    labels[rng.random(labels.shape) < rng.random(BATCH)[:, None, None]] = 255
-    own_partner = method.semi_supervised and method.partner == "same_image"
-    return Batch(
-        labelled=LabelledBatch(image=image(), label=put(labels)),
-        unlabelled=unlabelled() if method.semi_supervised else None,
-        partner=unlabelled() if own_partner else None,
-    )
+def build(devices, *, method=None, **fields):
+    pixelavg = {} if method == "supervised" else {"method__confidence_mode": "pixelavg"}
+    return tiny_experiment.build(devices, method=method, **{**SETTINGS, **pixelavg, **fields})
 
 
 def train(devices, steps=STEPS, **fields):
     """(state before, losses by name and step, state after); the first two on the host."""
     built = build(devices, **fields)
-    state = built.init_state()
-    step = programs.Step(built.parts, built.mesh, state)
-    batches = [batch_of(built, seed) for seed in range(steps)]
-    compiled, _ = step.compile(built.constants, state, batches[0])
+    state, step = built.init_state(), step_of(built)
     before, lines = jax.device_get(state), []
-    for batch in batches:
-        state, metrics = compiled(built.constants, state, batch)
+    for seed in range(steps):
+        state, metrics = step(state, batch_of(built, seed))
         lines.append(jax.device_get(metrics))
     losses = {name: [float(line[name]) for line in lines] for name in lines[0]}
     return before, losses, state
@@ -121,7 +69,7 @@ def assert_same(found, expected):
 
 
 def moved(result):
-    before, after = result[0].trained, jax.device_get(result[2].trained)
+    before, after = result[0].params, jax.device_get(result[2].params)
     return max(
         np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)
     )
@@ -139,7 +87,7 @@ def test_parameters_split_over_devices(alone):
     found = train(8, mesh__data=2, mesh__fsdp=4)
     assert_same(found, alone)
     state = found[2]
-    for part in (state.trained, state.ema, state.frozen, state.opt_state):
+    for part in (state.params, state.ema_params, state.frozen_params, state.opt_state):
         leaves = jax.tree_util.tree_leaves_with_path(part)
         split = [leaf for _, leaf in leaves if leaf.sharding.spec != P()]
         # What is held beside its own quarter of the large leaves is small.
@@ -188,79 +136,32 @@ def test_parts_one_after_another(alone):
 
 
 @pytest.mark.slow
-def test_parts_of_a_student_that_teaches_itself():
-    """Its labels come from a pass of their own then, and its partners from other parts.
-
-    The gradients agree but for ties of labels (above).
-    """
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method__teacher": "student"},
+        {"method": "unimatch_v2", "method__cutmix_partner": "same_image"},
+        {"method": "fixmatch", "method__confidence_mode": "pixelratio"},
+        {"method": "zegclip", "method__dropout_passes": "none"},
+        {"method": "supervised"},
+    ],
+    ids=lambda fields: "-".join(fields.values()),
+)
+def test_gradients_of_parts_add_up_for_every_method(fields):
+    """The gradients agree but for ties of labels (above)."""
     found = []
     for parts in (1, 4):
-        built = build(1, accumulation=parts, method__teacher="student")
-        state, batch = built.init_state(), batch_of(built, 0)
-
-        def outcome(constants, state, batch, built=built, parts=parts):
-            views, noise = step_lib.draw(built.parts, state, batch)
-            find = step_lib.differentiate if parts == 1 else step_lib.accumulate
-            made = find(built.parts, constants, state, views, noise)
-            return made.gradients, made.metrics
-
-        found.append(jax.device_get(jax.jit(outcome)(built.constants, state, batch)))
-    (whole, expected), (summed, metrics) = found
-    assert metrics.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
-    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole))
-    for one, other in zip(*map(jax.tree.leaves, (summed, whole)), strict=True):
+        built = build(1, accumulation=parts, **fields)
+        views = jax.jit(make_views)(jax.random.key(0), batch_of(built))
+        compute = jax.jit(functools.partial(compute_gradients, built.modules))
+        found.append(compute(built.frozen, built.init_state(), views, jax.random.key(1)))
+    whole, summed = jax.device_get(found)
+    assert summed.metrics.keys() == whole.metrics.keys()
+    for name, value in whole.metrics.items():
+        np.testing.assert_allclose(summed.metrics[name], value, rtol=1e-5, err_msg=name)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole.params))
+    for one, other in zip(*map(jax.tree.leaves, (summed.params, whole.params)), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3 * largest, rtol=0)
-
-
-RECIPES = {
-    "pixelwise": {"guidance_reduction": "mean"},
-    "pixelratio": {"confidence_mode": "pixelratio", "guidance_reduction": "mean_valid"},
-    "pixelavg": {"confidence_mode": "pixelavg"},
-    "masks": {"criterion": "focal_dice", "guidance": False, "perturbation": "complementary"},
-    "supervised": {"semi_supervised": False},
-}
-
-
-@pytest.mark.parametrize("fields", RECIPES.values(), ids=RECIPES)
-def test_losses_of_parts_add_up_to_the_loss_of_the_batch(fields):
-    """Every way in which a loss divides by something of the whole batch; one image is all padding."""
-    recipe = Recipe(total_steps=10, confidence_threshold=0.5, **fields)
-    rng, side, parts = np.random.default_rng(0), 12, 4
-
-    def label(void):
-        found = rng.integers(0, len(NAMES), (BATCH, side, side)).astype(np.int32)
-        return jnp.where(rng.random(found.shape) < void, 255, found)
-
-    def share():
-        return jnp.asarray(rng.random((BATCH, side, side)), jnp.float32)
-
-    ignore = (share() < rng.random((BATCH, 1, 1))).at[0].set(True)
-    target = objective.ViewTarget(PseudoLabels(label(0.0), share()), ignore, label(0.5))
-    names = recipe.view_weights if recipe.semi_supervised else {}
-    by_view = dict.fromkeys(names, target)
-    views = Views(x=jnp.zeros((BATCH, side, side, 3)), y=label(rng.random((BATCH, 1, 1))))
-    shape = (BATCH, side, side, len(NAMES))
-    logits = {name: jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for name in ("x", *names)}
-
-    def total(logits, views, by_view, whole):
-        terms = objective.terms_of(recipe, StudentLogits(**logits), views, by_view, whole=whole)
-        return objective.weighted_sum(recipe, terms, jnp.int32(3))
-
-    gradient = jax.value_and_grad(total)
-    expected = gradient(logits, views, by_view, {})
-    whole = objective.whole_batch(recipe, views, by_view)
-    pieces = accumulation.split((logits, views, by_view), parts)
-    one_by_one = [
-        gradient(*jax.tree.map(lambda leaf, part=part: leaf[part], pieces), whole)
-        for part in range(parts)
-    ]
-    np.testing.assert_allclose(sum(value for value, _ in one_by_one), expected[0], rtol=1e-5)
-    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(g for _, g in one_by_one))
-    assert all(np.abs(leaf).max() > 0 for leaf in joined.values())
-    for name, leaf in expected[1].items():
-        np.testing.assert_allclose(joined[name], leaf, rtol=1e-4, atol=1e-8, err_msg=name)
 
 
 def test_parts_keep_what_devices_have_and_join_again():
@@ -268,26 +169,23 @@ def test_parts_keep_what_devices_have_and_join_again():
     images = np.arange(16)
     split, joined = jax.jit(
         sharding.on_mesh(
-            lambda x: (accumulation.split(x, 2), accumulation.join(accumulation.split(x, 2))), mesh
+            lambda x: (sharding.split_batch(x, 2), sharding.join_batch(sharding.split_batch(x, 2))),
+            mesh,
         )
     )(jax.device_put(images, sharding.batch_sharding(mesh)))
     np.testing.assert_array_equal(split, [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]])
     np.testing.assert_array_equal(joined, images)
-    mask = jnp.arange(8).reshape(8, 1, 1, 1) % 3 == 0  # of x, then of w
-    (masks,) = accumulation.split_noise(Noise(masks=(mask,)), 2).masks
-    np.testing.assert_array_equal(masks[0], mask[jnp.array([0, 1, 4, 5])])
-    np.testing.assert_array_equal(masks[1], mask[jnp.array([2, 3, 6, 7])])
 
 
 @pytest.mark.parametrize(
     ("path", "shape", "expected"),
     [
-        ("trained/backbone/block/query/kernel", (768, 12, 64), P("fsdp", None, None)),
+        ("params/backbone/block/query/kernel", (768, 12, 64), P("fsdp", None, None)),
         ("opt_state/0/0/mu/decoder/up1/conv/kernel", (3, 3, 128, 64), P(None, None, None, "fsdp")),
-        ("ema/decoder/head/kernel", (3, 3, 32, 1), P(None, None, "fsdp", None)),
-        ("frozen/backbone/pos_embedding", (1, 1025, 768), P(None, None, "fsdp")),
-        ("trained/decoder/odd/kernel", (3, 5), P()),
-        ("trained/backbone/pre_norm/scale", (768,), P()),
+        ("ema_params/decoder/head/kernel", (3, 3, 32, 1), P(None, None, "fsdp", None)),
+        ("frozen_params/backbone/pos_embedding", (1, 1025, 768), P(None, None, "fsdp")),
+        ("params/decoder/odd/kernel", (3, 5), P()),
+        ("params/backbone/pre_norm/scale", (768,), P()),
         ("step", (), P()),
     ],
 )
@@ -319,7 +217,7 @@ def test_axes_that_do_not_fit_the_devices(sizes, message):
          r"16, or fewer parts"),
         ({"mesh__classes": 8, "mesh__data": 1, "text__decoder": "name"},
          r"mesh.classes = 8 does not divide the 4 texts .*; choose 2"),
-        ({"model__decoder": "deeplab", "model__taps": (1, 2), "accumulation": 2, "batch": 16},
+        ({"model__decoder": "deeplab", "model__out_indices": (1, 2), "accumulation": 2, "batch": 16},
          r"accumulation = 2 would normalise every part .* in decoder, which has BatchNorm"),
     ],
 )  # fmt: skip
@@ -331,5 +229,5 @@ def test_batches_and_models_that_the_devices_cannot_share(fields, message):
 def test_without_a_mesh_nothing_is_asked_of_the_compiler():
     x = jnp.ones((4, 2))
     assert mesh_axes.over_classes(x) is x
-    assert sharding.together({"kernel": x})["kernel"] is x
-    assert sharding.apart({"kernel": x})["kernel"] is x
+    assert sharding.all_gather({"kernel": x})["kernel"] is x
+    assert sharding.reshard({"kernel": x})["kernel"] is x

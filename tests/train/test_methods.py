@@ -1,66 +1,84 @@
-"""Each method trains 20 steps on `shapes`, stays finite, and goes on bitwise after a checkpoint."""
+"""Each method takes four steps on real batches and resumes bitwise; what a method of one's own needs.
 
+`Toy` is a whole method: a stream of images with stored labels, parameters, state, and a loss of its own.
+"""
+
+import dataclasses
 import functools
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import tiny
-from semivl_jax.config import validate
+from semivl_jax.config import set_method, validate
 from semivl_jax.data import prefetch
 from semivl_jax.experiment import experiment
 from semivl_jax.models import build
 from semivl_jax.models.resnet import ResNet
-from semivl_jax.train import sharding
-from semivl_jax.train.checkpoint import Checkpoints, Progress
-from semivl_jax.train.step import train_step
+from semivl_jax.train import methods, sharding
+from semivl_jax.train.checkpoint import Checkpoints, LoopState
+from semivl_jax.train.losses import supervised_weights
+from semivl_jax.train.methods.base import Target
+from semivl_jax.train.methods.supervised import Supervised
+from semivl_jax.train.step import jit_train_step, train_step
+from semivl_jax.types import Stream
+from tests.command import ROOT
+from tests.train import tiny_experiment
 
-STEPS = 20
-DEEPLAB = {"model.decoder": "deeplab", "model.out_indices": (1, 2), "method.guidance": False}
-ENCODER = {
-    "model.init": "random",
-    "model.finetune": "all",
-    "model.weights": "",
-    "method.guidance": False,
-}
+STEPS = 4
+DEEPLAB = {"model.decoder": "deeplab", "model.out_indices": (1, 2)}
+ENCODER = {"model.init": "random", "model.finetune": "all", "model.weights": ""}
 METHODS = {
-    "semivl": {"method.teacher": "student", "method.partner": "same_image"},
-    "semivl_conv_encoder": {"model.conv_encoder": "resnet101_v1c", "model.out_indices": (1, 2)},
-    "unimatch": DEEPLAB,
-    "fixmatch": {**DEEPLAB, "method.strong_views": 1, "method.perturbation": "none"},
-    "unimatch_v2": {**DEEPLAB, "method.perturbation": "complementary"},
-    "supervised": {**DEEPLAB, "method.semi_supervised": False},
-    "zegclip": {
-        "model.backbone": "prompted_clip_vit",
-        "model.out_indices": (2,),
-        "model.finetune": "prompts",
-        "model.decoder": "atm",
-        "method.criterion": "focal_dice",
-        "method.dropout_passes": "first",
-        "method.guidance": False,
-    },
-    "unimatch_r101": {
-        **ENCODER,
-        "model.backbone": "resnet101",
-        "model.decoder": "deeplab",
-        "optim.name": "sgd",
-    },
-    "unimatch_vit": {
-        **ENCODER,
-        "model.backbone": "imagenet_vit",
-        "model.out_indices": (1, 3),
-        "model.decoder": "deeplab",
-        "method.dropout_passes": "all",
-    },
-    "unimatch_v2_dinov2": {
-        **ENCODER,
-        "model.backbone": "dinov2_vits14",
-        "model.out_indices": (0, 1, 2, 3),
-        "model.decoder": "dpt",
-        "method.perturbation": "complementary",
-        "method.criterion": "ohem",
-    },
+    "semivl": ("semivl", {"method.teacher": "student", "method.cutmix_partner": "same_image"}),
+    "semivl_conv_encoder": (
+        "semivl",
+        {"model.conv_encoder": "resnet101_v1c", "model.out_indices": (1, 2)},
+    ),
+    "unimatch": ("unimatch", DEEPLAB),
+    "fixmatch": ("fixmatch", DEEPLAB),
+    "unimatch_v2": ("unimatch_v2", DEEPLAB),
+    "supervised": ("supervised", DEEPLAB),
+    "zegclip": (
+        "zegclip",
+        {
+            "model.backbone": "prompted_clip_vit",
+            "model.out_indices": (2,),
+            "model.finetune": "prompts",
+            "model.decoder": "atm",
+        },
+    ),
+    "unimatch_r101": (
+        "unimatch",
+        {
+            **ENCODER,
+            "model.backbone": "resnet101",
+            "model.decoder": "deeplab",
+            "optim.name": "sgd",
+        },
+    ),
+    "unimatch_vit": (
+        "unimatch",
+        {
+            **ENCODER,
+            "model.backbone": "imagenet_vit",
+            "model.out_indices": (1, 3),
+            "model.decoder": "deeplab",
+            "method.dropout_passes": "all",
+        },
+    ),
+    "unimatch_v2_dinov2": (
+        "unimatch_v2",
+        {
+            **ENCODER,
+            "model.backbone": "dinov2_vits14",
+            "model.out_indices": (0, 1, 2, 3),
+            "model.decoder": "dpt",
+            "method.criterion": "ohem",
+        },
+    ),
 }
 
 
@@ -81,32 +99,147 @@ def small(monkeypatch):
     monkeypatch.setitem(build.BACKBONES, "resnet101", (ResNet, {"blocks": (1, 1, 1, 1)}))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_twenty_steps_are_finite_and_resume_exactly(method, shapes, tmp_path):
+@pytest.mark.parametrize("case", METHODS)
+def test_four_steps_are_finite_and_resume_exactly(case, shapes, tmp_path):
+    method, fields = METHODS[case]
     config = tiny.get_config()
     config.steps, config.data.directory, config.data.split = STEPS, str(shapes), "1_2"
-    config.update_from_flattened_dict(METHODS[method])
+    set_method(config, method)
+    config.update_from_flattened_dict(fields)
     validate(config)
     data = experiment.open_data(config)
     built = experiment.build(config, data.info, images_per_epoch=100)
-    step = jax.jit(functools.partial(train_step, built.parts))
+    step = jax.jit(functools.partial(train_step, built.modules))
     place = sharding.batch_sharding(built.mesh)
 
     def train(state, start, stop):
-        with prefetch.feed(built.pipeline(data), start, sharding=place, ahead=1) as batches:
+        pipeline = built.pipeline(data)
+        with prefetch.prefetch_to_device(pipeline, start, sharding=place, ahead=1) as batches:
             for _ in range(start, stop):
-                state, metrics = step(built.constants, state, next(batches))
+                state, metrics = step(built.frozen, state, next(batches))
                 assert np.isfinite(metrics["loss"])
         return state
 
     half = train(built.init_state(), 0, STEPS // 2)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
-    checkpoints.save(half, Progress(next_step=STEPS // 2))
-    checkpoints.wait()
     whole = train(half, STEPS // 2, STEPS)
-    restored, progress = checkpoints.restore(built.abstract_state())
-    checkpoints.close()
-    again = train(restored, progress.next_step, STEPS)
+    again = train(restored(half, built, tmp_path), STEPS // 2, STEPS)
     assert int(whole.step) == STEPS and int(whole.skipped) == 0
-    for one, other in zip(*map(jax.tree.leaves, (whole, again)), strict=True):
-        np.testing.assert_array_equal(one, other)
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+
+
+def restored(state, built, folder):
+    """The state after a way through a checkpoint."""
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    checkpoints.save(state, LoopState(next_step=int(state.step)))
+    checkpoints.wait()
+    found, _ = checkpoints.restore(built.abstract_state())
+    checkpoints.close()
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Toy(Supervised):
+    """A stream of labelled extra images, as much weight as they were right so far, a learned penalty."""
+
+    share: float = 0.5
+
+    @property
+    def streams(self):
+        return (Stream("extra", source="extra", labels=True),)
+
+    def init(self, key, setup):
+        return {"scale": jnp.ones(setup.num_classes)}, {"right": jnp.full((), 0.5)}
+
+    def labels(self, networks, views, noise):
+        return networks.predict(networks.student, views.streams["extra"].w)
+
+    def update(self, state, labels, views):
+        right = jnp.mean(labels.label == views.streams["extra"].label, dtype=jnp.float32)
+        return {"right": 0.9 * state["right"] + 0.1 * right}
+
+    def targets(self, labels, views, state, progress):
+        made = super().targets(labels, views, state, progress)
+        label = views.streams["extra"].label
+        weight = supervised_weights(label) * state["right"]
+        return made.replace(
+            views=made.views | {"e": (Target("loss_e", label, weight),)},
+            factors=made.factors | {"loss_e": self.share},
+            metrics={"right": state["right"]},
+        )
+
+    def passes(self, views):
+        return [{"x": views.x, "e": views.streams["extra"].w}]
+
+    def losses(self, params, outputs, labels, views):
+        energy = jnp.einsum("bhwn,n->b", outputs.logits["e"] ** 2, params["scale"])
+        penalty = jnp.sum(energy) * 1e-6
+        return penalty, {"penalty": penalty}
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setitem(methods.METHODS, "toy", Toy)
+
+
+def test_a_method_of_ones_own_trains_accumulates_and_resumes(toy, tmp_path):
+    states, metrics = [], []
+    for parts in (1, 2):
+        built = tiny_experiment.build(method="toy", accumulation=parts, optim__name="sgd")
+        step = jit_train_step(built.modules, built.mesh, built.abstract_state())
+        state = built.init_state()
+        first = jax.device_get(state)
+        for seed in range(2):
+            state, values = step(built.frozen, state, tiny_experiment.batch_of(built, seed))
+        states.append(jax.device_get(state))
+        metrics.append(jax.device_get(values))
+    assert {"loss_x", "loss_e", "penalty", "right"} <= metrics[0].keys()
+    assert 0 < states[0].method["right"] != first.method["right"]
+    assert (states[0].params["method"]["scale"] < first.params["method"]["scale"]).all()
+    for name, value in metrics[0].items():
+        np.testing.assert_allclose(metrics[1][name], value, rtol=1e-4, err_msg=name)
+    after = [step(built.frozen, each, tiny_experiment.batch_of(built, 9))[0]
+             for each in (restored(state, built, tmp_path), state)]  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, *after)
+
+
+def test_the_example_of_the_documentation_trains(monkeypatch):
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf8")
+    code = next(
+        block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "class " in block
+    )
+    scope = {"dataclasses": dataclasses, "jax": jax, "jnp": jnp, "UniMatch": methods.UniMatch}
+    exec(code, scope)
+    monkeypatch.setitem(methods.METHODS, "class_thresholds", scope["ClassThresholds"])
+    built = tiny_experiment.build(method="class_thresholds", method__momentum=0.5)
+    state, metrics = tiny_experiment.step_of(built)(
+        built.init_state(), tiny_experiment.batch_of(built)
+    )
+    assert metrics["confident"] > 0  # the most confident class has the whole threshold
+    assert (state.method["confidence"] != 0.5).any()
+
+
+def test_fields_of_a_method_are_its_own():
+    config = tiny.get_config()
+    config.method.ema_decay = 0.9
+    set_method(config, "fixmatch", confidence_threshold=0.8)
+    assert config.method.to_dict() == methods.defaults("fixmatch") | {
+        "ema_decay": 0.9, "confidence_threshold": 0.8,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"method 'fixmatch' has no field 'perturbation_rate'"):
+        set_method(config, "fixmatch", perturbation_rate=0.3)
+    set_method(config, "semivl")
+    config.method.name = "fixmatch"
+    with pytest.raises(ValueError, match=r"method\.perturbation_rate is no field of the method"):
+        validate(config)
+    drop_other_fields(config)  # as after --config.method.name=fixmatch
+    validate(config)
+    assert config.method.keys() == methods.defaults("fixmatch").keys()
+    set_method(config, "semivl", guidance_threshold=0.8)
+    config.method.name = "fixmatch"
+    with pytest.raises(ValueError, match=r"method\.guidance_threshold = 0\.8 is no field of"):
+        drop_other_fields(config)
+    config.method.name = "fixmach"
+    with pytest.raises(
+        ValueError, match=r"method\.name = 'fixmach' is unknown; choose one of superv"
+    ):
+        validate(config)

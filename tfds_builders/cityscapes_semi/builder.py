@@ -6,56 +6,26 @@ Images take a login at the data set's site. Masks come from the archive that was
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
-import tensorflow_datasets as tfds
-
 from semivl_jax.data.download import RemoteFile
-from tfds_builders import published
+from tfds_builders.published import Members, PublishedBuilder, semivl_masks
 
 IMAGES, MASKS = "leftImg8bit_trainvaltest.zip", "ground_truth_cityscapes.zip"
-_FOLDERS = {"train": "train", "validation": "val"}
-_SITE = "https://www.cityscapes-dataset.com"
 
 
-class CityscapesSemi(published.PublishedBuilder):
+def _members(folder: str) -> tuple[Members, Members]:
+    return Members(IMAGES, "_leftImg8bit.png", folder), Members(MASKS, "_gtFine_labelTrainIds.png")
+
+
+class CityscapesSemi(PublishedBuilder):
     """Cityscapes: street scenes of 50 cities from a car, 19 classes."""
 
-    VERSION = tfds.core.Version("1.0.0")
     DATASET = "cityscapes"
+    HOMEPAGE = "https://www.cityscapes-dataset.com"
     SIZES: ClassVar[dict[str, int]] = {"train": 2_975, "validation": 500}
-    FILES = published.read_checksums(
-        Path(__file__).parent,
-        (
-            RemoteFile(name=IMAGES, page=f"{_SITE}/file-handling/?packageID=3"),
-            RemoteFile(
-                name=MASKS,
-                url=f"{published.SEMIVL_RELEASE}/{MASKS}",
-                page="https://github.com/google-research/semivl",
-            ),
-        ),
+    LAYOUT: ClassVar = {"train": _members("train"), "validation": _members("val")}
+    FILES = (
+        RemoteFile(name=IMAGES, page=f"{HOMEPAGE}/file-handling/?packageID=3"),
+        semivl_masks(MASKS),
     )
-
-    @property
-    def homepage(self) -> str:
-        """The data set's site."""
-        return _SITE
-
-    @property
-    def citation(self) -> str:
-        """The paper of the data set."""
-        return (Path(__file__).parent / "citation.bib").read_text(encoding="utf8")
-
-    def _pairs(self) -> dict[str, list[published.Pair]]:
-        images, masks = self.archive(IMAGES), self.archive(MASKS)
-        found = masks.find(suffix="_gtFine_labelTrainIds.png")
-        return {
-            part: self._match(
-                images,
-                images.find(suffix="_leftImg8bit.png", folder=folder),
-                masks,
-                found,
-            )
-            for part, folder in _FOLDERS.items()
-        }

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from tfds_builders.archives import Archive
-from tfds_builders.published import encode_png
+from tfds_builders.common import encode_png
 
 _FINER = 4  # the canvas, along both sides
 _FRACTION_BITS = 4  # outlines have sub-pixel corners

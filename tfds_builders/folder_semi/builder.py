@@ -7,7 +7,6 @@ become one-channel PNG with the label map applied.
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
+from semivl_jax import utils
 from semivl_jax.data import images
 from semivl_jax.data.dataset_info import DatasetInfo
 from tfds_builders import common
-from tfds_builders.folder_semi.scan import Found, parse_label_map, scan
+from tfds_builders.folder_semi.scan import FolderImage, parse_label_map, scan
 
 _AS_THEY_ARE = (".png", ".jpg", ".jpeg")
 
@@ -79,11 +78,11 @@ class FolderSemi(common.SegmentationBuilder):
             "validation": self.write("validation", self._samples(validation)),
         }
 
-    def _samples(self, part: tuple[Found, ...]) -> Iterator[common.Sample]:
+    def _samples(self, part: tuple[FolderImage, ...]) -> Iterator[common.Sample]:
         # Reading and re-encoding happens in threads; `write` then checks what came out.
-        return common.ordered_map(self._sample, part)
+        return utils.ordered_map(self._sample, part)
 
-    def _sample(self, found: Found) -> common.Sample:
+    def _sample(self, found: FolderImage) -> common.Sample:
         sample = common.Sample(id=found.id, image=found.image, origin=str(found.image))
         problems = []
         if found.mask is not None:
@@ -94,7 +93,7 @@ class FolderSemi(common.SegmentationBuilder):
         if problems or found.image.suffix.lower() not in _AS_THEY_ARE:
             try:
                 pixels = _read(found.image, images.decode_image)
-                sample = dataclasses.replace(sample, image=_encode(pixels))
+                sample = dataclasses.replace(sample, image=common.encode_png(pixels))
             except common.UnusableError as error:
                 problems.append(error)
         return dataclasses.replace(sample, problems=tuple(problems))
@@ -115,7 +114,7 @@ class FolderSemi(common.SegmentationBuilder):
                     f'--config.data.label_map="{value}:{about.ignore}"',
                     alike=True,
                 )
-        return _encode(label)
+        return common.encode_png(label)
 
 
 def _read(path: Path, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
@@ -123,9 +122,3 @@ def _read(path: Path, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
         return decode(path.read_bytes())
     except (ValueError, OSError) as error:
         raise common.UnusableError(str(path), f"cannot be used: {error}") from error
-
-
-def _encode(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()

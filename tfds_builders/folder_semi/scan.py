@@ -21,7 +21,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from semivl_jax.data.dataset_info import (
@@ -36,7 +36,7 @@ _VALIDATION_FOLDERS = ("val", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FolderImage:
     """An image on disk, its id, and its mask if there is one."""
 
     id: str
@@ -50,8 +50,8 @@ class Folder:
 
     root: Path
     about: DatasetInfo
-    train: tuple[Found, ...]
-    validation: tuple[Found, ...]
+    train: tuple[FolderImage, ...]
+    validation: tuple[FolderImage, ...]
     orphans: tuple[Path, ...]
 
     def fingerprint(self, label_map: Mapping[int, int]) -> str:
@@ -114,8 +114,9 @@ def scan(root: str | Path) -> Folder:
     about = _read_classes(root)
     masks = _find_masks(root)
     train, validation = _split_parts(root, images, masks)
-    train = (*train, *_apart(root, {found.id for found in train}))
-    used = _owners(root, (*train, *validation))
+    train = _match(root, root, _unlabelled_files(root), {}, others=train)
+    _check_shared_masks(root, (*train, *validation))
+    used = {found.mask for found in (*train, *validation)}
     orphans = tuple(path for path in masks.values() if path not in used)
     if not any(found.mask for found in train):
         example = f", for example {orphans[0].relative_to(root)}" if orphans else ""
@@ -129,7 +130,9 @@ def scan(root: str | Path) -> Folder:
                 f"validation image {found.image.relative_to(root)} has no mask, so it cannot be "
                 "evaluated; add the mask or move the image to the training images"
             )
-    return Folder(root=root, about=about, train=train, validation=validation, orphans=orphans)
+    return Folder(
+        root=root, about=about, train=tuple(train), validation=tuple(validation), orphans=orphans
+    )
 
 
 def _read_classes(root: Path) -> DatasetInfo:
@@ -154,7 +157,7 @@ def _find_masks(root: Path) -> dict[str, Path]:
     folder = root / "masks"
     if not folder.is_dir():
         return {}
-    files = _files(folder, IMAGE_SUFFIXES)
+    files = _files(folder)
     masks = {_name(path, folder): path for path in files if path.suffix.lower() == ".png"}
     for path in files:
         if _name(path, folder) not in masks:
@@ -165,24 +168,22 @@ def _find_masks(root: Path) -> dict[str, Path]:
     return masks
 
 
-def _owners(root: Path, images: Iterable[Found]) -> dict[Path, Found]:
-    """{mask: its image}."""
-    owners: dict[Path, Found] = {}
+def _check_shared_masks(root: Path, images: Iterable[FolderImage]) -> None:
+    owners: dict[Path, FolderImage] = {}
     for found in images:
-        if found.mask is not None:
-            other = owners.setdefault(found.mask, found)
-            if other is not found:
-                raise ValueError(
-                    f"{other.image.relative_to(root)} and {found.image.relative_to(root)} in {root} would "
-                    f"both have the mask {found.mask.relative_to(root)}; put masks into folders like those "
-                    "of the images"
-                )
-    return owners
+        other = owners.setdefault(found.mask, found) if found.mask else found
+        if other is not found:
+            raise ValueError(
+                f"{other.image.relative_to(root)} and {found.image.relative_to(root)} in {root} would "
+                f"both have the mask {found.mask.relative_to(root)}; put masks into folders like those "
+                "of the images"
+            )
 
 
 def _split_parts(
     root: Path, images: Path, masks: Mapping[str, Path]
-) -> tuple[tuple[Found, ...], tuple[Found, ...]]:
+) -> tuple[list[FolderImage], list[FolderImage]]:
+    """Training and validation images below images/."""
     held_out = [images / name for name in _VALIDATION_FOLDERS if (images / name).is_dir()]
     listed = root / "val.txt"
     if len(held_out) + listed.is_file() != 1:
@@ -192,58 +193,66 @@ def _split_parts(
             f"val.txt with one id per line (there is {has}{' and val.txt' * listed.is_file()})"
         )
     train_root = images / "train" if (images / "train").is_dir() else images
+    paths = [path for path in _files(train_root) if not set(held_out) & set(path.parents)]
+    train = _match(root, train_root, paths, masks)
     if held_out:
-        train = (p for p in _files(train_root, IMAGE_SUFFIXES) if held_out[0] not in p.parents)
-        validation = _files(held_out[0], IMAGE_SUFFIXES)
-        return (
-            _match(root, train_root, train, masks),
-            _match(root, held_out[0], validation, masks),
-        )
-    everything = _match(root, train_root, _files(train_root, IMAGE_SUFFIXES), masks)
-    wanted = [line.strip() for line in read_lines(listed) if line.strip()]
-    unknown = set(wanted) - {found.id for found in everything}
+        return train, _match(root, held_out[0], _files(held_out[0]), masks)
+    wanted = {line.strip() for line in read_lines(listed)} - {""}
+    unknown = wanted - {found.id for found in train}
     if unknown:
         raise ValueError(
             f"{listed} lists {min(unknown)!r}, which is no image below {train_root}; write the file "
             "name without its suffix"
         )
-    return (
-        tuple(found for found in everything if found.id not in set(wanted)),
-        tuple(found for found in everything if found.id in set(wanted)),
-    )
+    validation = [found for found in train if found.id in wanted]
+    return [found for found in train if found.id not in wanted], validation
 
 
-def _apart(root: Path, taken: set[str]) -> Iterator[Found]:
+def _unlabelled_files(root: Path) -> list[Path]:
     """The images below unlabelled/, if there is such a folder."""
     folder = root / "unlabelled"
-    if not folder.is_dir():
-        return
-    paths = _files(folder, IMAGE_SUFFIXES)
-    if not paths:
+    paths = _files(folder) if folder.is_dir() else []
+    if folder.is_dir() and not paths:
         raise ValueError(f"{folder} holds no image; put some there or remove the folder")
+    return paths
+
+
+def _match(
+    root: Path,
+    part: Path,
+    paths: Iterable[Path],
+    masks: Mapping[str, Path],
+    *,
+    others: Iterable[FolderImage] = (),
+) -> list[FolderImage]:
+    """`others` and the images of a part, whose ids are their paths below it, with their masks."""
+    images = {found.id: found for found in others}
     for path in paths:
-        name = _name(path, root)
-        if name in taken:
+        name = _name(path, part)
+        if name in images:
             raise ValueError(
-                f"{path.relative_to(root)} and another image would have the same id {name!r}; rename "
-                "one of them"
+                f"{path.relative_to(root)} and {images[name].image.relative_to(root)} would have the "
+                f"same id {name!r}; rename one of them"
             )
-        taken.add(name)
-        yield Found(name, path, None)
+        # The second where masks/ has no folder of its own for the part.
+        mask = masks.get(_name(path, root).removeprefix("images/")) or masks.get(name)
+        images[name] = FolderImage(name, path, mask)
+    return list(images.values())
 
 
-def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+def _files(folder: Path) -> list[Path]:
+    """Images below a folder, sorted; symbolic links are followed, hidden files left out."""
     found: list[Path] = []
     entered: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        real = os.path.realpath(place)
+        real = os.path.realpath(parent)
         if real in entered:  # links in a circle
             folders.clear()
             continue
         entered.add(real)
-        paths = (Path(place, name) for name in names if not name.startswith("."))
-        found += (path for path in paths if path.suffix.lower() in suffixes)
+        paths = (Path(parent, name) for name in names if not name.startswith("."))
+        found += (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
     for path in found:
         if not path.is_file():
             raise ValueError(f"{path} is a link to a file that is not there; restore or remove it")
@@ -254,7 +263,7 @@ def _name(path: Path, folder: Path) -> str:
     """Path below a folder without its suffix, accented letters composed.
 
     Raises:
-      ValueError: a name that is no UTF-8 (an archive of another system was unpacked).
+      ValueError: a name that is not UTF-8 (an archive of another system was unpacked).
     """
     name = path.relative_to(folder).with_suffix("").as_posix()
     try:
@@ -264,20 +273,3 @@ def _name(path: Path, folder: Path) -> str:
             f"the file name {os.fsencode(path)!r} is no UTF-8 text; rename the file"
         ) from error
     return unicodedata.normalize("NFC", name)
-
-
-def _match(
-    root: Path, part: Path, paths: Iterable[Path], masks: Mapping[str, Path]
-) -> tuple[Found, ...]:
-    found: dict[str, Found] = {}
-    for path in paths:
-        name = _name(path, part)
-        if name in found:
-            raise ValueError(
-                f"{path.relative_to(root)} and {found[name].image.relative_to(root)} would have the "
-                f"same mask and id {name!r}; rename one of them"
-            )
-        # Else masks/ has no folder of its own for the part.
-        mask = masks.get(_name(path, root / "images")) or masks.get(name)
-        found[name] = Found(name, path, mask)
-    return tuple(found.values())

@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from semivl_jax.data.dataset_info import DatasetInfo
-from tfds_builders.common import Sample, SegmentationBuilder, ordered_map
+from semivl_jax.utils import ordered_map
+from tfds_builders.common import Sample, SegmentationBuilder
 from tfds_builders.shapes import generator, words
 
 

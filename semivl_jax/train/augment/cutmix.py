@@ -1,7 +1,7 @@
-"""CutMix boxes: one random rectangle per image, or none.
+"""CutMix: one random rectangle per image, or none, and pasting a partner into it.
 
 In: a key, the number of images and the side of the square crop. Out: rectangles int32 [b, 4] as
-(left, top, width, height), all 0 for none, or masks bool [b, s, s], true inside.
+(left, top, width, height), all 0 for none, or masks bool [b, s, s], true inside; mixed images and maps.
 
 Source: METHOD section 6 and trap 19; CutMix (Yun et al., ICCV 2019).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32
+from jaxtyping import Array, Bool, Float32, Int32, Shaped
 
 from semivl_jax.types import Key
 
@@ -71,3 +71,19 @@ def _rectangle(draws: Float32[Array, " d"], size: int) -> Int32[Array, "4"]:
     chosen = jnp.argmax(fits)  # the first that fits
     rectangle = jnp.stack([left[chosen], top[chosen], width[chosen], height[chosen]])
     return jnp.where(draws[0] < PROBABILITY, rectangle, 0)
+
+
+def mix(
+    box: Bool[Array, "b h w"],
+    here: Shaped[Array, "b h w *c"],
+    partner: Shaped[Array, "b h w *c"],
+) -> Shaped[Array, "b h w *c"]:
+    """`partner` inside the box, `here` outside; for images and for maps.
+
+    Errors: ValueError where the two differ in dtype (the result would silently take the wider one).
+    """
+    if here.dtype != partner.dtype:
+        raise ValueError(
+            f"CutMix of {here.dtype} with {partner.dtype}: give both arrays the same dtype"
+        )
+    return jnp.where(box.reshape(box.shape + (1,) * (here.ndim - 3)), partner, here)

@@ -2,7 +2,7 @@
 
 In: a `Batch` of uint8 crops [b, s, s, 3] with labels or valid sizes. Out: `Views`: float32 images normalised
 with the ImageNet statistics (about -2.2 … 2.7), int32 labels, boolean ignore maps and CutMix boxes. Two
-strong views share the flip of their weak view, so that pixels correspond.
+strong views and the label share the flip of their weak view, so that pixels correspond.
 
 Order of operations, after the host's scaling, cropping and black padding: flip, then (strong views only)
 colour jitter, grey, blur, then normalisation; padding is altered like image. Every image of every stream
@@ -19,12 +19,7 @@ from jaxtyping import Array, Bool, Float32, Int32, Shaped, UInt8
 
 from semivl_jax.models.normalization import normalize
 from semivl_jax.train.augment import blur, color, cutmix
-from semivl_jax.types import (
-    Batch,
-    Key,
-    UnlabelledViews,
-    Views,
-)
+from semivl_jax.types import Batch, Key, StreamViews, Views
 
 FLIP_PROBABILITY = 0.5
 JITTER_PROBABILITY = 0.8
@@ -37,42 +32,40 @@ BLUR_SIGMA = (0.1, 2.0)  # pixels
 def make_views(key: Key, batch: Batch, *, flip: bool = True) -> Views:
     """All views of a training step's data; equal keys give equal views.
 
-    A batch without unlabelled crops has neither unlabelled views nor boxes. Without partner crops the
-    partner is the reversed batch, which the step takes after drawing: the boxes are there all the same.
+    A batch without further streams has neither their views nor boxes.
     """
     image, label = batch.labelled.image, batch.labelled.label.astype(jnp.int32)
     if flip:
         flipped = _draw_flips(_keys_for(key, "labelled")[0], image.shape[0])
         image, label = flip_where(flipped, image), flip_where(flipped, label)
     views = Views(x=normalize(image.astype(jnp.float32)), y=label)
-    if batch.unlabelled is None:
+    if not batch.streams:
         return views
 
-    # Both streams (and both boxes) go through one vmapped function: half the program to compile.
-    streams = {"unlabelled": batch.unlabelled}
-    if batch.partner is not None:
-        streams["partner"] = batch.partner
+    # All streams (and both boxes) go through one vmapped function, so they are compiled once.
+    keys = _keys_for(key, *batch.streams)
     drawn = jax.vmap(lambda *arrays: _stream_views(*arrays, flip=flip))(
-        _keys_for(key, *streams),
-        jnp.stack([stream.image for stream in streams.values()]),
-        jnp.stack([stream.size for stream in streams.values()]),
+        keys,
+        jnp.stack([stream.image for stream in batch.streams.values()]),
+        jnp.stack([stream.size for stream in batch.streams.values()]),
     )
-    made = {
-        name: UnlabelledViews(**{part: array[i] for part, array in drawn.items()})
-        for i, name in enumerate(streams)
-    }
-    count, size = batch.unlabelled.image.shape[:2]
+    streams = {}
+    for i, (name, stream) in enumerate(batch.streams.items()):
+        label = None if stream.label is None else stream.label.astype(jnp.int32)
+        if flip and label is not None:
+            label = flip_where(_draw_flips(keys[i], label.shape[0]), label)
+        arrays = {part: array[i] for part, array in drawn.items()}
+        streams[name] = StreamViews(**arrays, label=label)
+    count, size = image.shape[:2]
     boxes = jax.vmap(lambda one: cutmix.cutmix_boxes(one, count, size=size))
     box1, box2 = boxes(_keys_for(key, "box1", "box2"))
-    return views.replace(
-        unlabelled=made["unlabelled"], partner=made.get("partner"), box1=box1, box2=box2
-    )
+    return views.replace(streams=streams, boxes={"s1": box1, "s2": box2})
 
 
 def _stream_views(
     key: Key, image: UInt8[Array, "b s s 3"], valid: Int32[Array, "b 2"], *, flip: bool
 ) -> dict[str, Array]:
-    """The fields of `UnlabelledViews`: one weak and two strong views, and the padding that they share."""
+    """One weak and two strong views of a stream's crops, and the padding that they share."""
     ignore = padding_map(valid, size=image.shape[1])
     if flip:
         flipped = _draw_flips(key, image.shape[0])

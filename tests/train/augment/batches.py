@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from semivl_jax.types import Batch, LabelledBatch, UnlabelledBatch
+from semivl_jax.types import Batch, ImageBatch, LabelledBatch
 
 
 def images(count: int = 4, size: int = 20, seed: int = 0):
@@ -19,16 +19,13 @@ def floats(count: int = 4, size: int = 20, seed: int = 0):
 
 
 def batch(count: int = 16, size: int = 12, *, partner: bool = True) -> Batch:
-    def crops(seed: int) -> UnlabelledBatch:
+    def crops(seed: int) -> ImageBatch:
         valid = np.random.default_rng(seed).integers(size // 2, size + 1, (count, 2))
-        return UnlabelledBatch(
-            jnp.asarray(images(count, size, seed)), jnp.asarray(valid, jnp.int32)
-        )
+        return ImageBatch(jnp.asarray(images(count, size, seed)), jnp.asarray(valid, jnp.int32))
 
     labelled = images(count, size, 3)
     # The label is the red channel, so that an image and its label can be seen to move together.
     return Batch(
         labelled=LabelledBatch(jnp.asarray(labelled), jnp.asarray(labelled[..., 0])),
-        unlabelled=crops(1),
-        partner=crops(2) if partner else None,
+        streams={"unlabelled": crops(1)} | ({"unlabelled.1": crops(2)} if partner else {}),
     )

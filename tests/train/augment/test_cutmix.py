@@ -1,9 +1,10 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from semivl_jax.train.augment import cutmix
-from tests.golden_files import Golden
+from tests.golden_files import Golden, nhwc
 
 # Two samples differ by chance; five standard errors are exceeded once in two million comparisons.
 ERRORS = 5
@@ -109,3 +110,33 @@ def test_one_image_does_not_depend_on_the_batch():
 def test_size_zero_is_an_error():
     with pytest.raises(ValueError, match="crop of 0"):
         cutmix.draw_rectangles(jax.random.key(0), 1, size=0)
+
+
+@pytest.mark.golden
+def test_cutmix_of_images_and_labels():
+    golden = Golden("losses")
+    box = jnp.asarray(golden["in/cutmix/box"] == 1)
+    image = cutmix.mix(
+        box,
+        jnp.asarray(nhwc(golden["in/cutmix/img"])),
+        jnp.asarray(nhwc(golden["in/cutmix/img_other"])),
+    )
+    np.testing.assert_array_equal(image, nhwc(golden["out/cutmix/img"]))
+    label = cutmix.mix(
+        box, jnp.asarray(golden["in/cutmix/label"]), jnp.asarray(golden["in/cutmix/label_other"])
+    )
+    np.testing.assert_array_equal(label, golden["out/cutmix/label"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32, jnp.bool_, jnp.uint8])
+def test_mix_keeps_the_dtype(dtype):
+    box = jnp.array([[[True, False]]])
+    mixed = cutmix.mix(box, jnp.zeros((1, 1, 2), dtype), jnp.ones((1, 1, 2), dtype))
+    assert mixed.dtype == dtype
+    np.testing.assert_array_equal(mixed, [[[1, 0]]])
+
+
+def test_mix_of_two_dtypes_is_an_error():
+    box = jnp.ones((1, 1, 2), bool)
+    with pytest.raises(ValueError, match="int32 with uint8"):
+        cutmix.mix(box, jnp.zeros((1, 1, 2), jnp.int32), jnp.zeros((1, 1, 2), jnp.uint8))

@@ -45,20 +45,20 @@ def test_shapes_types_and_range():
     made = make(KEY, batch())
     assert made.x.shape == (16, 12, 12, 3)
     assert made.y.dtype == jnp.int32
-    for stream in (made.unlabelled, made.partner):
+    for stream in (made.streams["unlabelled"], made.streams["unlabelled.1"]):
         for view in (stream.w, stream.s1, stream.s2):
             assert view.dtype == jnp.float32
             grey = levels(view)
             assert grey.min() >= 0
             assert grey.max() <= 255
         assert stream.ignore.dtype == bool
-    assert made.box1.shape == made.box2.shape == (16, 12, 12)
+    assert made.boxes["s1"].shape == made.boxes["s2"].shape == (16, 12, 12)
 
 
 def test_the_same_key_gives_the_same_views_and_another_key_others():
     first, again, other = make(KEY, batch()), make(KEY, batch()), make(jax.random.key(8), batch())
     assert_equal(first, again)
-    assert not np.array_equal(first.unlabelled.s1, other.unlabelled.s1)
+    assert not np.array_equal(first.streams["unlabelled"].s1, other.streams["unlabelled"].s1)
 
 
 def test_one_image_does_not_depend_on_the_batch():
@@ -97,9 +97,10 @@ def test_label_flips_with_its_image():
 
 def test_padding_flips_with_its_image():
     data = batch()
-    made = make(KEY, data).unlabelled
-    source = np.asarray(data.unlabelled.image, np.float64)
-    for i, (rows, columns) in enumerate(np.asarray(data.unlabelled.size)):
+    made = make(KEY, data).streams["unlabelled"]
+    crops = data.streams["unlabelled"]
+    source = np.asarray(crops.image, np.float64)
+    for i, (rows, columns) in enumerate(np.asarray(crops.size)):
         ignore = np.ones((12, 12), bool)
         ignore[:rows, :columns] = False
         if np.allclose(levels(made.w[i]), source[i], atol=0.01):
@@ -114,30 +115,30 @@ def test_without_flip_nothing_moves():
     data = batch()
     made = make(KEY, data, flip=False)
     np.testing.assert_array_equal(made.y, data.labelled.label)
-    np.testing.assert_allclose(levels(made.unlabelled.w), data.unlabelled.image, atol=0.01)
+    np.testing.assert_allclose(
+        levels(made.streams["unlabelled"].w), data.streams["unlabelled"].image, atol=0.01
+    )
 
 
 def test_without_partner_everything_else_stays():
     """Keys go by name: leaving a stream out does not shift what the others draw."""
     both, alone = make(KEY, batch()), make(KEY, batch(partner=False))
-    assert alone.partner is None
-    assert_equal(both.replace(partner=None), alone)
+    assert list(alone.streams) == ["unlabelled"]
+    assert_equal(both.replace(streams={"unlabelled": both.streams["unlabelled"]}), alone)
 
 
 def test_labelled_only():
-    made = make(KEY, batch().replace(unlabelled=None, partner=None))
-    assert made.unlabelled is None
-    assert made.partner is None
-    assert made.box1 is None
+    made = make(KEY, batch().replace(streams={}))
+    assert made.streams == made.boxes == {}
     np.testing.assert_array_equal(made.x, make(KEY, batch()).x)
 
 
 def test_streams_views_and_boxes_are_independent():
     data = batch()
-    made = make(KEY, data.replace(partner=data.unlabelled))
-    assert not np.array_equal(made.unlabelled.w, made.partner.w)
-    assert not np.array_equal(made.unlabelled.s1, made.unlabelled.s2)
-    assert not np.array_equal(made.box1, made.box2)
+    made = make(KEY, data.replace(streams=dict.fromkeys(data.streams, data.streams["unlabelled"])))
+    assert not np.array_equal(made.streams["unlabelled"].w, made.streams["unlabelled.1"].w)
+    assert not np.array_equal(made.streams["unlabelled"].s1, made.streams["unlabelled"].s2)
+    assert not np.array_equal(made.boxes["s1"], made.boxes["s2"])
 
 
 def test_share_of_untouched_strong_views():
@@ -152,6 +153,15 @@ def test_share_of_untouched_strong_views():
 
 
 def test_purposes_have_different_keys():
-    names = ("labelled", "unlabelled", "partner", "box1", "box2", "s1", "s2", "flip", "jitter")
+    names = ("labelled", "unlabelled", "unlabelled.1", "box1", "box2", "s1", "s2", "flip", "jitter")
     names += ("choices",)
     assert len({zlib.crc32(name.encode()) for name in names}) == len(names)
+
+
+def test_stored_labels_of_a_stream_move_with_its_image():
+    data = batch()
+    crops = data.streams["unlabelled"]
+    data.streams["unlabelled"] = crops.replace(label=crops.image[..., 0])
+    made = make(KEY, data).streams["unlabelled"]
+    assert made.label.dtype == jnp.int32
+    np.testing.assert_allclose(levels(made.w)[..., 0], made.label, atol=0.01)

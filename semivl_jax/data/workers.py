@@ -1,0 +1,46 @@
+"""What Grain's worker processes import besides `crops`: their start, and the counter that drives them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+
+import cv2
+
+ENDLESS = 2**40
+"""Length of the stream, which has no end of its own; it only bounds the index arithmetic."""
+
+
+class Counter:
+    """A source whose elements are start, start + 1, …"""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> int:
+        return self._start + int(index)
+
+
+def start(index: int, count: int) -> None:
+    """Runs first in every worker process.
+
+    Ctrl-C and SIGTERM, which schedulers send to every process of a job, are the main process's to handle.
+    When that process is killed, its workers, which would wait for it forever, end as well.
+    """
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,123 @@
+"""The evaluation of a training run: scores of student and average, labels of the method, figures, run log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from semivl_jax import utils
+from semivl_jax.data.examples import EvalExample, EvalExamples
+from semivl_jax.evaluation import samples as samples_lib
+from semivl_jax.evaluation.confusion import format_table
+from semivl_jax.evaluation.evaluator import Evaluation, Evaluator
+from semivl_jax.experiment import pseudo_label_quality, run_log
+from semivl_jax.experiment.experiment import Data, Experiment
+from semivl_jax.experiment.figures import Figures
+from semivl_jax.experiment.pseudo_label_quality import ImageLabeller, PseudoLabelQuality
+from semivl_jax.train import distributed, sharding
+from semivl_jax.train.state import TrainState
+from semivl_jax.types import PyTree
+
+
+class RunEvaluation:
+    """Scores student and average on the validation part, prints and draws; the loop's evaluate hook."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        evaluator: Evaluator,
+        data: Data,
+        workdir: Path,
+        *,
+        picture: Callable[[int, str, np.ndarray], None] | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> None:
+        """`picture(step, name, image)` gets every picture; `between()` is called between images.
+
+        Every process calls it equally often while images are scored; where there are several, only the
+        first one draws, and does not call it meanwhile.
+        """
+        self._experiment, self._data = experiment, data
+        self._picture, self._between = picture, between
+        self._evaluator = evaluator
+        self._figures = Figures(experiment, workdir / "pictures")
+        self._samples, self._log = workdir / "samples", run_log.RunLog(workdir)
+        count = experiment.config.evaluation.pseudo_label_eval_images
+        self._quality = PseudoLabelQuality(experiment, data, images=count)
+        self._averages = experiment.modules.method.decay is not None
+        self.score = "eval/miou_ema" if self._averages else "eval/miou"
+        self.newest: Mapping[str, float] = {}
+
+    def __call__(self, state: TrainState, step: int) -> Mapping[str, float]:
+        """Scalars by name; the per-class IoU is that of the weights that decide what is best."""
+        state = sharding.local(self._experiment.mesh, state.replace(opt_state=()))
+        variables = state.student()
+        result = self._evaluator.evaluate(variables, self._examples("evaluating the student"))
+        values = {"eval/miou": result.miou}
+        confusions = {"student": result.confusion}
+        if self._averages and state.ema_params is not None:
+            variables = state.teacher()
+            result = self._evaluator.evaluate(variables, self._examples("evaluating the average"))
+            values["eval/miou_ema"] = result.miou
+            confusions["ema"] = result.confusion
+        labeller = ImageLabeller(self._experiment, state)
+        quality = self._quality.score(labeller)
+        values |= pseudo_label_quality.scalars(quality)
+        names = self._experiment.info.classes
+        values |= {
+            f"eval/iou/{name}": float(iou) for name, iou in zip(names, result.iou, strict=True)
+        }
+        scores = ", ".join(
+            f"{name[5:]} {values[name]:.2f}" for name in values if "/iou/" not in name
+        )
+        counts = f"{result.images} images, {result.compilations} compilations so far"
+        if distributed.is_main():
+            print(f"\nevaluation at step {step}: {scores} ({counts})")
+            print(format_table(result.confusion, names), flush=True)
+            ids = EvalExamples(self._data.validation).ids
+            self._log.write_evaluation(
+                step,
+                confusion=confusions,
+                labels=quality,
+                image_iou={id: result.image_iou[id] for id in ids},
+            )
+            self._draw(labeller, variables, step, result)
+        self.newest = {"step": step, **values}
+        return values
+
+    def _draw(
+        self, labeller: ImageLabeller, variables: PyTree, step: int, result: Evaluation
+    ) -> None:
+        examples = EvalExamples(self._data.validation)
+        made = self._figures.samples(
+            labeller, variables, examples, self._evaluator, result.image_iou
+        )
+        between = self._between if jax.process_count() == 1 else None
+        samples = []
+        for sample in made:
+            samples.append(sample)
+            if between is not None:
+                between()
+        for name, picture in self._figures.draw(step, samples):
+            if self._picture is not None:
+                self._picture(step, name, picture)
+        samples_lib.save(self._samples, step, samples, palette=self._experiment.info.palette)
+
+    def _examples(self, work: str) -> Iterator[EvalExample]:
+        """The share of this process."""
+        index, count = jax.process_index(), jax.process_count()
+        own, most = (
+            EvalExamples(self._data.validation, process_index=p, process_count=count)
+            for p in (index, 0)
+        )
+        between, show = self._between or (lambda: None), distributed.is_main()
+        with utils.Progress(work, total=len(own), unit="images", show=show) as shown:
+            for example in own:
+                between()
+                yield example
+                shown.update()
+        for _ in range(len(most) - len(own)):
+            between()
