@@ -96,7 +96,7 @@ def zero_shot(demo):
     images = np.stack([scene.image[:CROP, :CROP] for scene in scenes])
     grid = (CROP // demo.image["patch_size"],) * 2
     vision = VisionTransformer(**CLIP, **demo.image, grid=grid, out_indices=(demo.image["depth"],))
-    params = towers.resized(demo.image_params, grid)
+    params = towers.resized(demo, grid)
     dense = jax.jit(lambda p, x: vision.apply({"params": p}, normalize(x)).maps[-1])(params, images)
     info = DatasetInfo(
         name="shapes", classes=words.CLASSES, definitions=tuple(words.DEFINITIONS.values())

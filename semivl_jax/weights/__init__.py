@@ -1,1 +1,1 @@
-"""Checkpoints of others to the parameter trees of `models`, and rules over parameter paths."""
+"""Published weights to the parameter trees of `models`, and the weight files of the project."""

@@ -170,7 +170,7 @@ def _segmenter_shapes(parts: Mapping[str, tuple[Layout, Sizes]]) -> PyTree:
 
 def describe(weights: files.Weights, path: Path) -> str:
     """What was detected, how large its parts are, and how the file at `path` is used."""
-    lines = [f"recognised: {formats.by_name(weights.kind).title} ({weights.kind})"]
+    lines = [f"detected: {formats.by_name(weights.kind).title} ({weights.kind})"]
     for part, sizes in weights.sizes.items():
         if isinstance(sizes, dict):
             sizes = ", ".join(f"{name} {value}" for name, value in sizes.items())

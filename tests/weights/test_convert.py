@@ -171,7 +171,7 @@ def test_command_line(tmp_path):
     out = tmp_path / "new" / "ours.safetensors"
     done = subprocess.run([*command, f"--out={out}", "--grid=3x3"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "recognised: CLIP of OpenAI" in done.stdout
+    assert "detected: CLIP of OpenAI" in done.stdout
     assert f"--config.model.weights={out}" in done.stdout
     image = sum(array.size for name, array in state.items() if name.startswith("visual."))
     counts = re.findall(r"^  (\w+) +([\d,]+) parameters$", done.stdout, re.MULTILINE)

@@ -12,7 +12,7 @@ from semivl_jax.data.download import Patience, RemoteFile
 from semivl_jax.weights import download, towers
 from semivl_jax.weights.download import CLIP_VIT_B16, Published
 from tests.data.file_server import serve
-from tests.weights import published, torch_formats
+from tests.weights import file_formats, published
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -62,7 +62,7 @@ def sha(data):
 
 
 def offer_official(server, folder):
-    torch_formats.save_script(published.tiny_openai(), folder / "script.pt")
+    file_formats.save_script(published.tiny_openai(), folder / "script.pt")
     server.files["ViT-B-16.pt"] = (folder / "script.pt").read_bytes()
 
 
@@ -86,7 +86,7 @@ def test_the_official_file_is_fetched_converted_and_not_again(run, server, tmp_p
     assert code == 2  # broken off
     code, text = run()
     out = tmp_path / "weights" / "clip_vit_b16.safetensors"
-    assert code == 0 and "recognised: CLIP of OpenAI" in text
+    assert code == 0 and "detected: CLIP of OpenAI" in text
     assert text.endswith(f"clip_vit_b16: --config.model.weights={out}\n")
     assert [wanted for path, wanted in server.requests if path == "ViT-B-16.pt"] == [
         "",
@@ -103,7 +103,7 @@ def test_the_hub_is_the_alternative(run, server, tmp_path):
     offer_hub(server)
     code, text = run()
     assert code == 0, text
-    assert "openai: not available" in text and "recognised: CLIP in the layout of Hugging" in text
+    assert "openai: not available" in text and "detected: CLIP in the layout of Hugging" in text
     # OpenAI's file is asked for only where torch is there to read it.
     torch_is_here = importlib.util.find_spec("torch") is not None
     assert (("ViT-B-16.pt", "") in server.requests) == torch_is_here
@@ -136,7 +136,7 @@ def test_offline_only_what_is_here(run, server, tmp_path, monkeypatch):
     (snapshot / "model.safetensors").write_bytes(server.files["cdn/model"])
     (snapshot / "config.json").write_text("{}")
     code, text = run()
-    assert code == 0 and server.requests == [] and "recognised: CLIP in the layout" in text
+    assert code == 0 and server.requests == [] and "detected: CLIP in the layout" in text
 
 
 def test_a_file_from_elsewhere(run, server, tmp_path):

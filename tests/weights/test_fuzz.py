@@ -5,12 +5,10 @@ A flipped byte may hit a weight's value, which no format but zip archives notice
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from semivl_jax.weights import checkpoints, conversion, towers
-from tests.weights import published, torch_formats
+from tests.weights import file_formats, published
 
-FORMATS = ("safetensors", "npz", "zip", "legacy", "script")
 EACH = 40
 EDGE = 3000
 """Bytes at both ends where formats keep their tables."""
@@ -23,15 +21,7 @@ def whole(name, folder):
         dtype=np.float16,
     )
     path = folder / f"whole.{name}"
-    if name == "safetensors":
-        save_file(state, path)
-    elif name == "npz":
-        with path.open("wb") as stream:
-            np.savez(stream, **state)
-    elif name == "script":
-        torch_formats.save_script(state, path)
-    else:
-        torch_formats.save(state, path, _use_new_zipfile_serialization=name == "zip")
+    file_formats.write(state, path, name)
     return path.read_bytes()
 
 
@@ -48,9 +38,9 @@ def damaged(data, rng, number):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", file_formats.FORMATS)
 def test_damaged_files_are_named(tmp_path, name):
-    data, rng = whole(name, tmp_path), np.random.default_rng(FORMATS.index(name))
+    data, rng = whole(name, tmp_path), np.random.default_rng(file_formats.FORMATS.index(name))
     path = tmp_path / f"damaged.{name}"
     refused = 0
     for number in range(EACH):

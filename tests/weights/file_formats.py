@@ -1,7 +1,23 @@
-"""State dicts in the formats that torch writes; every function needs torch."""
+"""State dicts in every file format; those of torch need torch."""
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
+FORMATS = ("safetensors", "npz", "zip", "legacy", "script")
+
+
+def write(state: dict, path, file_format: str) -> None:
+    if file_format == "safetensors":
+        save_file(state, path)
+    elif file_format == "npz":
+        with path.open("wb") as stream:
+            np.savez(stream, **state)
+    elif file_format == "script":
+        save_script(state, path)
+    else:  # "legacy" is the format before 2020
+        new = file_format == "zip"
+        torch().save(tensors(state), path, _use_new_zipfile_serialization=new)
 
 
 def torch():
@@ -10,11 +26,6 @@ def torch():
 
 def tensors(state: dict) -> dict:
     return {name: torch().from_numpy(np.array(array)) for name, array in state.items()}
-
-
-def save(state: dict, path, **options) -> None:
-    """A plain state dict; `_use_new_zipfile_serialization=False` gives the format before 2020."""
-    torch().save(tensors(state), path, **options)
 
 
 def save_script(state: dict, path) -> None:
