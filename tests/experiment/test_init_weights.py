@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from semivl_jax.config import validate
+from semivl_jax.config import set_method, validate
 from semivl_jax.experiment import init_weights, run, step_modules
 from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
@@ -130,7 +130,7 @@ def test_towers_of_big_vision_start_at_the_grid_of_the_crop(tmp_path, backbone):
         (1, 3),
     )
     config.model.init, config.model.finetune = "random", "all"
-    config.method.guidance = False
+    set_method(config, "unimatch")
     validate(config)
     segmenter = build.segmenter(config, num_classes=3, clip_sizes={})
     stored = segmenter.backbone.clone(grid=(6, 6))
@@ -160,7 +160,7 @@ def test_converted_encoders_start_with_the_features_of_another_library(tmp_path,
         (1, 3),
     )
     config.model.init, config.model.finetune = "random", "all"
-    config.method.guidance = False
+    set_method(config, "unimatch")
     segmenter = build.segmenter(config, num_classes=3, clip_sizes={})
     tower = segmenter.backbone
     side = tower.patch_size * tower.grid[0]
@@ -205,25 +205,25 @@ def test_weights_that_nothing_reads(key, sentence):
         validate(config_with(**{key: "x"}))
 
 
-def test_what_the_file_lacks_is_drawn():
+def test_what_the_file_lacks_is_initialised():
     segmenter = model()
     drawn_alone = jax.eval_shape(lambda: step_modules.init_variables(segmenter, None, 0))
     clip = jax.tree.map(lambda leaf: np.ones(leaf.shape), drawn_alone["params"]["backbone"])
     config = tiny.get_config()
-    config.method.semi_supervised = False
-    config.method.guidance = False
+    set_method(config, "supervised")
     config.model.decoder = "deeplab"
     config.model.out_indices = (0, 1)
-    parts = step_modules.build_parts(
+    modules, _ = step_modules.build_modules(
         config,
         num_classes=3,
         clip_sizes={k: getattr(segmenter.backbone, k) for k in SIZES},
         text=None,
         total_steps=1,
     )
-    parts = dataclasses.replace(parts, segmenter=segmenter)
+    modules = dataclasses.replace(modules, model=segmenter)
     state = jax.eval_shape(
-        lambda start: step_modules.create_state(parts, None, start), {"params": {"backbone": clip}}
+        lambda start: step_modules.create_state(modules, None, start),
+        {"params": {"backbone": clip}},
     )
     assert set(state.student()["params"]) == {"backbone", "decoder"}
     assert set(state.batch_stats) == {"decoder"}
