@@ -13,7 +13,7 @@ import pytest
 from configs import ade, arguments, cityscapes, coco, unimatch_v2, voc, voc_ablation
 from semivl_jax.config import default_config, validate
 from semivl_jax.data import published_splits
-from semivl_jax.experiment import experiment, run, step_modules
+from semivl_jax.experiment import data, experiment, run, step_modules
 from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import sharding
 from semivl_jax.weights.tree import flatten
@@ -54,7 +54,7 @@ def test_every_argument_describes_a_published_training():
         config = config_of(spec)
         validate(config)
         assert set(config.to_dict()) == known
-        _, images = experiment.published_facts(config)
+        _, images = data.published_facts(config)
         assert experiment.training_length(config, images)[0] > 5000
 
 

@@ -15,6 +15,7 @@ import pytest
 from configs import tiny
 from semivl_jax.config import set_method, validate
 from semivl_jax.data import prefetch
+from semivl_jax.experiment import data as data_lib
 from semivl_jax.experiment import experiment
 from semivl_jax.models import build
 from semivl_jax.models.resnet import ResNet
@@ -87,8 +88,8 @@ def shapes(tmp_path_factory):
     """A few scenes, drawn once for all methods."""
     folder = tmp_path_factory.mktemp("shapes")
     with pytest.MonkeyPatch.context() as patch:
-        small = functools.partial(experiment.ShapesBuilder, train=24, validation=2)
-        patch.setattr(experiment, "ShapesBuilder", small)
+        small = functools.partial(data_lib.ShapesBuilder, train=24, validation=2)
+        patch.setattr(data_lib, "ShapesBuilder", small)
         yield folder
 
 
@@ -107,7 +108,7 @@ def test_four_steps_are_finite_and_resume_exactly(case, shapes, tmp_path):
     set_method(config, method)
     config.update_from_flattened_dict(fields)
     validate(config)
-    data = experiment.open_data(config)
+    data = data_lib.open_data(config)
     built = experiment.build(config, data.info, images_per_epoch=100)
     step = jax.jit(functools.partial(train_step, built.modules))
     place = sharding.batch_sharding(built.mesh)
