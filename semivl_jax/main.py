@@ -71,7 +71,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, OSError) as error:
-        # A key that is not there is an AttributeError that names its last part only.
+        # An unknown key is an AttributeError with its last part only.
         unknown = (
             re.match(r"\W*(\w+)", str(error))[1] if isinstance(error, AttributeError) else None
         )
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the mode asked for and returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
-    # Imported late so that --help and a misspelt flag answer at once.
+    # Imported late so that --help and errors of flags are fast.
     from semivl_jax.train import distributed
 
     try:
@@ -153,7 +153,7 @@ def _run(mode: str, config: ConfigDict) -> int:
     from semivl_jax.train import distributed
     from semivl_jax.train.loop import Stopped
 
-    # Tracing makes millions of objects that stay; looking through them for garbage took a sixth of its time.
+    # Tracing makes millions of objects that stay; collecting garbage among them is slow.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))

@@ -1,4 +1,4 @@
-"""What flows between the rooms, and the letters of its dimensions.
+"""Types that the packages exchange, and the letters of their dimensions.
 
     b  images of a batch          h w  pixel rows, columns        s    side of a square crop
     n  classes                    y x  patch rows, columns        c d  channels
