@@ -373,31 +373,25 @@ def _between_values(config: ConfigDict, *, guided: bool) -> Iterator[str]:
         )
     if not of_clip and model.init == "clip":
         yield f"model.backbone = {model.backbone!r} is no CLIP tower; set model.init = 'random'"
-    if model.init == "random" and model.finetune != "all" and model.weights != "random":
-        yield from _frozen_untrained(model, of_clip=of_clip)
-    if guided and not model.weights:
-        yield from _needs_weights(f"method.name = {config.method.name!r}")
-    elif model.init == "clip" and not model.weights:
-        yield from _needs_weights("model.init = 'clip'")
-    elif model.decoder in ("vlg", "atm") and not model.weights:
-        yield from _needs_weights(f"model.decoder = {model.decoder!r}")
-    if not evaluation.every_epochs and not evaluation.every_steps:
-        yield (
-            "evaluation.every_epochs = 0 and evaluation.every_steps = 0 never evaluate; set one of them"
-        )
-
-
-def _frozen_untrained(model: ConfigDict, *, of_clip: bool) -> Iterator[str]:
-    if of_clip or not model.backbone_weights:
+    untrained = model.init == "random" and model.weights != "random"
+    if untrained and model.finetune != "all" and (of_clip or not model.backbone_weights):
         remedy = "model.init = 'clip'" if of_clip else "name a file in model.backbone_weights"
         yield (
             f"model.init = 'random' with model.finetune = {model.finetune!r} would freeze weights that "
             f"were never trained; set model.finetune = 'all' or {remedy}"
         )
-
-
-def _needs_weights(reason: str) -> Iterator[str]:
-    yield (
-        f"{reason} needs CLIP weights, but model.weights is empty; name a .safetensors file, 'demo' for "
-        "the small tower that comes with the project, or 'random' to try things out"
-    )
+    needs_weights = {
+        f"method.name = {config.method.name!r}": guided,
+        "model.init = 'clip'": model.init == "clip",
+        f"model.decoder = {model.decoder!r}": model.decoder in ("vlg", "atm"),
+    }
+    for setting, needed in needs_weights.items():
+        if needed and not model.weights:
+            yield (
+                f"{setting} needs CLIP weights, but model.weights is empty; name a .safetensors file, 'demo' "
+                "for the small tower that comes with the project, or 'random' to try things out"
+            )
+    if not evaluation.every_epochs and not evaluation.every_steps:
+        yield (
+            "evaluation.every_epochs = 0 and evaluation.every_steps = 0 never evaluate; set one of them"
+        )

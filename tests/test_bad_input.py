@@ -37,6 +37,15 @@ def changed(**fields) -> ConfigDict:
             r"method\.guidance_threshold = 1\.5 must lie between",
         ),
         (
+            {"method__confidence_mode": "pixel"},
+            r"method\.confidence_mode = 'pixel' .* choose one of",
+        ),
+        (
+            {"method__guidance_reduction": "sum"},
+            r"method\.guidance_reduction = 'sum' .* mean_valid",
+        ),
+        ({"method__ohem_min_kept": -1}, r"method\.ohem_min_kept = -1 must be 0 or more"),
+        (
             {"method__perturbation_rate": 1.0},
             r"method\.perturbation_rate = 1\.0 must be 0 or more and below",
         ),

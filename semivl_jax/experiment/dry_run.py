@@ -7,13 +7,14 @@ arrays, so a wrong shape is an error as it would be in training.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 from clu import parameter_overview
 from jax.stages import Compiled
 
 from semivl_jax.experiment import flops, step_modules
-from semivl_jax.experiment.experiment import Experiment, parameter_bytes
+from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import sharding
 from semivl_jax.train import step as step_lib
@@ -91,6 +92,11 @@ def _modules(params: PyTree) -> str:
         row.leaves += 1
         row.parameters += leaf.size
     return parameter_overview.make_table(list(rows.values()))
+
+
+def parameter_bytes(tree: PyTree) -> int:
+    """Memory of the leaves of a tree of (abstract) arrays."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _size(name: str, size: float) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -256,8 +255,3 @@ def _loop_schedule(
         max_skipped=config.max_skipped_steps,
         batch=config.batch * (1 + len(modules.method.streams)),
     )
-
-
-def parameter_bytes(tree: PyTree) -> int:
-    """Memory of the leaves of a tree of (abstract) arrays."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

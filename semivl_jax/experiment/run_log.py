@@ -36,6 +36,7 @@ from jaxtyping import Int64
 from semivl_jax import utils
 from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
+from semivl_jax.train.loop import Stopped
 
 _RUN, _EVALUATIONS = "run.json", "evaluations"
 _PACKAGES = ("semivl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -95,12 +96,11 @@ class RunLog:
             utils.write_text(path, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
         write()
-        outcome = "failed"
         try:
             yield
             outcome = "finished"
         except BaseException as error:
-            outcome = "stopped" if type(error).__name__ == "Stopped" else "failed"
+            outcome = "stopped" if isinstance(error, Stopped) else "failed"
             raise
         finally:
             _, last = _last_logged(self._workdir)
