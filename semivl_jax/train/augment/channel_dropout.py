@@ -22,10 +22,10 @@ Masks = tuple[Bool[Array, "b 1 1 _"], ...]
 
 @struct.dataclass
 class ComplementaryDropout:
-    """Draws of a batch: a key per image, and which images keep all channels."""
+    """Of a batch, or of its parts (accumulation): a key per image, and which images keep all channels."""
 
     keys: Key
-    kept: Bool[Array, " b"]
+    kept: Bool[Array, "*parts b"]
 
 
 def channel_masks(keys: Key, features: Features, *, rate: float) -> Masks:
