@@ -52,29 +52,16 @@ def build(
     """Optimiser for the trained leaves `params`.
 
     AdamW decouples the decay (decay × current learning rate); SGD adds it to the gradient before the
-    momentum, as torch does. Group multipliers act on learning rate and decay alike.
+    momentum, as torch does.
     """
     owners = groups_lib.assign(params, groups)
     lr_of = tree_lib.unflatten({path: owner.lr for path, owner in owners.items()})
-    decay_of = tree_lib.unflatten({path: owner.decay for path, owner in owners.items()})
-    decay = _decay_by_leaf(weight_decay, decay_of)
+    decay = optax.add_decayed_weights(weight_decay)
     if name == "adamw":
         direction = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), decay)
     else:
         direction = optax.chain(decay, optax.trace(decay=0.9))
     return optax.chain(direction, _scale_by_leaf(lr_of), optax.scale_by_learning_rate(schedule))
-
-
-def _decay_by_leaf(weight_decay: float, factors: PyTree) -> optax.GradientTransformation:
-    def update(updates: PyTree, params: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda update, leaf, factor: update + weight_decay * factor * leaf,
-            updates,
-            params,
-            factors,
-        )
-
-    return optax.stateless(update)
 
 
 def _scale_by_leaf(factors: PyTree) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""Rules over parameter paths: which leaves are trained, at which learning rate, with which decay.
+"""Rules over parameter paths: which leaves are trained, and at which learning rate.
 
 A path is the "/"-joined name of a leaf in the segmenter's parameter tree, such as
 `backbone/Transformer/encoderblock_3/MlpBlock_0/Dense_0/kernel`. Groups are tried in order and the first
@@ -25,15 +25,11 @@ _SPATIAL = r"(pos_embedding|.*/MultiHeadDotProductAttention_0/.*)"
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Leaves that share a rule; multipliers are relative to the base learning rate and decay.
-
-    A learning-rate multiplier of exactly 0 freezes the group: its leaves are not differentiated.
-    """
+    """Leaves with a common multiplier of the learning rate; 0 freezes them: they are not differentiated."""
 
     name: str
     pattern: str
     lr: float
-    decay: float = 1.0
 
     @property
     def frozen(self) -> bool:
@@ -107,9 +103,7 @@ def parameter_table(params: PyTree, groups: Sequence[Group], *, lr: float, decay
         sizes = [math.prod(flat[path].shape) for path, owner in owners.items() if owner is group]
         if not sizes:
             continue
-        rates = (
-            ("frozen", "-") if group.frozen else (f"{lr * group.lr:g}", f"{decay * group.decay:g}")
-        )
+        rates = ("frozen", "-") if group.frozen else (f"{lr * group.lr:g}", f"{decay:g}")
         rows.append((group.name, f"{len(sizes)}", f"{sum(sizes):,}", *rates))
     trained = sum(math.prod(flat[p].shape) for p, owner in owners.items() if not owner.frozen)
     total = sum(math.prod(leaf.shape) for leaf in flat.values())
