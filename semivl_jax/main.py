@@ -6,8 +6,8 @@
 
 On several machines the same command runs on each of them (docs/scaling.md).
 
-The same command again goes on where the run stopped. Exit codes: 0 done, 2 something in the configuration
-or data is wrong (one sentence says what), 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+The same command resumes a run. Exit codes: 0 done, 2 an error in configuration or data (one sentence),
+130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _sentence(error: Exception | str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the mode asked for and returns the exit code."""
+    """Runs `--mode` and returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
     # Imported late so that --help and errors of flags are fast.

@@ -32,7 +32,7 @@ Key = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A stream of images that a method wants beside the labelled crops.
+    """A stream of images that a method needs beside the labelled crops.
 
     name: key in `Batch.streams`.
     crops: crops of the same photo per step; more than one are independent draws of scale and place.

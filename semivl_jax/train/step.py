@@ -81,7 +81,7 @@ class Gradients:
 def jit_train_step(modules: StepModules, mesh: Mesh, state: TrainState) -> Wrapped:
     """(frozen, state, batch) -> (state, metrics), compiled for a mesh; the state is donated.
 
-    `state` may be abstract. The new state rests as the old one, metrics come to every device.
+    `state` may be abstract. The new state has the shardings of the old one; metrics are on every device.
     """
     after = (sharding.shardings(mesh, state), sharding.replicated(mesh))
     step = sharding.on_mesh(functools.partial(train_step, modules), mesh)

@@ -62,7 +62,7 @@ class Targets:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a method may know of a run before it begins."""
+    """What a method may know before training."""
 
     model: SegmentationModel
     num_classes: int
