@@ -235,9 +235,16 @@ def test_short_names_are_their_split(name, spec):
     assert config_of(f"{name}:recipe=paper") == config_of(f"{spec},recipe=paper")
 
 
-def test_paper_is_the_published_training():
-    config = config_of("voc:92,recipe=paper")
-    assert (config.method.teacher, config.method.cutmix_partner) == ("student", "same_image")
+def test_recipes():
+    method = config_of("voc:92,recipe=paper").method
+    assert (method.teacher, method.cutmix_partner) == ("student", "same_image")
+    # The criterion belongs to the decoder.
+    method = config_of("voc_ablation:unimatch_zegclip,92,recipe=fixmatch").method
+    assert (method.name, method.criterion, method.dropout_passes) == (
+        "fixmatch",
+        "focal_dice",
+        "first",
+    )
 
 
 @pytest.mark.parametrize(

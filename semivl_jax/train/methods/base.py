@@ -72,7 +72,8 @@ class Setup:
 class Method:
     """Labelled images with one criterion."""
 
-    criterion: Literal["cross_entropy", "ohem", "focal_dice"] = "cross_entropy"  # labelled images
+    # Of labelled images; focal_dice also of pseudo-labels
+    criterion: Literal["cross_entropy", "ohem", "focal_dice"] = "cross_entropy"
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 100_000  # pixels of the whole batch
     # Passes of the student with prompt dropout and stochastic depth

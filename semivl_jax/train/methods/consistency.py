@@ -20,7 +20,7 @@ from semivl_jax.train import losses
 from semivl_jax.train.augment import cutmix
 from semivl_jax.train.forward import Networks
 from semivl_jax.train.losses import ConfidenceMode
-from semivl_jax.train.methods.base import Method, Metrics, Target, Targets
+from semivl_jax.train.methods.base import Method, Metrics, Target, Targets, mask_target
 from semivl_jax.types import IGNORE_INDEX, PseudoLabels, PyTree, Stream, StreamViews, Views
 
 
@@ -111,6 +111,9 @@ class Consistency(Method):
     def view_targets(self, view: str, labels: ImageLabels, state: PyTree) -> tuple[Target, ...]:
         """The targets of one view, named `loss_<view>` and so on."""
         pseudo = labels.pseudo
+        if self.criterion == "focal_dice":  # cannot weight single pixels
+            scale = self.confident_share(labels, state)
+            return (mask_target(f"loss_{view}", pseudo.label, scale),)
         weight = losses.consistency_weights(
             pseudo.confidence,
             labels.ignore,
