@@ -211,27 +211,30 @@ def on_mesh(function: Callable[Arguments, Result], mesh: Mesh) -> Callable[Argum
 
 def all_gather(tree: PyTree) -> PyTree:
     """Inside a step: whole leaves on every device."""
-    return jax.tree.map(lambda leaf: _constrained(leaf, PartitionSpec()), tree)
+    if _fsdp() == 1:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
 def reshard(tree: PyTree) -> PyTree:
     """Inside a step: leaves (gradients) split by `RULES`."""
-    fsdp = dict(_current().shape).get(FSDP, 1)
+    fsdp = _fsdp()
+    if fsdp == 1:
+        return tree
 
     def place(path: tuple[Any, ...], leaf: Array) -> Array:
-        return _constrained(leaf, spec(path_name(path), leaf.shape, fsdp=fsdp))
+        split = spec(path_name(path), leaf.shape, fsdp=fsdp)
+        return jax.lax.with_sharding_constraint(leaf, split)
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _constrained(leaf: Any, place: PartitionSpec) -> Any:
-    if dict(_current().shape).get(FSDP, 1) == 1:
-        return leaf
-    return jax.lax.with_sharding_constraint(leaf, place)
-
-
 def _current() -> AbstractMesh:
     return jax.sharding.get_abstract_mesh()
+
+
+def _fsdp() -> int:
+    return dict(_current().shape).get(FSDP, 1)
 
 
 def split_batch(tree: PyTree, parts: int) -> PyTree:

@@ -25,12 +25,12 @@ def gradients(built):
 
 @pytest.fixture(scope="module")
 def plain():
-    return gradients(build())
+    return gradients(build(method="supervised"))
 
 
 @pytest.mark.parametrize("fields", [REMAT, {"model__remat": "dots"}], ids=["blocks", "dots"])
 def test_rematerialisation_is_more_and_changes_nothing(plain, fields):
-    built = build(**fields)
+    built = build(method="supervised", **fields)
     ours = gradients(built)
     np.testing.assert_allclose(ours.loss, plain.loss, rtol=1e-6)
     expected = flatten(plain.params)
@@ -43,7 +43,7 @@ def test_rematerialisation_is_more_and_changes_nothing(plain, fields):
         batch = step_modules.abstract_batch(built.config)
         return str(jax.make_jaxpr(step)(built.frozen, built.abstract_state(), batch)).count("remat")
 
-    assert count(built) > count(build())
+    assert count(built) > count(build(method="supervised"))
 
 
 def test_half_precision_of_frozen_weights_is_half_the_memory():
