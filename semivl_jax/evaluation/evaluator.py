@@ -45,7 +45,7 @@ class Evaluation:
     """Result over a set: `iou` and its mean over all classes in percent, and the counts.
 
     `confusion` has a row per label and a column per prediction. `image_iou` has the mean IoU of the classes
-    in an image by id, NaN if all of it is ignored. `compilations` counts those of the evaluator so far.
+    in an image by id, NaN if all of it is ignored.
     """
 
     miou: float
@@ -53,7 +53,6 @@ class Evaluation:
     confusion: Int64[np.ndarray, "n n"]
     images: int
     image_iou: dict[str, float]
-    compilations: int
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,6 @@ class Evaluator:
         self._count = jax.jit(self._count_tile, donate_argnums=0, out_shardings=replicated)
         self._argmax = jax.jit(self._label_tile, out_shardings=replicated)
 
-    @property
-    def compilations(self) -> int:
-        """Number of compiled programs so far."""
-        return self._scores.compilations
-
     def place(self, variables: PyTree) -> PyTree:
         """Variables on the devices; else every call copies them."""
         return jax.device_put(variables, self._scores.replicated)
@@ -139,7 +133,6 @@ class Evaluator:
             confusion=totals,
             images=images,
             image_iou=image_iou,
-            compilations=self.compilations,
         )
 
     def predict(
@@ -223,9 +216,7 @@ class Evaluator:
     def _count_tile(
         self, counts: Int32[Array, "n n"], tile: Float32[Array, "t t n"], label: UInt8[Array, "t t"]
     ) -> Int32[Array, "n n"]:
-        self._scores.compilations += 1
         return counts + confusion_lib.count(tile.argmax(-1), label, num_classes=self._classes)
 
     def _label_tile(self, tile: Float32[Array, "t t n"]) -> UInt8[Array, "t t"]:
-        self._scores.compilations += 1
         return tile.argmax(-1).astype(jnp.uint8)

@@ -95,7 +95,6 @@ class WindowScores:
         num_classes: int,
         devices: Sequence[jax.Device],
     ) -> None:
-        self.compilations = 0
         self.window_batch = -(-window.window_batch // len(devices)) * len(devices)
         self.side = -(-window.crop // len(devices)) * len(devices)
         self._apply, self._window, self._classes = apply, window, num_classes
@@ -214,11 +213,9 @@ class WindowScores:
         return {i: part for i, part in parts.items() if part is not None}
 
     def _logits(self, variables: PyTree, images: Array) -> Array:
-        self.compilations += 1
         return self._apply(variables, images).astype(jnp.float32)
 
     def _zeros(self) -> Array:
-        self.compilations += 1
         return jnp.zeros((self.side, self.side, self._classes), jnp.float32)
 
     def _add(
@@ -229,7 +226,6 @@ class WindowScores:
         rows: Float32[Array, "t y"],
         cols: Float32[Array, "t x"],
     ) -> Float32[Array, "t t n"]:
-        self.compilations += 1
         window = jax.lax.dynamic_index_in_dim(logits, index, keepdims=False)
         exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
         scores = exact("ti,iun->tun", rows, exact("uj,ijn->iun", cols, window))

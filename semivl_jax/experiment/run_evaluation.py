@@ -73,9 +73,8 @@ class RunEvaluation:
         scores = ", ".join(
             f"{name[5:]} {values[name]:.2f}" for name in values if "/iou/" not in name
         )
-        counts = f"{result.images} images, {result.compilations} compilations so far"
         if distributed.is_main():
-            print(f"\nevaluation at step {step}: {scores} ({counts})")
+            print(f"\nevaluation at step {step}: {scores} ({result.images} images)")
             print(format_table(result.confusion, names), flush=True)
             ids = EvalExamples(self._data.validation).ids
             self._log.write_evaluation(
