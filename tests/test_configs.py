@@ -3,7 +3,6 @@
 import re
 
 import jax
-import pytest
 
 from configs import demo, folder, tiny
 from semivl_jax.config import default_config, validate
@@ -11,23 +10,12 @@ from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.experiment import dry_run, experiment
 from semivl_jax.train import sharding
 
-CONFIGS = {
-    "demo": demo.get_config,
-    "tiny": tiny.get_config,
-    "folder": lambda: folder.get_config("/photos"),
-}
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
+def test_check_reports_the_step(monkeypatch):
+    """Published configurations: test_published_configs."""
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
-
-
-@pytest.mark.parametrize("name", ["demo", "folder"])
-def test_check_reports_the_step(name):
-    config = CONFIGS[name]()
-    validate(config)
+    config = demo.get_config()
     info = DatasetInfo(name="toy", classes=("ground", "disc", "box"))
     report = dry_run.report(experiment.build(config, info, images_per_epoch=100))
     assert f"{config.steps:,} steps of {config.batch} + {config.batch} images" in report
@@ -40,7 +28,8 @@ def test_check_reports_the_step(name):
     assert float(re.search(r"([\d.,]+) GFLOP", report)[1].replace(",", "")) > 0
 
 
-def test_configurations_have_the_keys_of_the_default():
+def test_configurations_are_valid_and_have_the_keys_of_the_default():
     known = set(default_config().to_dict())
-    for make in CONFIGS.values():
-        assert set(make().to_dict()) == known
+    for config in (demo.get_config(), tiny.get_config(), folder.get_config("/photos")):
+        validate(config)
+        assert set(config.to_dict()) == known
