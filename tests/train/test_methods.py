@@ -73,7 +73,7 @@ def shapes(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
     monkeypatch.setitem(build.BACKBONES, "resnet101", (ResNet, {"blocks": (1, 1, 1, 1)}))
 
 
