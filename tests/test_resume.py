@@ -134,7 +134,7 @@ def test_sigterm_saves_and_the_same_command_resumes(place, whole):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert "the same command goes on from here" in output
+    assert "the same command resumes it" in output
     assert "Traceback" not in output
     resumed = run(*options(place, "stopped"), cache=place / "cache")
     assert resumed.returncode == 0, resumed.stdout
