@@ -12,9 +12,8 @@ from typing import Any
 from flax import linen as nn
 
 from semivl_jax.models import vit
-from semivl_jax.models.clip_text import TextTransformer
+from semivl_jax.models.clip_text import SiglipText, TextTransformer
 from semivl_jax.models.resnet import ResNet, ResNetV1c
-from semivl_jax.models.siglip import SiglipText
 from semivl_jax.weights.layouts import POSITIONS, Layout, Options, Sizes, Tensors, token_ids
 from semivl_jax.weights.translate import (
     Rule,

@@ -118,7 +118,7 @@ def _path(weights: str) -> Path:
 def resized(clip: Clip, grid: Grid, *, resizing: Resizing = "bicubic") -> PyTree:
     """The image tower's parameters with its position table for another grid."""
     table = resize_table(clip.image_params["pos_embedding"], clip.grid, grid, resizing=resizing)
-    return {**clip.image_params, "pos_embedding": table}
+    return {**clip.image_params, "pos_embedding": np.asarray(table)}
 
 
 def initialised(tower: str) -> Clip:

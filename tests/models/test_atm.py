@@ -128,14 +128,3 @@ def test_classes_of_several_concepts_take_their_best_mask():
     np.testing.assert_allclose(joined[..., 0], single[..., 1], atol=1e-6)
     best = jnp.maximum(single[..., 0], single[..., 2])
     np.testing.assert_allclose(joined[..., 1], best, atol=1e-6)
-
-
-def test_a_decoder_without_what_it_needs_says_why():
-    text = class_text(np.zeros((3, 8), np.float32))
-    maps = (jnp.zeros((1, 2, 2, 8)),)
-    for features, sentence in (
-        (Features(maps=maps), "needs the embedding of the whole image"),
-        (Features(maps=maps, pooled=jnp.zeros((1, 6))), "from one vision-language model"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            MaskDecoder(num_heads=2).init(jax.random.key(0), features, text)

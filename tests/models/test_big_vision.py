@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from semivl_jax.models import vit
-from semivl_jax.models.siglip import Siglip, SiglipText
+from semivl_jax.models.clip_text import SiglipText
+from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import IMAGENET_MEAN, IMAGENET_STD
 from semivl_jax.weights import conversion, files
@@ -207,24 +208,15 @@ def test_siglip_computes_what_transformers_computes(tmp_path, siglip):
         theirs = siglip(input_ids=torch.from_numpy(ids), pixel_values=pixels)
     sizes = weights.sizes
     tower = VisionTransformer(**{**vit.SIGLIP, **tupled(sizes["img"])}, out_indices=(1,))
-    model = Siglip(img=tower, txt=SiglipText(**sizes["txt"]))
-    variables = {"params": weights.tree["params"]}
-
-    @jax.jit
-    def run(image, ids):
-        logits, state = model.apply(
-            variables, image, ids, capture_intermediates=True, mutable=["intermediates"]
-        )
-        return logits, state["intermediates"]
-
-    logits, inside = run(ours(image), jnp.asarray(ids, jnp.int32))
+    text_tower, params = SiglipText(**sizes["txt"]), weights.tree["params"]
+    features = jax.jit(tower.apply)({"params": params["img"]}, ours(image))
+    texts = jax.jit(text_tower.apply)({"params": params["txt"]}, jnp.asarray(ids, jnp.int32))
+    images, texts = l2_normalize(features.pooled), l2_normalize(texts)
+    assert_close(images, theirs.image_embeds.numpy(), TOLERANCE, "image")
+    logits = np.asarray(images @ texts.T) * np.exp(params["t"]) + params["b"]
     assert_close(logits, theirs.logits_per_image.numpy(), TOLERANCE, "logits")
-    pooled = inside["img"]["__call__"][0].pooled
-    unit = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
-    assert_close(unit, theirs.image_embeds.numpy(), TOLERANCE, "image")
-    maps = inside["img"]["__call__"][0].maps[0]
     last = theirs.vision_model_output.last_hidden_state.numpy()
-    assert_close(maps, last.reshape(maps.shape), TOLERANCE, "tokens")
+    assert_close(features.maps[0], last.reshape(features.maps[0].shape), TOLERANCE, "tokens")
 
 
 @pytest.mark.parametrize("root", ["", "opt/target/"])

@@ -111,15 +111,3 @@ def test_stages_of_several_blocks_are_those_of_torch(dilated):
         for i in range(1, model.blocks[stage]):
             x = block(x, f"stage_{stage}_block_{i}", 1, other)
         assert_close(maps[stage], nhwc(x.numpy()), TOLERANCE, f"stage {stage}")
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"out_indices": (0, 4)}, r"out_indices = \(0, 4\).* 0 to 3 \(the last stage\)"),
-        ({"dilated": (True,)}, "do not describe the same stages"),
-    ],
-)
-def test_an_encoder_that_cannot_be_built_says_why(changes, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        jax.eval_shape(ResNet(**changes).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

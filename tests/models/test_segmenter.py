@@ -116,15 +116,3 @@ def test_encode_and_decode_apart(tiny):
     logits = decode(variables, jax.tree.map(lambda maps: jnp.roll(maps, -1, axis=0), features))
     resized = bilinear(logits, image.shape[1:3], align_corners=False)
     np.testing.assert_allclose(resized, np.roll(whole, -1, axis=0), atol=1e-5)
-
-
-def test_training_needs_and_moves_batch_statistics(tiny):
-    model, variables, image = tiny
-    _, state = jax.eval_shape(
-        lambda variables, image: model.apply(
-            variables, image, None, train=True, mutable=["batch_stats"]
-        ),
-        variables,
-        image,
-    )
-    assert jax.tree.structure(state["batch_stats"]) == jax.tree.structure(variables["batch_stats"])

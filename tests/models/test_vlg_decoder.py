@@ -181,11 +181,9 @@ def test_errors_say_what_does_not_fit(tiny):
         decode(features=small)
     with pytest.raises(ValueError, match="1 skip maps"):
         decode(features=tiny.features.replace(maps=tiny.features.maps[1:]))
-    with pytest.raises(ValueError, match="conv_encoder"):
-        decode(model=VLGDecoder(**TINY, use_conv_features=True))
     with pytest.raises(ValueError, match="num_heads=3 does not divide 32 channels"):
         decode(model=VLGDecoder(**TINY | {"num_heads": 3}))
-    with pytest.raises(ValueError, match="skip_channels=16 leave nothing"):
+    with pytest.raises(ValueError, match="skip_channels=16 leave none of the 16 channels"):
         decode(model=VLGDecoder(**TINY | {"skip_channels": (16, 4)}))
     # Called through the decoder, the annotation's own check of shapes would come first.
     with pytest.raises(ValueError, match="8 channels, the text embeddings 5"):
