@@ -45,8 +45,7 @@ class SegmentationModel(nn.Module):
 
     @property
     def padding_patch(self) -> int | None:
-        """The patch size if the host may pad windows to whole patches without changing their logits, else
-        None.
+        """The patch size if windows padded to whole patches by the host have the same logits, else None.
 
         Logits change if the image is renormalised or convolved before the encoder pads it, or if their size
         is that of the window.

@@ -1,7 +1,6 @@
 """Tables of published encoders: CLIP's towers, timm's ViT, DINOv2, big_vision's towers, residual networks.
 
-One `Layout` each. What is known and not needed (classifiers of ImageNet, DINOv2's mask token) has rules that
-drop it.
+One `Layout` each. Rules drop what is not needed (classifiers of ImageNet, DINOv2's mask token).
 """
 
 from __future__ import annotations
@@ -203,7 +202,7 @@ DINOV2 = Layout(
     },
 )
 
-# --- big_vision's towers, whose names and layouts are ours (`npz` brings older ones into this form) ---
+# --- big_vision's towers, whose names and layouts are ours (`npz` converts older ones) ---
 
 
 def _big_vision(encoder: str) -> Rules:

@@ -18,7 +18,7 @@ from semivl_jax.weights.tree import flatten
 from tests import golden_files
 from tests.golden_files import assert_close
 from tests.models import hugging_face
-from tests.models.drawn import drawn
+from tests.models.initialisation import random_variables
 from tests.weights.converted import assert_equal_trees
 
 TOLERANCE = 1e-5
@@ -243,7 +243,7 @@ VIT = {
 def vit_weights(**options):
     sizes = VIT | options
     tower = VisionTransformer(**{**vit.AUGREG, **tupled(sizes)}, out_indices=(1,))
-    params = drawn(tower, jnp.zeros((1, 24, 24, 3)))["params"]
+    params = random_variables(tower, jnp.zeros((1, 24, 24, 3)))["params"]
     return sizes, tower, params
 
 
@@ -276,5 +276,5 @@ def test_what_is_not_of_the_kind(tmp_path):
         converted(tmp_path, flat)
     weights = files.Weights(format=files.BACKBONE, kind="resnet", sizes={}, tree={"params": flat})
     files.save(tmp_path / "resnet.safetensors", weights)
-    with pytest.raises(ValueError, match="'resnet' have no place in big_vision's layout"):
+    with pytest.raises(ValueError, match="'resnet' cannot be exported"):
         conversion.convert_file(tmp_path / "resnet.safetensors", tmp_path / "resnet.npz")

@@ -14,7 +14,7 @@ from semivl_jax.train.augment.channel_dropout import drop_channels
 from semivl_jax.types import Features
 from semivl_jax.weights.tree import check, flatten
 from tests.golden_files import Golden, assert_close, files, nhwc
-from tests.models.drawn import drawn
+from tests.models.initialisation import random_variables
 from tests.weights import converted, published
 
 TOLERANCE = 1e-5
@@ -157,7 +157,7 @@ def test_bfloat16_keeps_statistics_and_logits_in_float32():
     image = jnp.ones((2, 16, 16, 3))
     logits, state = jax.eval_shape(
         lambda variables: model.apply(variables, image, None, train=True, mutable=["batch_stats"]),
-        drawn(model, image, None),
+        random_variables(model, image, None),
     )
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}

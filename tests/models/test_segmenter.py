@@ -16,7 +16,7 @@ from semivl_jax.weights.tree import check
 from tests import golden_models
 from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.golden_models import class_text
-from tests.models.drawn import drawn
+from tests.models.initialisation import random_variables
 
 TOLERANCE = 2e-5
 FILES = files("vlm_forward*")
@@ -102,7 +102,7 @@ def tiny():
     decoder = DeepLabHead(num_classes=3, channels=8, low_channels=4)
     model = SegmentationModel(backbone=tower, decoder=decoder, crop=16)
     image = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
-    return model, drawn(model, image, None), image
+    return model, random_variables(model, image, None), image
 
 
 def test_encode_and_decode_apart(tiny):
