@@ -1,11 +1,10 @@
-"""CLIP's weights from where they are published, converted once: `python -m semivl_jax.prepare weights`.
+"""Download and conversion of CLIP's weights: `python -m semivl_jax.prepare weights`.
 
-In: the network, or a file that was downloaded elsewhere (`--from`). Out: `clip_vit_b16.safetensors`
-in the cache folder, which `model.weights = "clip_vit_b16"` means, and the configuration line that names it.
+In: the network, or a downloaded file (`--from`). Out: `clip_vit_b16.safetensors` in the cache folder, for
+`model.weights = "clip_vit_b16"`.
 
-OpenAI's file carries its SHA-256 in its address; the Hugging Face hub states that of its files when asked
-for them. With HF_HUB_OFFLINE=1 nothing is fetched: only files that are here already are used, of the hub also
-from its own cache (HF_HUB_CACHE, HF_HOME).
+The SHA-256 of OpenAI's file is part of its address; the Hugging Face hub sends that of its files in a header.
+With HF_HUB_OFFLINE=1 only existing files are used, also those in the hub's cache (HF_HUB_CACHE, HF_HOME).
 """
 
 from __future__ import annotations
@@ -75,17 +74,14 @@ def prepare(
     source: str = "",
     patience: Patience | None = None,
 ) -> Path:
-    """The converted file, made if it is not there yet.
+    """The converted file, written if it does not exist.
 
-    `given` is a file or folder that somebody downloaded; `source` one of SOURCES, empty: the first that
-    answers.
-
-    Raises:
-      ValueError: the weights cannot be fetched, or are not those of this CLIP.
+    `given` is a downloaded file or folder; `source` one of SOURCES, empty: the first available. ValueError if
+    the weights cannot be fetched, or are not those of this CLIP.
     """
     path = prepared_path(published, directory)
     if path.exists() and given is None:
-        towers.load(path, published.name)  # raises where it is damaged
+        towers.load(path, published.name)  # raises if it is damaged
         return path
     found = given or _fetch(published, directory / "downloads", source, patience or Patience())
     weights = conversion.convert(checkpoints.read(found))
@@ -96,20 +92,20 @@ def prepare(
 
 
 def prepared_path(published: Published, directory: Path) -> Path:
-    """Where the converted file is or will be."""
+    """Path of the converted file."""
     return directory / f"{published.name}.safetensors"
 
 
 def status(published: Published, directory: Path) -> bool:
-    """Prints what is there and what is missing; returns whether nothing is."""
+    """Prints which files exist; returns whether the converted one does."""
     path = prepared_path(published, directory)
     if path.exists():
         towers.load(path, published.name)
         print(f"{published.name}: prepared in {path}")
         return True
     print(f"{published.name}: not prepared yet ({path})")
-    _, words = download.status(published.official, directory / "downloads")
-    print(f"  {published.official.name}: {words}")
+    _, text = download.status(published.official, directory / "downloads")
+    print(f"  {published.official.name}: {text}")
     return False
 
 
@@ -175,7 +171,7 @@ def _from_hub(published: Published, directory: Path, patience: Patience) -> Path
 
 
 def _hub_facts(address: str) -> dict[str, Any] | None:
-    """Checksum and size that the hub states for a large file; None if it has no such file."""
+    """Checksum and size of a large file of the hub; None if there is no such file."""
     request = urllib.request.Request(address, headers={"User-Agent": "semivl_jax"})
     opener = urllib.request.build_opener(_NoRedirect)
     try:
@@ -197,14 +193,14 @@ def _hub_facts(address: str) -> dict[str, Any] | None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The hub states checksum and size of a file in the answer that redirects to where it is stored."""
+    """The hub sends checksum and size of a file in the headers of the redirect to its storage."""
 
     def redirect_request(self, *_: Any) -> None:
         """Redirects are not followed."""
 
 
 def _in_hubs_cache(repository: str) -> Path | None:
-    """A snapshot that other programs have fetched already."""
+    """The snapshot of a repository in the hub's cache."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
@@ -221,7 +217,7 @@ def _offline() -> bool:
 
 
 def _needs_torch(name: str) -> None:
-    """Says before a download of hundreds of megabytes that it could not be read."""
+    """ValueError, before a large download, if the file cannot be read without torch."""
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
             f"reading {name} needs torch, once; pip install 'semivl_jax[torch]', or convert on another "

@@ -31,7 +31,7 @@ def server():
 
 @pytest.fixture
 def clean(monkeypatch, tmp_path):
-    """No cache of the hub, no settings for it, and nobody waits for a server that is not there."""
+    """No cache of the hub, no settings for it, and no waiting for a server."""
     for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
