@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save as to_bytes
 
 from semivl_jax import prepare
-from semivl_jax.data.download import Patience, RemoteFile
+from semivl_jax.data.download import RemoteFile
 from semivl_jax.weights import download, towers
 from semivl_jax.weights.download import CLIP_VIT_B16, Published
 from tests.data.file_server import serve
@@ -35,8 +35,7 @@ def clean(monkeypatch, tmp_path):
     for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    quick = Patience(timeout=5, attempts=1, wait=0.0)
-    monkeypatch.setattr(download, "Patience", lambda: quick)
+    monkeypatch.setattr("semivl_jax.data.download._ATTEMPTS", 1)
 
 
 @pytest.fixture
