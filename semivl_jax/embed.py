@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--compare", metavar="FILE.npy", help="rows to compare with, in their order")
     made.add_argument(
         "--text_cache",
-        default=class_text.CACHE,
+        default=utils.TEXT_CACHE,
         help="folder that keeps what was embedded; default: %(default)s",
     )
     return made

@@ -50,7 +50,6 @@ def main(argv: Sequence[str]) -> int:
 def _predict(options: argparse.Namespace) -> int:
     # Imported late so that --help and a misspelt option answer at once.
     from semivl_jax.inference.segmenter import Segmenter
-    from semivl_jax.text import class_text
 
     begun = time.perf_counter()
     utils.use_compilation_cache(options.compilation_cache)
@@ -62,7 +61,7 @@ def _predict(options: argparse.Namespace) -> int:
         definitions=options.definitions,
         device=options.device,
         batch=options.batch,
-        cache=class_text.CACHE if options.text_cache is None else options.text_cache,
+        cache=options.text_cache,
         window=options.window,
     )
     images = out.claim(found, segmenter.names, segmenter.palette, existing=options.existing)
@@ -141,8 +140,8 @@ def parser() -> argparse.ArgumentParser:
         help="windows per call of the network; default: as in the training's evaluation")  # fmt: skip
     add("--device", help="cpu, gpu, tpu, …; default: what JAX prefers")
     add("--window", type=_positive, help="side of the windows of clip:WEIGHTS, in pixels")
-    add("--text_cache", metavar="DIR",
-        help="keeps text embeddings; empty: none; default: ~/.cache/semivl_jax/text")  # fmt: skip
+    add("--text_cache", metavar="DIR", default=utils.TEXT_CACHE,
+        help="keeps text embeddings; empty: none; default: %(default)s")  # fmt: skip
     add("--compilation_cache", metavar="DIR", default=utils.COMPILATION_CACHE,
         help="keeps compiled programs; empty: none; default: %(default)s")  # fmt: skip
     return made

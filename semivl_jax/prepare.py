@@ -15,56 +15,34 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from semivl_jax import utils
 from semivl_jax.data import download, published_splits
 from tfds_builders import builders, common
 from tfds_builders.published import PublishedBuilder
 
-if TYPE_CHECKING:
-    from semivl_jax.weights.download import Published
-
-DATA_DIR = "~/.cache/semivl_jax/data"
-"""Where `data.directory` of configs/base.py points."""
-
-WEIGHTS_DIR = "~/.cache/semivl_jax/weights"
-"""Where `model.weights = "clip_vit_b16"` finds them."""
-
-WEIGHTS = "weights"
-TARGETS = (*builders.PUBLISHED, "all", WEIGHTS)
-
 _ALL = tuple(name for name in builders.PUBLISHED if name != "coco_instances")  # one COCO is enough
 
 
-def main(
-    argv: Sequence[str],
-    *,
-    make: Callable[[str], Callable[..., PublishedBuilder]] = builders.published_builder,
-    address: str = published_splits.ADDRESS,
-    published: Published | None = None,
-) -> int:
-    """Does what the arguments say and returns the exit code.
-
-    `make` gives the builder class of a data set, `address` is where the published lists are, `published` says
-    where CLIP is (None: where OpenAI and the hub have it).
-    """
+def main(argv: Sequence[str]) -> int:
+    """Prepares what the arguments name and returns the exit code."""
     options = parser().parse_args(argv)
-    if options.target == WEIGHTS:
-        return _weights(options, published)
+    if options.target == "weights":
+        return _weights(options)
     chosen = _ALL if options.target == "all" else (options.target,)
     failed = missing = False
     for dataset in chosen:
         try:
             directory = Path(options.data_dir).expanduser()
-            build = make(dataset)(data_dir=directory, manual_dir=options.manual_dir)
+            make = builders.PUBLISHED[dataset]
+            build = make(data_dir=directory, manual_dir=options.manual_dir)
             if options.check:
                 missing |= not _check(dataset, build, directory)
                 continue
             place = common.prepare(build)
-            lists = _lists(dataset, address)
+            lists = _lists(dataset)
             for file in lists:
                 download.fetch(file, published_splits.lists_directory(dataset, directory))
             note = f" and {len(lists)} published lists" if lists else ""
@@ -79,11 +57,11 @@ def main(
     return 2 if failed else int(missing)
 
 
-def _weights(options: argparse.Namespace, published: Published | None) -> int:
+def _weights(options: argparse.Namespace) -> int:
     # Only this target needs the models, which take a second to import.
     from semivl_jax.weights import download, towers
 
-    published = published or download.CLIP_VIT_B16
+    published = download.CLIP_VIT_B16
     directory = Path(options.weights_dir).expanduser()
     given = Path(options.given).expanduser() if options.given else None
     try:
@@ -108,19 +86,19 @@ def parser() -> argparse.ArgumentParser:
     made = utils.Parser("semivl_jax.prepare", __doc__)
     made.add_argument(
         "target",
-        choices=TARGETS,
+        choices=(*builders.PUBLISHED, "all", "weights"),
         help="a data set, all of them (but coco_instances), or the weights of CLIP ViT-B/16",
     )
     made.add_argument(
         "--data_dir",
-        default=DATA_DIR,
+        default=utils.DATA_DIRECTORY,
         help="folder of the prepared data sets; default: %(default)s",
     )
     made.add_argument(
         "--manual_dir", default="", help="folder with archives that you downloaded yourself"
     )
     made.add_argument(
-        "--check", action="store_true", help="only say what is there and what is missing"
+        "--check", action="store_true", help="only list what is there and what is missing"
     )
     weights = made.add_argument_group("weights")
     weights.add_argument(
@@ -134,15 +112,15 @@ def parser() -> argparse.ArgumentParser:
     )
     weights.add_argument(
         "--weights_dir",
-        default=WEIGHTS_DIR,
+        default=utils.WEIGHTS_DIRECTORY,
         help="folder of the converted weights; default: %(default)s",
     )
     return made
 
 
-def _lists(dataset: str, address: str) -> list[download.RemoteFile]:
+def _lists(dataset: str) -> list[download.RemoteFile]:
     return [
-        published_splits.remote_list(dataset, f"{split}/labeled.txt", address=address)
+        published_splits.remote_list(dataset, f"{split}/labeled.txt")
         for split in published_splits.lists_of(dataset)
     ]
 
@@ -153,7 +131,7 @@ def _check(dataset: str, build: PublishedBuilder, directory: Path) -> bool:
     prepared, state = False, f"not prepared yet ({place})"
     if place.exists():
         try:
-            common.check_complete(place, sizes=build.expected_sizes)
+            common.check_complete(place, sizes=build.SIZES)
             prepared, state = True, f"prepared in {place}"
         except ValueError as error:
             state = str(error)
@@ -161,7 +139,7 @@ def _check(dataset: str, build: PublishedBuilder, directory: Path) -> bool:
     if not prepared:
         for name, _, about in build.status():
             print(f"  {name}: {about}")
-    lists = _lists(dataset, published_splits.ADDRESS)
+    lists = _lists(dataset)
     kept = published_splits.lists_directory(dataset, directory)
     here = sum(download.status(file, kept)[0] for file in lists)
     if lists:

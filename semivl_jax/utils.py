@@ -25,8 +25,12 @@ from tqdm import tqdm
 T = TypeVar("T")
 R = TypeVar("R")
 
-COMPILATION_CACHE = "~/.cache/semivl_jax/xla"
-"""Default folder of compiled programs."""
+CACHE = "~/.cache/semivl_jax"
+"""Default folders: prepared data sets, converted weights, text embeddings, compiled programs."""
+DATA_DIRECTORY = f"{CACHE}/data"
+WEIGHTS_DIRECTORY = f"{CACHE}/weights"
+TEXT_CACHE = f"{CACHE}/text"
+COMPILATION_CACHE = f"{CACHE}/xla"
 
 LINE_INTERVAL = 30.0
 """Seconds between two progress lines where no bar can be drawn."""

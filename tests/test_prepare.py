@@ -13,6 +13,7 @@ from semivl_jax.experiment import experiment, workdir
 from tests.data import archive_files
 from tests.data.archive_files import SIZES
 from tests.data.file_server import serve
+from tfds_builders import builders
 from tfds_builders.ade20k_semi import Ade20kSemi
 from tfds_builders.builders import PUBLISHED
 
@@ -32,13 +33,15 @@ def run(server, tmp_path, capsys, monkeypatch):
         server.files[f"{published_splits.FOLDERS[dataset]}/{path}"] = line
         monkeypatch.setitem(published_splits.LISTS, (dataset, path), pinned)
 
-    def make(dataset):
-        contents = archive_files.contents(dataset)
-        return functools.partial(archive_files.builder, dataset, contents, server)
+    monkeypatch.setattr(published_splits, "ADDRESS", server.address)
+    small = {
+        name: functools.partial(archive_files.builder, name, archive_files.contents(name), server)
+        for name in PUBLISHED
+    }
+    monkeypatch.setattr(builders, "PUBLISHED", small)
 
     def call(*arguments):
-        argv = [*arguments, f"--data_dir={tmp_path}"]
-        code = prepare.main(argv, make=make, address=server.address)
+        code = prepare.main([*arguments, f"--data_dir={tmp_path}"])
         return code, "".join(capsys.readouterr())
 
     return call
@@ -85,7 +88,6 @@ def test_command_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
     done = subprocess.run([*command, "imagenet"], capture_output=True, text=True)
     assert done.returncode == 2 and "invalid choice: 'imagenet'" in done.stderr
-    assert default_config().data.directory == prepare.DATA_DIR
 
 
 def test_training_opens_a_public_data_set(server, tmp_path, monkeypatch):

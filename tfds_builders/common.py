@@ -106,6 +106,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """
 
     HOMEPAGE: ClassVar[str | None] = None  # where the data come from
+    SIZES: ClassVar[
+        Mapping[str, int]
+    ] = {}  # images that a part must have; others may have any number
 
     @abc.abstractmethod
     def about(self) -> DatasetInfo:
@@ -115,11 +118,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def citation(self) -> str | None:
         """BibTeX of the data set, if it has one."""
         return None
-
-    @property
-    def expected_sizes(self) -> Mapping[str, int]:
-        """Images that each part must have; parts that are not named may have any number."""
-        return {}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -148,7 +146,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         notes: dict[str, list[Any]] = {name: [] for name in _NOTES}
         seen: set[str] = set()
         problems: list[UnusableError] = []
-        total = self.expected_sizes.get(part)
+        total = self.SIZES.get(part)
         with utils.Progress(f"{self.name}, {part}", total=total, unit="images") as shown:
             for found in utils.ordered_map(check, samples):
                 shown.update()
@@ -250,7 +248,7 @@ def prepare(builder: SegmentationBuilder) -> Path:
     """
     directory = Path(builder.data_path)
     if directory.exists():  # no lock: the folder may be read-only
-        check_complete(directory, sizes=builder.expected_sizes)
+        check_complete(directory, sizes=builder.SIZES)
         return directory
     with download.only_one(directory.parent):
         if not directory.exists():
@@ -259,7 +257,7 @@ def prepare(builder: SegmentationBuilder) -> Path:
             print(f"preparing {builder.name} in {directory} (once)", flush=True)
             tfds.disable_progress_bar()  # `write` shows how far it is
             _write_records(builder)
-    check_complete(directory, sizes=builder.expected_sizes)
+    check_complete(directory, sizes=builder.SIZES)
     return directory
 
 
@@ -278,7 +276,7 @@ def _write_records(builder: SegmentationBuilder) -> None:
         ) from error
 
 
-def check_complete(directory: Path, *, sizes: Mapping[str, int] | None = None) -> None:
+def check_complete(directory: Path, *, sizes: Mapping[str, int]) -> None:
     """Say what is missing in a prepared directory.
 
     Raises:
@@ -296,7 +294,7 @@ def check_complete(directory: Path, *, sizes: Mapping[str, int] | None = None) -
                 raise ValueError(
                     f"{directory} is no complete data set: {Path(shard).name} is missing; {remedy}"
                 )
-    for part, expected in (sizes or {}).items():
+    for part, expected in sizes.items():
         if info.splits[part].num_examples != expected:
             raise ValueError(
                 f"{directory} has {info.splits[part].num_examples} images for {part} instead of "

@@ -64,25 +64,13 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
     CLASSES_OF: ClassVar[str] = ""  # whose classes it has, if not its own
     FILES: ClassVar[tuple[RemoteFile, ...]]
     LAYOUT: ClassVar[Mapping[str, tuple[Members, Members]]]  # part → images, masks
-    SIZES: ClassVar[Mapping[str, int]]
 
-    def __init__(
-        self,
-        *,
-        data_dir: str | Path,
-        manual_dir: str | Path = "",
-        files: tuple[RemoteFile, ...] | None = None,
-        sizes: Mapping[str, int] | None = None,
-    ) -> None:
-        """`files` (same names, other addresses) and `sizes` replace the published ones, for mirrors
-        and excerpts of a data set.
+    def __init__(self, *, data_dir: str | Path, manual_dir: str | Path = "") -> None:
+        """Names the folders; nothing is downloaded yet.
 
         Raises:
-          ValueError: `manual_dir` is no folder, or `files` have other names.
+          ValueError: `manual_dir` is no folder.
         """
-        known = {file.name for file in self.FILES}
-        if files is not None and {file.name for file in files} != known:
-            raise ValueError(f"files of {self.DATASET} are called {', '.join(sorted(known))}")
         root = Path(data_dir).expanduser()
         self.downloads = root / "downloads" / self.DATASET
         self.manual = Path(manual_dir).expanduser() if manual_dir else None
@@ -91,8 +79,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
                 f"data.manual_dir = {str(manual_dir)!r} is no folder; name the one with the files that "
                 "you downloaded yourself, or leave it empty"
             )
-        self.files = self.known_files() if files is None else files
-        self._sizes = dict(self.SIZES if sizes is None else sizes)
+        self.files = self.known_files()
         super().__init__(data_dir=root)
 
     @classmethod
@@ -117,11 +104,6 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
     def citation(self) -> str:
         """The papers of the data set."""
         return (self._folder() / "citation.bib").read_text(encoding="utf8")
-
-    @property
-    def expected_sizes(self) -> Mapping[str, int]:
-        """Images per part."""
-        return self._sizes
 
     def about(self) -> DatasetInfo:
         """Classes, definitions and colours of the data set."""
@@ -213,7 +195,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
                     f"{archive.path} has no {what} for {missing[0]} ({len(missing)} images of {part} in "
                     "all); it is incomplete or another edition, delete it and start again"
                 )
-        expected = self.expected_sizes.get(part, len(ids))
+        expected = self.SIZES.get(part, len(ids))
         if len(ids) != expected:
             raise ValueError(
                 f"{self.DATASET}: {len(ids)} images for {part} instead of {expected}; {images.path} is "

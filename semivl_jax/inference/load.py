@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from semivl_jax import utils
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.inference import bundle, hub
@@ -47,7 +48,7 @@ def open_model(
     *,
     classes: class_names.Classes | None = None,
     definitions: str | None = None,
-    cache: str = class_text.CACHE,
+    cache: str = utils.TEXT_CACHE,
     window: int | None = None,
 ) -> Model:
     """The model of a source, for its own classes or for others.

@@ -22,11 +22,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
+from semivl_jax import utils
 from semivl_jax.data import images as images_lib
 from semivl_jax.evaluation import visualize
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.inference.load import Model, open_model
-from semivl_jax.text import class_names, class_text
+from semivl_jax.text import class_names
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -113,7 +114,7 @@ class Segmenter:
         definitions: str | None = None,
         device: str | None = None,
         batch: int | None = None,
-        cache: str = class_text.CACHE,
+        cache: str = utils.TEXT_CACHE,
         window: int | None = None,
     ) -> Segmenter:
         """Loads a model.

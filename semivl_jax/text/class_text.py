@@ -33,9 +33,6 @@ from semivl_jax.weights.tree import flatten
 PROMPT = "a photo of a {}"
 """The one prompt template of the method."""
 
-CACHE = "~/.cache/semivl_jax/text"
-"""Default of `text.cache`."""
-
 Embed = Callable[[list[str]], np.ndarray]
 """Sentences to rows, float [k, d], not normalised."""
 

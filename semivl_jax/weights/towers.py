@@ -23,6 +23,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float32
 
+from semivl_jax import utils
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.pos_embed import Grid, Resizing, resize_table
 from semivl_jax.models.vit import CLIP, VisionTransformer
@@ -38,7 +39,7 @@ FORMAT = "semivl_jax clip 1"
 DEMO = Path(__file__).with_name("demo_clip.safetensors")
 """The small CLIP of the demo, pretrained on pictures and captions of `shapes`."""
 
-PREPARED = Path("~/.cache/semivl_jax/weights")
+PREPARED = Path(utils.WEIGHTS_DIRECTORY)
 """Where `python -m semivl_jax.prepare weights` puts what "clip_vit_b16" means."""
 
 _IMAGE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
