@@ -30,8 +30,8 @@ from semivl_jax.types import Stream
 
 HostBatch = dict[str, np.ndarray]
 
-# Batches that a worker (or the threads) keeps ready beside the one it makes.
-_BUFFER = 2
+_BUFFER = 2  # batches that a worker (or the threads) keeps ready beside the one it makes
+_ENDLESS = 2**40  # only bounds the index arithmetic
 
 
 class TrainPipeline:
@@ -122,19 +122,17 @@ class TrainPipeline:
             options = grain.ReadOptions(
                 num_threads=threads, prefetch_buffer_size=max(threads, _BUFFER * size)
             )
-            counter = workers_lib.Counter(start_step * size)
-            examples = grain.MapDataset.source(counter).map(self._load)
+            examples = grain.MapDataset.range(start_step * size, _ENDLESS).map(self._load)
             return BatchStream(iter(examples.to_iter_dataset(options).batch(size)))
         if not flags.FLAGS.is_parsed():
-            # Grain's workers read absl flags; in a notebook or a test nobody has parsed any.
+            # Grain's workers read absl flags, which a notebook or a test has not parsed.
             flags.FLAGS.mark_as_parsed()
-        # Every worker makes whole batches, dealt to them in turn: their number changes nothing.
-        counter = workers_lib.Counter(start_step)
-        batches = grain.MapDataset.source(counter).map(BatchLoader(self._load))
+        # Every worker makes whole batches, assigned in turn: their number changes nothing.
+        batches = grain.MapDataset.range(start_step, _ENDLESS).map(BatchLoader(self._load))
         dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         if not self._fits_shared_memory():
             dataset = grain.experimental.WithOptionsIterDataset(
-                dataset, grain.experimental.DatasetOptions(min_shm_size=workers_lib.ENDLESS)
+                dataset, grain.experimental.DatasetOptions(min_shm_size=_ENDLESS)
             )
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_BUFFER),
@@ -143,8 +141,9 @@ class TrainPipeline:
         return BatchStream(iter(dataset))
 
     def _fits_shared_memory(self) -> bool:
-        """Whether /dev/shm holds all batches under way; containers often have 64 MB, and a worker that
-        writes beyond it is killed. Without it batches travel through pipes, which is slower.
+        """Whether /dev/shm holds all batches in flight.
+
+        Containers often have 64 MB, and a worker that writes beyond it is killed. Pipes are slower.
         """
         shared = Path("/dev/shm")
         crop_bytes = sum(
@@ -201,8 +200,7 @@ class BatchStream:
         Raises:
           ValueError: an image or label that cannot be used, also when a worker process found it.
         """
-        # A copy, because arrays in shared memory are unmapped when the batch is let go, while JAX may
-        # still be reading views of them.
+        # A copy: arrays in shared memory are unmapped with the batch, while JAX may still read them.
         return {name: np.array(array) for name, array in next(self._iterator).items()}
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -59,7 +60,8 @@ class Segmentation:
         if max(labels.shape) > OVERLAY_SIDE:
             factor = OVERLAY_SIDE / max(labels.shape)
             size = tuple(max(1, round(length * factor)) for length in labels.shape)
-            image, labels = images_lib.resize_opencv(image, labels, size=size)
+            image = images_lib.resize_opencv(image, size=size)
+            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
         tinted = visualize.overlay(image, labels, self.palette)
         return Image.fromarray(
             visualize.captioned(tinted, labels, classes=self.names, palette=self.palette)
