@@ -57,7 +57,7 @@ def test_masks_overlays_scores_and_classes(model, photos, tmp_path, capsys):
     assert facts == {"names": list(served.INFO.classes), "palette": served.INFO.palette.tolist()}
     said = capsys.readouterr()
     assert re.search(r"5 images in \d+\.\d s \(\d+\.\d\d images/s", said.out)
-    assert said.err == ""  # no progress bar where nobody watches
+    assert said.err == ""  # no progress bar in a pipe
 
 
 def test_unreadable_files_are_listed_and_the_rest_is_done(model, photos, tmp_path, capsys):
@@ -93,15 +93,10 @@ def test_results_that_are_there(model, photos, tmp_path, capsys):
         ({"images": ["nowhere.jpg"]}, "--images nowhere.jpg: no such file or folder"),
         ({"images": ["*.tga"]}, "--images *.tga finds no image"),
         ({"model": "nowhere"}, "nowhere holds no model; name the working directory"),
-        ({"model": "clip:demo"}, "clip:demo knows no classes of its own"),
-        ({"model": "hf://me"}, "hf://me is no model on the hub; write hf://USER/REPO"),
-        ({"more": ["--device=tpu"]}, "no device of the kind 'tpu'"),
         ({"more": ["--classes=a,a"]}, "names the class 'a' twice"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(
-    model, photos, tmp_path, monkeypatch, capsys, arguments, message
-):
+def test_errors_are_one_sentence(model, photos, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     given = {"model": model, "images": [photos], "more": [], **arguments}
     assert run(given["model"], given["images"], tmp_path / "out", *given["more"]) == 2

@@ -260,7 +260,6 @@ def _text(name, text):
             lambda root: write_pair(root, "train/train00", rng=RNG, suffix=".png", mask=False),
             "would have the same id 'train00'; rename one",
         ),
-        (_text("classes.txt", "a\nb\na\n"), "names the class 'a' twice"),
         (_text("classes.txt", "\n"), "names no class"),
         (_text("val.txt", "x\n"), "in one way, either .*and val.txt"),
     ],

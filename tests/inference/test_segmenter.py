@@ -64,7 +64,11 @@ def test_it_is_what_the_evaluation_of_the_run_computes(folder, segmenter):
 def test_arrays_pillow_images_and_files_are_the_same(segmenter, tmp_path):
     image = photo()
     Image.fromarray(image).save(tmp_path / "a.png")
-    kinds = [image, Image.fromarray(image), tmp_path / "a.png", str(tmp_path / "a.png")]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter
+    Image.fromarray(image).rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    turned = Image.open(tmp_path / "turned.png")
+    kinds = [image, Image.fromarray(image), turned, tmp_path / "a.png", str(tmp_path / "a.png")]
     scores = [found.scores for found in segmenter.segment(kinds)]
     for other in scores[1:]:
         np.testing.assert_allclose(other, scores[0], atol=1e-5)
@@ -75,29 +79,6 @@ def test_any_size(segmenter, size):
     found = segmenter(photo(size))
     assert found.labels.shape == size and np.isfinite(found.scores).all()
     assert found.overlay().width >= size[1]
-
-
-def test_kinds_of_files(tmp_path):
-    image = Image.fromarray(photo())
-    upright = np.asarray(image)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by a quarter
-    image.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
-    image.save(tmp_path / "rgb.tiff")
-    image.convert("RGBA").save(tmp_path / "rgba.png")
-    image.convert("CMYK").save(tmp_path / "cmyk.tiff")
-    image.convert("L").save(tmp_path / "grey.png")
-    image.convert("P").save(tmp_path / "palette.gif")
-    deep = (np.asarray(image.convert("L")).astype(np.uint16) << 8) + 77
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    grey = np.asarray(image.convert("L"))[:, :, None].repeat(3, axis=2)
-    expected = {"turned.png": upright, "rgb.tiff": upright, "rgba.png": upright,
-                "cmyk.tiff": upright, "grey.png": grey, "deep.png": grey, "palette.gif": None}  # fmt: skip
-    for name, pixels in expected.items():
-        found = as_rgb(tmp_path / name)
-        assert found.dtype == np.uint8 and found.shape == (40, 48, 3), name
-        if pixels is not None:
-            assert abs(found.astype(int) - pixels).max() <= 1, name
 
 
 @pytest.mark.parametrize(
@@ -168,50 +149,6 @@ def test_weights_that_do_not_fit_the_configuration(tmp_path):
     (tmp_path / "config.json").write_text(text.replace('"mlp_dim": 32', '"mlp_dim": 48'))
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit the model\. of another"):
         Segmenter.load(tmp_path, cache="")
-
-
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        ("", "gives class 0 no name"),
-        ("a,,b", "gives class 1 no name"),
-        ("a, b, a ", r"names the class 'a' twice \(values 0 and 2\)"),
-        ("names.txt", "names.txt is no file; correct the path"),
-        ([], "names no class"),
-        ({"a": []}, "class 'a' an empty concept"),
-        ({"a": ["b", " "]}, "class 'a' an empty concept"),
-        ([str(i) for i in range(256)], "names 256 classes, a mask can tell 255 apart"),
-    ],
-)
-def test_classes_that_cannot_be_used(classes, message):
-    with pytest.raises(ValueError, match=message):
-        class_names.read_classes(classes)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("car: \n", r"names\.txt line 1: class 'car' has an empty concept"),
-        ("car\ntruck: van,, lorry", r"line 2: class 'truck' has an empty concept"),
-        ("car\n\ncar: van", r"line 3 names the class 'car' twice"),
-        (": van", "line 1 has concepts but no class name"),
-        ("\n\n", "names no class"),
-    ],
-)
-def test_class_files_that_cannot_be_used(tmp_path, text, message):
-    (tmp_path / "names.txt").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        class_names.read_classes(tmp_path / "names.txt")
-    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00\xd8")
-    with pytest.raises(ValueError, match="cannot be read as text"):
-        class_names.read_classes(tmp_path / "names.txt")
-
-
-def test_class_files_hold_names_and_concepts(tmp_path):
-    (tmp_path / "names.txt").write_text("\ufefftree\n  two-wheeler : bicycle,  motor  bike,\n")
-    info = class_names.read_classes(str(tmp_path / "names.txt"))
-    assert info.classes == ("tree", "two-wheeler")
-    assert info.definitions == (("tree",), ("bicycle", "motor bike"))
 
 
 def test_unknown_device():
