@@ -8,12 +8,13 @@
 
 The same command again goes on where it stopped, and does nothing where everything is there. Training does the
 same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something missing,
-2 something went wrong (one sentence says what), 130 stopped by Ctrl-C.
+2 an error, described in one sentence, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,55 +30,70 @@ _ALL = tuple(name for name in builders.PUBLISHED if name != "coco_instances")  #
 def main(argv: Sequence[str]) -> int:
     """Prepares what the arguments name and returns the exit code."""
     options = parser().parse_args(argv)
+    stopped = "stopped; the same command goes on from here"
     if options.target == "weights":
-        return _weights(options)
-    chosen = _ALL if options.target == "all" else (options.target,)
-    failed = missing = False
-    for dataset in chosen:
+        return utils.run_command(lambda: _weights(options), stopped=stopped)
+    codes = []
+    for dataset in _ALL if options.target == "all" else (options.target,):
+        prepare = functools.partial(_data_set, dataset, options)
+        codes.append(utils.run_command(prepare, stopped=stopped))
+        if codes[-1] == 130:
+            break
+    return max(codes)
+
+
+def _data_set(dataset: str, options: argparse.Namespace) -> int:
+    directory = Path(options.data_dir).expanduser()
+    make = builders.PUBLISHED[dataset]
+    build = make(data_dir=directory, manual_dir=options.manual_dir)
+    lists = [
+        published_splits.remote_list(dataset, f"{split}/labeled.txt")
+        for split in published_splits.lists_of(dataset)
+    ]
+    lists_directory = published_splits.lists_directory(dataset, directory)
+    if options.check:
+        here = [file for file in lists if download.status(file, lists_directory)[0]]
+        prepared = _check(dataset, build)
+        if lists:
+            print(f"  published lists: {len(here)} of {len(lists)} there")
+        return int(not prepared or len(here) < len(lists))
+    place = common.prepare(build)
+    for file in lists:
+        download.fetch(file, lists_directory)
+    note = f" and {len(lists)} published lists" if lists else ""
+    print(f"{dataset}: prepared in {place}{note}", flush=True)
+    return 0
+
+
+def _check(dataset: str, build: PublishedBuilder) -> bool:
+    """Prints what is there and what is missing; returns whether the data set is prepared."""
+    place = Path(build.data_path)
+    prepared, state = False, f"not prepared yet ({place})"
+    if place.exists():
         try:
-            directory = Path(options.data_dir).expanduser()
-            make = builders.PUBLISHED[dataset]
-            build = make(data_dir=directory, manual_dir=options.manual_dir)
-            if options.check:
-                missing |= not _check(dataset, build, directory)
-                continue
-            place = common.prepare(build)
-            lists = _lists(dataset)
-            for file in lists:
-                download.fetch(file, published_splits.lists_directory(dataset, directory))
-            note = f" and {len(lists)} published lists" if lists else ""
-            print(f"{dataset}: prepared in {place}{note}", flush=True)
-        except (ValueError, OSError) as error:
-            # The others may still succeed.
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            failed = True
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            return 130
-    return 2 if failed else int(missing)
+            common.check_complete(place, sizes=build.SIZES)
+            prepared, state = True, f"prepared in {place}"
+        except ValueError as error:
+            state = str(error)
+    print(f"{dataset}: {state}")
+    if not prepared:
+        for name, _, about in build.status():
+            print(f"  {name}: {about}")
+    return prepared
 
 
 def _weights(options: argparse.Namespace) -> int:
     # Only this target needs the models, which take a second to import.
     from semivl_jax.weights import download, towers
 
-    published = download.CLIP_VIT_B16
-    directory = Path(options.weights_dir).expanduser()
+    published, directory = download.CLIP_VIT_B16, Path(options.weights_dir).expanduser()
+    if options.check:
+        return 0 if download.status(published, directory) else 1
     given = Path(options.given).expanduser() if options.given else None
-    try:
-        if options.check:
-            return 0 if download.status(published, directory) else 1
-        path = download.prepare(published, directory, given=given, source=options.source)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    path = download.prepare(published, directory, given=given, source=options.source)
     short = directory == towers.PREPARED.expanduser()
-    print(
-        f"{published.name}: --config.model.weights={published.name if short else path}", flush=True
-    )
+    name = published.name if short else path
+    print(f"{published.name}: --config.model.weights={name}", flush=True)
     return 0
 
 
@@ -116,35 +132,6 @@ def parser() -> argparse.ArgumentParser:
         help="folder of the converted weights; default: %(default)s",
     )
     return made
-
-
-def _lists(dataset: str) -> list[download.RemoteFile]:
-    return [
-        published_splits.remote_list(dataset, f"{split}/labeled.txt")
-        for split in published_splits.lists_of(dataset)
-    ]
-
-
-def _check(dataset: str, build: PublishedBuilder, directory: Path) -> bool:
-    """Prints what is there and what is missing; returns whether nothing is."""
-    place = Path(build.data_path)
-    prepared, state = False, f"not prepared yet ({place})"
-    if place.exists():
-        try:
-            common.check_complete(place, sizes=build.SIZES)
-            prepared, state = True, f"prepared in {place}"
-        except ValueError as error:
-            state = str(error)
-    print(f"{dataset}: {state}")
-    if not prepared:
-        for name, _, about in build.status():
-            print(f"  {name}: {about}")
-    lists = _lists(dataset)
-    kept = published_splits.lists_directory(dataset, directory)
-    here = sum(download.status(file, kept)[0] for file in lists)
-    if lists:
-        print(f"  published lists: {here} of {len(lists)} there")
-    return prepared and here == len(lists)
 
 
 if __name__ == "__main__":

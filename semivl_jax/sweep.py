@@ -207,10 +207,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser().parse_args(argv)
+    path, _, _ = options.config.partition(":")
     if options.jobs < 1:
         parser().error(f"--jobs {options.jobs} must be 1 or more")
-    if not Path(options.config.partition(":")[0]).is_file():
-        parser().error(f"there is no file {options.config.partition(':')[0]}")
+    if not Path(path).is_file():
+        parser().error(f"there is no file {path}")
     name = options.config.replace(":", "-").replace(",", "-")
     options.out = options.out or f"runs/{Path(name).name.replace('.py', '')}"
     return options
@@ -219,15 +220,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Trains, prints the table and returns the exit code."""
     options = _parse(argv)
-    try:
-        runs = plan(options)
-        failed = run_all([one for several in runs.values() for one in several], jobs=options.jobs)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes", file=sys.stderr)
-        return 130
+    return utils.run_command(lambda: _sweep(options), stopped="stopped; the same command resumes")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    runs = plan(options)
+    failed = run_all([one for several in runs.values() for one in several], jobs=options.jobs)
     print(f"\n{table(options.config, runs)}")
     return 1 if failed else 0
 

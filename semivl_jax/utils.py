@@ -195,6 +195,21 @@ class Progress:
         return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
 
+def run_command(command: Callable[[], int], *, stopped: str = "stopped") -> int:
+    """Returns the exit code of a command: 2 after a ValueError or OSError, 130 after Ctrl-C.
+
+    The error is printed on one line, `stopped` instead of it after Ctrl-C.
+    """
+    try:
+        return command()
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+
+
 class Parser(argparse.ArgumentParser):
     """Options of `python -m MODULE`, written out in full; mistakes end with exit code 2.
 
