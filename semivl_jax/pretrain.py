@@ -64,7 +64,7 @@ class Settings:
 
     steps: int = _option(2400, "updates of the weights")
     seed: int = _option(0, "of images, initial weights and order")
-    images: int = _option(24000, "images that are drawn, every fifth a large one")
+    images: int = _option(24000, "number of images, every fifth a large one")
     batch: int = _option(160, "images per step; of large ones an eighth of it")
     learning_rate: float = _option(1.5e-3, "the highest of the schedule")
     patch_size: int = _option(8, "side of the image tower's patches in pixels")

@@ -55,9 +55,9 @@ def test_one_data_set_and_again(run, server):
     assert server.requests == []
     code, text = run("voc")
     assert code == 0 and "voc: prepared in" in text and "and 5 published lists" in text
-    asked = len(server.requests)
+    requests = len(server.requests)
     assert run("voc")[0] == 0 and run("voc", "--check")[0] == 0
-    assert len(server.requests) == asked
+    assert len(server.requests) == requests
 
 
 def test_all_goes_on_after_an_error(run):
@@ -70,7 +70,7 @@ def test_all_goes_on_after_an_error(run):
     assert "cityscapes: not prepared yet" in text and "coco: prepared in" in text
 
 
-def test_damaged_copy_is_said(run, tmp_path):
+def test_check_reports_a_damaged_copy(run, tmp_path):
     run("ade20k")
     next((tmp_path / "ade20k_semi").glob("*/*train.array_record*")).unlink()
     code, text = run("ade20k", "--check")

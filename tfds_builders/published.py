@@ -1,9 +1,9 @@
 """Base of the public data sets: archives in, checked records out.
 
-A data set says which files it needs (`FILES`), where images and masks lie in them (`LAYOUT`) and how many
-images it must have (`SIZES`). Files are looked for in `manual_dir`, if one is given, and else fetched into
-`data_dir`/downloads/NAME. In either place an archive may also lie unpacked, as a folder of its name without
-the suffix. Known checksums stand in the data set's checksums.tsv (the format of TFDS: address, bytes,
+A data set defines the files it needs (`FILES`), the folders of images and masks in them (`LAYOUT`) and how
+many images it must have (`SIZES`). Files are looked for in `manual_dir`, if one is given, and else fetched
+into `data_dir`/downloads/NAME. In either place an archive may also be unpacked, as a folder of its name
+without the suffix. Known checksums are in the data set's checksums.tsv (the format of TFDS: address, bytes,
 SHA-256, file name); for other files that of the first download is kept.
 """
 
@@ -139,7 +139,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
         return archives.open_archive(self.path(name))
 
     def _by_hand(self, file: RemoteFile) -> Path | None:
-        """Where a person put the file or the folder it was unpacked into."""
+        """The file, or the folder it was unpacked into, that a user has put there."""
         stem = Path(file.name).stem
         for folder in filter(None, (self.manual, self.downloads)):
             if folder == self.manual and (folder / file.name).is_file():
@@ -164,7 +164,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
                 )
 
     def _masks(self, part: str, name: str) -> archives.Archive:
-        """The archive of the masks of a part."""
+        """Masks of a part."""
         return self.archive(name)
 
     def _ids(self, part: str) -> Sequence[str] | None:
@@ -238,7 +238,7 @@ def as_stored(image: bytes) -> bytes:
     try:
         turned = Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1) != 1
     except (OSError, SyntaxError, ValueError):
-        return image  # no image; the check of the records says so with its name
+        return image  # no image; the check of the records reports it
     return _without_exif(image) if turned else image
 
 

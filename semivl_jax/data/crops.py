@@ -64,15 +64,15 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CropLoader:
-    """Loads the crops of one stream; picklable.
+    """Loads the crops of one stream.
 
     Attributes:
       source: the images.
       indices: record indices of the stream's list, int64 [n].
-      sampler: which image of the list stands where.
+      sampler: the order of the list.
       geometry: how photos become crops.
       keys: names of the crops of the same photo.
-      labels: whether the label comes along.
+      labels: whether labels are loaded too.
     """
 
     source: Source

@@ -46,7 +46,7 @@ class RemoteFile:
       url: its address; empty: the download needs a login.
       sha256: 64 hexadecimal digits; empty: not known.
       size: bytes; 0: not known.
-      page: the web page on which a person finds it.
+      page: the web page that links to it.
     """
 
     name: str
@@ -59,10 +59,10 @@ class RemoteFile:
 def fetch(file: RemoteFile, directory: Path) -> Path:
     """The verified file in `directory`, downloaded if it is not there yet.
 
-    Processes that want the same directory wait for each other.
+    Processes that download into the same directory wait for each other.
 
     Raises:
-      ValueError: the file cannot be downloaded (no address, no network, no such file, disk full) or is
+      ValueError: the file cannot be downloaded (no network, no such file, disk full) or is
         not the expected one. A download with a wrong checksum is removed.
     """
     path = directory / file.name
@@ -73,11 +73,6 @@ def fetch(file: RemoteFile, directory: Path) -> Path:
         if path.exists():
             verify(file, path, notes=directory)
             return path
-        if not file.url:
-            raise ValueError(
-                f"{path} is missing and needs a login; download {file.name} from {file.page} and put it "
-                f"into {directory}"
-            )
         part = directory / f"{file.name}.part"
         _download(file, part)
         _accept(file, part, path)
@@ -160,7 +155,7 @@ def _download(file: RemoteFile, part: Path) -> None:
                 _discard(part)
                 raise ValueError(
                     f"{part.parent} is full: {file.name} does not fit; make room or choose another "
-                    "directory, nothing half-made was left"
+                    "directory, no incomplete file was left"
                 ) from error
             reason = error
         except http.client.HTTPException as error:
@@ -193,7 +188,7 @@ def _attempt(file: RemoteFile, part: Path) -> bool:
         if error.code != 416 or not start:
             raise
         error.close()
-        # Nothing comes after these bytes: the file is complete, or it is another one.
+        # There are no bytes after these: the file is complete, or it is another one.
         if error.headers.get("Content-Range") == f"bytes */{start}":
             return True
         _discard(part)

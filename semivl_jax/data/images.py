@@ -46,7 +46,7 @@ class Crop:
 
 
 def decode_image(data: bytes) -> HostImage:
-    """An image file of any kind as RGB, turned upright as its EXIF data says; transparency is dropped.
+    """An image file of any kind as RGB, turned upright by its EXIF data; transparency is dropped.
 
     Raises:
       ValueError: bytes that are no complete image, or samples of more than 16 bits.

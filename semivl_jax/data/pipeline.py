@@ -4,7 +4,7 @@ Out: dicts of NumPy arrays, one batch of this process's share,
 
     labelled/image  uint8 [b, s, s, 3]    labelled/label  uint8 [b, s, s], 255 = void or padding
 
-and per `types.Stream` of the method NAME/image, NAME/size int32 [b, 2] and, if it wants labels, NAME/label;
+and per `types.Stream` of the method NAME/image, NAME/size int32 [b, 2] and, if it has labels, NAME/label;
 its second crop is NAME.1/image and so on. `prefetch` puts them on the devices as a `types.Batch`. Grain's
 worker processes load, each of them whole batches, or threads of this process (workers=0). The state of the
 stream is the next step.
@@ -41,7 +41,7 @@ class TrainPipeline:
       source: the training images.
       labelled: record indices of the labelled images.
       unlabelled: record indices of the unlabelled images.
-      streams: what the method wants beside labelled crops; empty = supervised training.
+      streams: of the method, beside labelled crops; empty = supervised training.
       batch: images of each stream per step, over all processes.
       geometry: random scale and crop.
       seed: of order and geometry.

@@ -36,8 +36,8 @@ def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
 def permutation(seed: int, purpose: str, index: int, length: int) -> np.ndarray:
     """A random order of 0 … length-1, int64 [length].
 
-    Sorts raw Philox output, which unlike NumPy's own `permutation` is promised to stay the same in
-    all NumPy versions: a run resumed after an update continues its pass.
+    Sorts raw Philox output, which unlike NumPy's own `permutation` is the same in all NumPy versions: a run
+    resumed after an update continues its pass.
     """
     return np.argsort(_bits(seed, purpose, index).random_raw(length), kind="stable")
 

@@ -38,7 +38,7 @@ OVERLAY_SIDE = 2048
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What was found in an image.
+    """The result for one image.
 
     Attributes:
       labels: class of every pixel, an index into `names`.
@@ -68,7 +68,7 @@ class Segmentation:
         )
 
     def mask(self) -> Image.Image:
-        """The labels as a picture with palette."""
+        """The labels as a palette image."""
         picture = Image.fromarray(self.labels)
         picture.putpalette(self.palette.tobytes())
         return picture

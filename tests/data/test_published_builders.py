@@ -1,4 +1,4 @@
-"""The public data sets from archives of the published layout: records, errors, nothing half-made."""
+"""The public data sets from archives of the published layout: records and errors."""
 
 import dataclasses
 import subprocess
@@ -99,9 +99,9 @@ def test_prepares_what_the_archives_hold(dataset, server, tmp_path):
     assert sorted({*np.unique(label)} - {255}) == values
     assert images.decode_image(record.image).shape == (20, 28, 3)
     assert dataset.startswith(train.info.name) and build.info.citation and build.info.homepage
-    asked = len(server.requests)
+    requests = len(server.requests)
     assert common.prepare(build) == directory
-    assert len(server.requests) == asked
+    assert len(server.requests) == requests
     assert all(there for _, there, _ in build.status())
 
 
@@ -118,7 +118,7 @@ def test_wrong_checksum(server, tmp_path):
     assert len(server.requests) == 1  # the small file first
 
 
-def test_missing_manual_archive_is_said_before_anything_is_downloaded(server, tmp_path):
+def test_a_missing_manual_archive_is_reported_before_anything_is_downloaded(server, tmp_path):
     build = archive_files.builder(
         "cityscapes", archive_files.contents("cityscapes"), server, tmp_path
     )
@@ -190,7 +190,7 @@ def test_bad_contents(member, data, message, server, tmp_path):
 
 
 def test_damaged_archives(server, tmp_path):
-    """Without a known checksum only the contents tell."""
+    """Files without a known checksum."""
     for position, cut in enumerate((slice(0, 500), slice(None))):
         build = make("ade20k", server, tmp_path / str(position))
         build.files = tuple(dataclasses.replace(f, sha256="", size=0) for f in build.files)

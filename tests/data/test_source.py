@@ -12,11 +12,11 @@ from semivl_jax.data.source import open_source
 from tfds_builders import common
 
 
-def test_travels_to_workers_and_opens_there(toy_source):
+def test_a_pickled_source_opens_its_files_itself(toy_source):
     record = toy_source[2]
-    travelled = pickle.loads(pickle.dumps(toy_source))
-    assert travelled._records is None
-    assert travelled[2] == record
+    copy = pickle.loads(pickle.dumps(toy_source))
+    assert copy._records is None
+    assert copy[2] == record
 
 
 def test_reads_from_many_threads(toy_source):
@@ -36,7 +36,7 @@ def test_errors_name_what_is_there(toy_source, tmp_path):
 
 
 class ManyFiles(common.SegmentationBuilder):
-    """Ninety images, told apart by their only colour."""
+    """Ninety images, each of its own colour."""
 
     VERSION = tfds.core.Version("1.0.0")
 

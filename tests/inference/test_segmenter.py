@@ -96,7 +96,7 @@ def test_what_is_no_image(image, message):
 
 
 def test_other_classes_are_described_and_decoded(folder):
-    names = ["sky", "box", "a very long name of a class that nobody trained", "ground"]
+    names = ["sky", "box", "a very long name of a class not seen in training", "ground"]
     other = Segmenter.load(folder, classes=names, cache="")
     found = other(photo())
     assert found.names == tuple(names) and found.scores.shape == (40, 48, 4)

@@ -48,7 +48,7 @@ def test_host_code_reads_them_without_jax():
         ([], "names no class"),
         ({"a": []}, "class 'a' an empty concept"),
         ({"a": ["b", " "]}, "class 'a' an empty concept"),
-        ([str(i) for i in range(256)], "names 256 classes, a mask can tell 255 apart"),
+        ([str(i) for i in range(256)], "names 256 classes, a mask can hold 255"),
     ],
 )
 def test_classes_that_cannot_be_used(classes, message):
