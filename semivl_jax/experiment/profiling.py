@@ -16,8 +16,7 @@ from pathlib import Path
 import jax
 
 from semivl_jax.train.loop import StepFunction
-from semivl_jax.train.state import TrainState
-from semivl_jax.types import Batch
+from semivl_jax.types import PyTree
 
 
 def span(profile: str) -> tuple[int, int] | None:
@@ -57,7 +56,7 @@ def traced(
         jax.profiler.stop_trace()
         print(f"profile of steps {steps[0]} to {number}: {folder}", flush=True)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: PyTree, batch: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
         nonlocal number, tracing
         number += 1
         if number == steps[0]:

@@ -176,7 +176,8 @@ def test_zero_shot_is_the_published_guidance(monkeypatch):
         "class": golden_models.class_text(golden["in/text_class"]),
         "concept": golden_models.class_text(golden["in/text_concept"], concepts),
     }
-    monkeypatch.setattr(towers, "load", lambda *_: _golden_clip(golden))
+    clip = _golden_clip(golden)
+    monkeypatch.setattr(towers, "load", lambda *_: clip)
     compared = 0
     for item in meta["items"]:
         images = nhwc(golden[f"in/{item['input']}/img"])

@@ -13,7 +13,6 @@ from selenium.webdriver.support.wait import WebDriverWait
 from benchmarks import browser
 from semivl_jax import report
 from semivl_jax.evaluation import samples
-from semivl_jax.experiment import pseudo_label_quality
 from semivl_jax.reporting import charts, page, read
 from tests.reporting.workdir import METRICS, make_workdir
 
@@ -201,15 +200,6 @@ def test_sample_colours_name_their_classes():
     assert len({tuple(c) for c in colours.tolist()}) == 4
     np.testing.assert_array_equal(colours[[0, 2]], palette[[0, 2]])
     assert np.abs(colours.astype(int) - palette).max() <= 3
-
-
-def test_pseudo_label_counts():
-    truth = np.array([[0, 0, 1], [1, 255, 2]], np.uint8)
-    label = np.array([[0, 255, 1], [0, 1, 255]], np.uint8)
-    counts = pseudo_label_quality.count(truth, label, num_classes=3)
-    np.testing.assert_array_equal(counts, [[1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]])
-    values = pseudo_label_quality.Quality(pseudo=counts, guidance=None).scalars()
-    assert values == {"eval/pseudo_labelled": 60.0, "eval/pseudo_right": pytest.approx(200 / 3)}
 
 
 @pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
