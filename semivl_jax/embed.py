@@ -59,33 +59,21 @@ def _embed(options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     made = utils.Parser("semivl_jax.embed", __doc__)
-    source = made.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--dataset", choices=class_names.DATASETS, help="classes of a public data set"
-    )
-    source.add_argument("--classes_file", help="one class per line, name or name: concept, concept")
-    how = made.add_mutually_exclusive_group()
-    how.add_argument(
-        "--mode",
-        choices=class_names.MODES,
-        default="name",
-        help="one row per class from its name (default), one per concept, or the mean of the concepts",
-    )
-    how.add_argument("--definitions", action="store_true", help="the same as --mode concept")
-    made.add_argument("--weights", required=True, help="CLIP weights, or demo")
-    made.add_argument("--out", required=True, help="FILE.npy or FILE.safetensors")
-    made.add_argument(
-        "--dtype",
-        choices=("float32", "float16"),
-        default="float32",
-        help="of the rows; default: %(default)s",
-    )
-    made.add_argument("--compare", metavar="FILE.npy", help="rows to compare with, in their order")
-    made.add_argument(
-        "--text_cache",
-        default=utils.TEXT_CACHE,
-        help="folder that keeps text embeddings; default: %(default)s",
-    )
+    add = made.add_mutually_exclusive_group(required=True).add_argument
+    add("--dataset", choices=class_names.DATASETS, help="classes of a public data set")
+    add("--classes_file", help="one class per line, name or name: concept, concept")
+    add = made.add_mutually_exclusive_group().add_argument
+    add("--mode", choices=class_names.MODES, default="name",
+        help="one row per class from its name (default), per concept, or from their mean")  # fmt: skip
+    add("--definitions", action="store_true", help="the same as --mode concept")
+    add = made.add_argument
+    add("--weights", required=True, help="CLIP weights, or demo")
+    add("--out", required=True, help="FILE.npy or FILE.safetensors")
+    add("--dtype", choices=("float32", "float16"), default="float32",
+        help="of the rows; default: %(default)s")  # fmt: skip
+    add("--compare", metavar="FILE.npy", help="rows to compare with, in their order")
+    add("--text_cache", default=utils.TEXT_CACHE,
+        help="folder that keeps text embeddings; default: %(default)s")  # fmt: skip
     return made
 
 

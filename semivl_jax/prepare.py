@@ -100,37 +100,19 @@ def _weights(options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     made = utils.Parser("semivl_jax.prepare", __doc__)
-    made.add_argument(
-        "target",
-        choices=(*builders.PUBLISHED, "all", "weights"),
-        help="a data set, all of them (but coco_instances), or the weights of CLIP ViT-B/16",
-    )
-    made.add_argument(
-        "--data_dir",
-        default=utils.DATA_DIRECTORY,
-        help="folder of the prepared data sets; default: %(default)s",
-    )
-    made.add_argument(
-        "--manual_dir", default="", help="folder with archives that you downloaded yourself"
-    )
-    made.add_argument(
-        "--check", action="store_true", help="only list what is there and what is missing"
-    )
-    weights = made.add_argument_group("weights")
-    weights.add_argument(
-        "--from", dest="given", default="", help="a file or folder that you downloaded yourself"
-    )
-    weights.add_argument(
-        "--source",
-        choices=("openai", "huggingface"),
-        default="",
-        help="where CLIP is downloaded from; default: openai, and where that fails, huggingface",
-    )
-    weights.add_argument(
-        "--weights_dir",
-        default=utils.WEIGHTS_DIRECTORY,
-        help="folder of the converted weights; default: %(default)s",
-    )
+    add = made.add_argument
+    add("target", choices=(*builders.PUBLISHED, "all", "weights"),
+        help="a data set, all of them (but coco_instances), or the weights of CLIP ViT-B/16")  # fmt: skip
+    add("--data_dir", default=utils.DATA_DIRECTORY,
+        help="folder of the prepared data sets; default: %(default)s")  # fmt: skip
+    add("--manual_dir", default="", help="folder with archives that you downloaded yourself")
+    add("--check", action="store_true", help="only list what is there and what is missing")
+    add = made.add_argument_group("weights").add_argument
+    add("--from", dest="given", default="", help="a file or folder that you downloaded yourself")
+    add("--source", choices=("openai", "huggingface"), default="",
+        help="where CLIP is downloaded from; default: openai, and where that fails, huggingface")  # fmt: skip
+    add("--weights_dir", default=utils.WEIGHTS_DIRECTORY,
+        help="folder of the converted weights; default: %(default)s")  # fmt: skip
     return made
 
 

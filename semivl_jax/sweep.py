@@ -190,18 +190,13 @@ def plan(options: argparse.Namespace) -> dict[str, list[Run]]:
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     command = utils.Parser("semivl_jax.sweep", __doc__)
-    command.add_argument("config", help="configuration FILE[:ARGUMENT] without the split")
-    command.add_argument("--splits", required=True, help="published splits, such as 92,183")
-    command.add_argument(
-        "--seeds", default="0", help="seeds of every split, such as 0,1,2; default: %(default)s"
-    )
-    command.add_argument(
-        "--out", default="", help="folder; default: runs/ and the name of the file"
-    )
-    command.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every run"
-    )
+    add = command.add_argument
+    add("config", help="configuration FILE[:ARGUMENT] without the split")
+    add("--splits", required=True, help="published splits, such as 92,183")
+    add("--seeds", default="0", help="seeds of every split, such as 0,1,2; default: %(default)s")
+    add("--out", default="", help="folder; default: runs/ and the name of the file")
+    add("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every run")
     return command
 
 

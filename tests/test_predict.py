@@ -60,7 +60,7 @@ def test_masks_overlays_scores_and_classes(model, photos, tmp_path, capsys):
     assert printed.err == ""  # no progress bar in a pipe
 
 
-def test_unreadable_files_are_listed_and_the_rest_is_done(model, photos, tmp_path, capsys):
+def test_unreadable_files_are_listed_and_the_others_segmented(model, photos, tmp_path, capsys):
     (photos / "b" / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
     (photos / "empty.png").touch()
     assert run(model, [photos], tmp_path / "out") == 1

@@ -39,7 +39,7 @@ class TrainPipeline:
 
     Args:
       source: the training images.
-      labelled: record indices of the labelled images.
+      labelled: record indices of the labelled images, at least one.
       unlabelled: record indices of the unlabelled images.
       streams: of the method, beside labelled crops; empty = supervised training.
       batch: images of each stream per step, over all processes.
@@ -51,8 +51,8 @@ class TrainPipeline:
       extra_sources: further images by the name in `Stream.source`; all of their records are used.
 
     Raises:
-      ValueError: no labelled image, an image in both lists, a batch that the processes cannot share, a
-        negative seed, a stream without images or with the name of another, an unknown source.
+      ValueError: a batch that the processes cannot share, a stream without images or with the name of
+        another, an unknown source.
     """
 
     def __init__(
@@ -70,18 +70,6 @@ class TrainPipeline:
         process_count: int = 1,
         extra_sources: Mapping[str, Source] | None = None,
     ) -> None:
-        if not labelled:
-            raise ValueError("config.data.split gives no labelled image; label at least one")
-        both = set(labelled) & set(unlabelled)
-        if both:
-            raise ValueError(
-                f"image {source.ids[min(both)]!r} is both labelled and unlabelled ({len(both)} images "
-                "are); take it out of one of the lists"
-            )
-        if seed < 0 or workers < 0:
-            raise ValueError(
-                f"config.seed={seed} and config.data.workers={workers} must be 0 or more"
-            )
         keys = ["labelled", *(key for stream in streams for key in stream.keys)]
         if len(set(keys)) != len(keys):
             raise ValueError(

@@ -86,12 +86,7 @@ class Shard:
     process_count: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.process_index < self.process_count:
-            raise ValueError(
-                f"process_index {self.process_index} is outside 0 … {self.process_count - 1}; give "
-                "jax.process_index() and jax.process_count()"
-            )
-        if self.batch < 1 or self.batch % self.process_count:
+        if self.batch % self.process_count:
             raise ValueError(
                 f"config.batch={self.batch} cannot be divided among {self.process_count} processes; "
                 f"choose a multiple of {self.process_count}"

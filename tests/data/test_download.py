@@ -101,7 +101,7 @@ def test_wrong_checksum_or_size_leaves_nothing(server, tmp_path):
         assert left(tmp_path) == []
 
 
-def test_checksum_is_learnt_and_then_kept(server, tmp_path):
+def test_the_first_checksum_is_kept(server, tmp_path):
     path = download.fetch(remote(server), tmp_path)
     path.unlink()
     server.files["a.zip"] = DATA + b"changed"
@@ -125,7 +125,7 @@ def test_file_put_there_by_hand_is_verified_and_not_deleted(server, tmp_path):
         download.fetch(remote(server), tmp_path)
 
 
-def test_passing_errors_are_tried_again_and_lasting_ones_not(server, tmp_path):
+def test_transient_errors_are_retried_and_others_not(server, tmp_path):
     server.errors = [503]
     assert download.fetch(remote(server), tmp_path).exists()
     gone = RemoteFile(name="b.zip", url=server.url("b.zip"), page="https://example.org/b")
@@ -134,7 +134,7 @@ def test_passing_errors_are_tried_again_and_lasting_ones_not(server, tmp_path):
     assert [path for path, _ in server.requests].count("b.zip") == 1
 
 
-def test_no_network_says_what_to_do(tmp_path):
+def test_no_network(tmp_path):
     file = RemoteFile(name="a.zip", url="http://127.0.0.1:9/a.zip")
     with pytest.raises(ValueError, match=r"cannot be downloaded .* when the network is back"):
         download.fetch(file, tmp_path)

@@ -37,7 +37,7 @@ def test_records_hold_what_the_folder_holds(toy_folder, toy_source):
     assert toy_source[8].label is None
 
 
-def test_preparing_shows_how_far_it_is(folder, monkeypatch, capfd):
+def test_preparing_shows_progress(folder, monkeypatch, capfd):
     monkeypatch.setattr(utils, "LINE_INTERVAL", 0.0)
     common.prepare(FolderSemi(folder, data_dir=folder.parent / "prepared"))
     printed = capfd.readouterr().err
@@ -68,7 +68,7 @@ def test_interrupted_preparation_is_not_taken_for_a_whole_one(folder, monkeypatc
     assert not remains.exists()
 
 
-def test_damaged_copy_says_what_is_missing(folder):
+def test_missing_files_of_a_prepared_copy_are_named(folder):
     source = prepared(folder)
     record_file = next(source.directory.glob("*-train.array_record-*"))
     record_file.unlink()
@@ -105,7 +105,7 @@ def test_palette_masks_and_label_map(folder):
     assert open_source(common.prepare(builder), "train").pixels[0] == {2: 20, 255: 700}
 
 
-def test_one_report_names_everything_that_cannot_be_used(folder):
+def test_one_error_names_everything_that_cannot_be_used(folder):
     for name in ("train/train00", "train/train02", "val/val00"):
         path = folder / "images" / f"{name}.jpg"
         path.write_bytes(path.read_bytes()[:300])
@@ -132,7 +132,7 @@ def test_one_report_names_everything_that_cannot_be_used(folder):
     assert not list(folder.parent.glob("prepared/**/metadata.json"))
 
 
-def test_unlabelled_images_may_lie_apart(folder, tmp_path):
+def test_unlabelled_images_in_another_folder(folder, tmp_path):
     apart = tmp_path / "elsewhere"
     for name in ("train00", "more/x"):
         write_pair(apart, name, rng=RNG, mask=False)
@@ -160,7 +160,7 @@ def test_masks_without_an_image_are_mentioned(folder, capsys):
     assert "masks/train/typo.png" in printed
 
 
-def test_names_and_texts_as_users_have_them(tmp_path):
+def test_unusual_names_and_text_files(tmp_path):
     """Capitals, spaces, accents (decomposed as on a Mac), links, notebooks' copies, Windows' text files."""
     root = tmp_path / "photos"
     accented = unicodedata.normalize("NFD", "Bäume é")

@@ -249,7 +249,7 @@ def test_instances_are_drawn_like_their_outlines():
         instances.mask_archive(Path("a.json"), b"{}")
 
 
-def test_archives_know_only_what_they_can_open(tmp_path):
+def test_unknown_and_damaged_archives(tmp_path):
     (tmp_path / "a.rar").write_bytes(b"")
     (tmp_path / "a.tar").write_bytes(b"no tar")
     with pytest.raises(ValueError, match=r"neither \.zip nor \.tar"):

@@ -26,7 +26,7 @@ def test_reads_from_many_threads(toy_source):
     assert [record.id for record in records] == list(fresh.ids) * 5
 
 
-def test_errors_name_what_is_there(toy_source, tmp_path):
+def test_unknown_directory_and_part(toy_source, tmp_path):
     with pytest.raises(ValueError, match="no prepared data set; prepare the data first"):
         open_source(tmp_path, "train")
     with pytest.raises(ValueError, match="has no part 'val'; it has"):

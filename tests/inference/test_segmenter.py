@@ -52,7 +52,7 @@ def test_three_lines(folder, segmenter, tmp_path):
     np.testing.assert_array_equal(palette, served.INFO.palette)
 
 
-def test_it_is_what_the_evaluation_of_the_run_computes(folder, segmenter):
+def test_it_computes_the_same_as_the_evaluation_of_the_run(folder, segmenter):
     model = load.open_model(folder, cache="")
     evaluator = Evaluator(model.network, model.window, num_classes=3)
     images = [photo((40, 48)), photo((33, 90), 1)]
@@ -90,7 +90,7 @@ def test_any_size(segmenter, size):
         ("nowhere/photo.jpg", r"nowhere/photo\.jpg: No such file"),
     ],
 )
-def test_what_is_no_image(image, message):
+def test_images_that_cannot_be_used(image, message):
     with pytest.raises(ValueError, match=message):
         as_rgb(image)
 
@@ -135,7 +135,7 @@ def test_a_decoder_of_fixed_classes_refuses_others(tmp_path):
             Segmenter.load(tmp_path, **options)
 
 
-def test_a_folder_of_an_early_version_says_what_it_lacks(tmp_path):
+def test_a_folder_of_an_early_version_has_no_text_tower(tmp_path):
     served.make(tmp_path)
     (tmp_path / "text_tower.safetensors").unlink()
     assert Segmenter.load(tmp_path, cache="").names == served.INFO.classes
@@ -220,6 +220,6 @@ def test_zero_shot_needs_classes_and_an_existing_file(tmp_path):
         Segmenter.load(tmp_path, window=64)
 
 
-def test_the_small_clip_labels_without_training():
+def test_zero_shot_with_the_demo_clip():
     found = Segmenter.load("clip:demo", classes="background, tiger", cache="")(photo((90, 120)))
     assert found.labels.shape == (90, 120) and found.names == ("background", "tiger")
