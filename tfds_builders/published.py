@@ -149,11 +149,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
         return None
 
     def _check_logins(self) -> None:
-        """Asks for all files that need a login before anything is downloaded.
-
-        Raises:
-          ValueError: some are missing.
-        """
+        """ValueError for a missing file that needs a login, before anything is downloaded."""
         for file in self.files:
             here = self._by_hand(file) or (self.downloads / file.name).exists()
             if not file.url and not here:
@@ -176,11 +172,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
         return stored
 
     def _pairs(self, part: str) -> list[Pair]:
-        """Images of a part with their masks, sorted by id.
-
-        Raises:
-          ValueError: an image or mask that is missing, or another number of images than expected.
-        """
+        """Images of a part with their masks, sorted by id; ValueError where some are missing."""
         images_at, masks_at = self.LAYOUT[part]
         masks = self._masks(part, masks_at.archive)  # first: they are smaller than the images
         images = self.archive(images_at.archive)

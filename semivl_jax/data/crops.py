@@ -44,11 +44,7 @@ class Geometry:
     def __call__(
         self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray | None
     ) -> images.Crop:
-        """Scale and crop an image uint8 [h, w, 3] and its label uint8 [h, w], if there is one.
-
-        Raises:
-          ValueError: the label has another size than the image.
-        """
+        """Scales and crops an image uint8 [h, w, 3] and its label uint8 [h, w], if there is one."""
         shape, scale = image.shape[:2], (self.scale_min, self.scale_max)
         if self.resize == "ratio":
             size = window.draw_ratio_size(

@@ -215,13 +215,13 @@ def _at_least_one(length: float) -> int:
     return max(int(length + 0.5), 1)
 
 
-def check_pair(image: HostImage, label: HostLabel | None) -> None:
+def check_pair(image: HostImage, label: HostLabel) -> None:
     """Image and label must have one size.
 
     Raises:
       ValueError: they differ.
     """
-    if label is not None and label.shape != image.shape[:2]:
+    if label.shape != image.shape[:2]:
         (rows, columns), (height, width) = label.shape, image.shape[:2]
         turned = " (perhaps only one of them was turned upright)" * (
             (columns, rows) == (height, width)

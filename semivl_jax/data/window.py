@@ -65,11 +65,7 @@ def crop_opencv(
 
     OpenCV reads pixel (i + 0.5) · scale − 0.5 counted from the upper left corner, so what lies right of
     and below the crop can be left out if the scale is given as a number instead of as a size.
-
-    Raises:
-      ValueError: the label has another size than the image.
     """
-    images.check_pair(image, label)
     (height, width), (rows, columns) = image.shape[:2], size
     bottom, right = min(top + crop, rows), min(left + crop, columns)
     # One pixel more is read and one is for the rounding.
@@ -95,12 +91,7 @@ def crop_pillow(
     left: int,
     top: int,
 ) -> images.Crop:
-    """The crop at (top, left) of the image scaled by Pillow; black and 255 where there is no image.
-
-    Raises:
-      ValueError: the label has another size than the image.
-    """
-    images.check_pair(image, label)
+    """The crop at (top, left) of the image scaled by Pillow; black and 255 where there is no image."""
     bottom, right = min(top + crop, size[0]), min(left + crop, size[1])
     place = np.s_[top:bottom, left:right]
     if _columns_first(image.shape[:2], size):

@@ -126,10 +126,3 @@ def test_every_place_of_the_crop_occurs():
     seen = {window.draw_corner(rng(seed), (6, 7), crop=5) for seed in range(200)}
     assert seen == {(left, top) for top in range(2) for left in range(3)}
     assert window.draw_corner(rng(), (3, 4), crop=5) == (0, 0)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_label_of_another_size(rule):
-    cut, _ = RULES[rule]
-    with pytest.raises(ValueError, match="4×5 pixels for an image of 5×4"):
-        cut(noise(4, 5, 3), noise(5, 4), size=(8, 8), crop=4, left=0, top=0)

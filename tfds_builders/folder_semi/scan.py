@@ -258,11 +258,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _name(path: Path, folder: Path) -> str:
-    """Path below a folder without its suffix, accented letters composed.
-
-    Raises:
-      ValueError: a name that is not UTF-8 (an archive of another system was unpacked).
-    """
+    """Path below a folder without its suffix, accented letters composed; ValueError if not UTF-8."""
     name = path.relative_to(folder).with_suffix("").as_posix()
     try:
         name.encode()
