@@ -44,8 +44,8 @@ def test_patch_similarity_goes_from_mean_to_maximum():
 
 def test_batches_pair_images_with_their_captions():
     settings = pretrain.Settings(steps=4, images=20, batch=8)
-    small = pretrain.draw(settings, size=pretrain.SMALL, first=0, count=16)
-    large = pretrain.draw(settings, size=pretrain.LARGE, first=16, count=4)
+    small = pretrain.generate(settings, size=pretrain.SMALL, first=0, count=16)
+    large = pretrain.generate(settings, size=pretrain.LARGE, first=16, count=4)
     vocabulary = pretrain.Vocabulary({text for own in small[1] + large[1] for text in own})
     batches = list(pretrain.batches(small, large, vocabulary, settings))
     assert [len(images) for images, _, _ in batches] == [8, 8, 8, 1]

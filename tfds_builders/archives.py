@@ -80,11 +80,11 @@ def open_archive(path: Path) -> Archive:
         raise ValueError(
             f"{path} is no complete archive ({error}); delete it, and the file will be downloaded again"
         ) from error
-    return Archive(path, {name: reader for name, reader in readers.items() if not _litter(name)})
+    return Archive(path, {name: reader for name, reader in readers.items() if not _ignored(name)})
 
 
-def _litter(name: str) -> bool:
-    """Files that some packers add."""
+def _ignored(name: str) -> bool:
+    """Whether it is a file that some programs add to archives."""
     path = PurePosixPath(name)
     return "__MACOSX" in path.parts or path.name.startswith("._") or path.name == ".DS_Store"
 

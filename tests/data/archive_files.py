@@ -80,7 +80,7 @@ def contents(dataset):
             else place.read_bytes()
         )
     if dataset == "voc":
-        found["ground_truth_voc.zip"]["__MACOSX/SegmentationClass/._2007_000000.png"] = b"litter"
+        found["ground_truth_voc.zip"]["__MACOSX/SegmentationClass/._2007_000000.png"] = b"no image"
     return found
 
 
