@@ -13,9 +13,9 @@ from semivl_jax import utils
 
 WORK = """
 import time
-from semivl_jax import progress
-progress.EVERY = 0.05
-with progress.Progress("counting", total=4, unit="sheep") as shown:
+from semivl_jax import utils
+utils.LINE_INTERVAL = 0.05
+with utils.Progress("counting", total=4, unit="sheep") as shown:
     for _ in range(4):
         time.sleep(0.06)
         shown.update()

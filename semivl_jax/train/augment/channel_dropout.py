@@ -10,22 +10,15 @@ In: keys [b], one per image, and `Features`. Out: `Features` of the same shapes 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float32
 
 from semivl_jax.types import Features, Key
 
 Masks = tuple[Bool[Array, "b 1 1 _"], ...]
-
-
-@struct.dataclass
-class ComplementaryDropout:
-    """Draws of a batch: a key per image, and which images keep all channels."""
-
-    keys: Key
-    kept: Bool[Array, " b"]
 
 
 def channel_masks(keys: Key, features: Features, *, rate: float) -> Masks:
@@ -51,24 +44,24 @@ def drop_channels(features: Features, masks: Masks, *, rate: float) -> Features:
     )
 
 
-def draw_complementary(key: Key, count: int) -> ComplementaryDropout:
-    """Draws for `count` images; half of them (rounded down) keep all channels."""
+def draw_complementary(key: Key, count: int) -> dict[str, Array]:
+    """Draws for `count` images: `keys`, and `kept`: half of them (rounded down) keep all channels."""
     kept_key, images_key = jax.random.split(key)
     kept = jax.random.permutation(kept_key, count) < count // 2
-    return ComplementaryDropout(keys=jax.random.split(images_key, count), kept=kept)
+    return {"keys": jax.random.split(images_key, count), "kept": kept}
 
 
 def complementary_factors(
-    draws: ComplementaryDropout, width: int
+    draws: Mapping[str, Array], width: int
 ) -> tuple[Float32[Array, "b 1 1 c"], Float32[Array, "b 1 1 c"]]:
     """Factors of the channels in both views: 0 and 2, 2 and 0, or 1 and 1 for images that keep all."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(draws.keys, width)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(draws["keys"], width)
     doubled = 2.0 * _bernoulli(keys, 0.5, width)
-    first = jnp.where(draws.kept[:, None, None, None], 1.0, doubled)
+    first = jnp.where(draws["kept"][:, None, None, None], 1.0, doubled)
     return first, 2.0 - first
 
 
-def scale_channels(features: Features, draws: ComplementaryDropout, *, view: int) -> Features:
+def scale_channels(features: Features, draws: Mapping[str, Array], *, view: int) -> Features:
     """The features of strong view 0 or 1, every channel of every map multiplied by its factor."""
     maps = [
         x * complementary_factors(draws, x.shape[-1])[view].astype(x.dtype) for x in features.maps

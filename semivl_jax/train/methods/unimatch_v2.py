@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from jaxtyping import Array
+
 from semivl_jax.train.augment import channel_dropout
 from semivl_jax.train.methods.consistency import Consistency
 from semivl_jax.types import Features, Key
@@ -16,12 +18,12 @@ class UniMatchV2(Consistency):
 
     view_shares: ClassVar[dict[str, float]] = {"s1": 0.5, "s2": 0.5}
 
-    def noise(self, key: Key, count: int) -> channel_dropout.ComplementaryDropout:
+    def noise(self, key: Key, count: int) -> dict[str, Array]:
         """Which channels go, image by image."""
         return channel_dropout.draw_complementary(key, count)
 
     def perturb(
-        self, noise: channel_dropout.ComplementaryDropout, features: dict[str, Features]
+        self, noise: dict[str, Array], features: dict[str, Features]
     ) -> dict[str, Features]:
         """Scales the channels of s1 and s2."""
         scaled = {
