@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from semivl_jax.data import download
-from semivl_jax.data.download import Patience, RemoteFile
+from semivl_jax.data.download import RemoteFile
 from semivl_jax.weights import checkpoints, conversion, files, towers
 
 SOURCES = ("openai", "huggingface")
@@ -67,12 +67,7 @@ CLIP_VIT_B16 = Published(
 
 
 def prepare(
-    published: Published,
-    directory: Path,
-    *,
-    given: Path | None = None,
-    source: str = "",
-    patience: Patience | None = None,
+    published: Published, directory: Path, *, given: Path | None = None, source: str = ""
 ) -> Path:
     """The converted file, written if it does not exist.
 
@@ -83,7 +78,7 @@ def prepare(
     if path.exists() and given is None:
         towers.load(path, published.name)  # raises if it is damaged
         return path
-    found = given or _fetch(published, directory / "downloads", source, patience or Patience())
+    found = given or _fetch(published, directory / "downloads", source)
     weights = conversion.convert(checkpoints.read(found))
     _check_sizes(weights, published, found)
     files.save(path, weights)
@@ -125,12 +120,12 @@ def _check_sizes(weights: files.Weights, published: Published, found: Path) -> N
             )
 
 
-def _fetch(published: Published, directory: Path, source: str, patience: Patience) -> Path:
+def _fetch(published: Published, directory: Path, source: str) -> Path:
     problems = []
     for name in (source,) if source else SOURCES:
         fetch = _from_openai if name == "openai" else _from_hub
         try:
-            return fetch(published, directory, patience)
+            return fetch(published, directory)
         except ValueError as error:
             problems.append(f"{name}: {error}")
             print(f"{name}: not available", file=sys.stderr, flush=True)
@@ -138,15 +133,15 @@ def _fetch(published: Published, directory: Path, source: str, patience: Patienc
     raise ValueError("; ".join([*problems, remedy]))
 
 
-def _from_openai(published: Published, directory: Path, patience: Patience) -> Path:
+def _from_openai(published: Published, directory: Path) -> Path:
     _needs_torch(published.official.name)
     path = directory / published.official.name
     if _offline() and not path.exists():
         raise ValueError(f"HF_HUB_OFFLINE is set and {path} is not there")
-    return download.fetch(published.official, directory, patience=patience)
+    return download.fetch(published.official, directory)
 
 
-def _from_hub(published: Published, directory: Path, patience: Patience) -> Path:
+def _from_hub(published: Published, directory: Path) -> Path:
     cached = _in_hubs_cache(published.repository)
     if cached is not None:
         return cached
@@ -165,7 +160,7 @@ def _from_hub(published: Published, directory: Path, patience: Patience) -> Path
         config = RemoteFile(name="config.json", url=f"{address}/config.json", page=published.hub)
         weights = RemoteFile(name=name, url=f"{address}/{name}", page=published.hub, **facts)
         for file in (config, weights):
-            download.fetch(file, folder, patience=patience)
+            download.fetch(file, folder)
         return folder
     raise ValueError(f"{address} has neither {' nor '.join(_HUB_FILES)}")
 

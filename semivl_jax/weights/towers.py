@@ -22,6 +22,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float32
 
+from semivl_jax import utils
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.pos_embed import Grid, Resizing, resize_table
 from semivl_jax.models.vit import CLIP, VisionTransformer
@@ -37,7 +38,7 @@ FORMAT = "semivl_jax clip 1"
 DEMO = Path(__file__).with_name("demo_clip.safetensors")
 """The small CLIP of the demo, pretrained on images and captions of `shapes`."""
 
-PREPARED = Path("~/.cache/semivl_jax/weights")
+PREPARED = Path(utils.WEIGHTS_DIRECTORY)
 """Folder of the weights "clip_vit_b16", written by `python -m semivl_jax.prepare weights`."""
 
 _IMAGE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
