@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from semivl_jax import utils
+from semivl_jax.experiment import data as data_lib
 from semivl_jax.experiment import experiment as experiment_lib
 from semivl_jax.experiment.pseudo_label_quality import ImageLabeller, PseudoLabelQuality
 from semivl_jax.train import sharding
@@ -39,7 +40,7 @@ def main() -> None:
     if not path.is_file():
         sys.exit(f"error: {options.workdir} holds no run; name a workdir of main")
     config = ConfigDict(json.loads(path.read_text(encoding="utf8")))
-    data = experiment_lib.open_data(config)
+    data = data_lib.open_data(config)
     images = len(data.split.unlabelled) or len(data.split.labelled)
     experiment = experiment_lib.build(config, data.info, images_per_epoch=images)
     checkpoints = Checkpoints(options.workdir / "checkpoints", keep=config.checkpoint.keep)

@@ -5,10 +5,9 @@ python -m semivl_jax.main --config=configs/ade_158.py
 
 from ml_collections import ConfigDict
 
-from configs import ade, arguments
+from configs import ade
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`argument` is empty or `recipe=…`."""
-    chosen = arguments.parse(argument, file="configs/ade_158.py", recipe=arguments.RECIPES)
-    return ade.get_config(f"1_128,recipe={chosen['recipe']}")
+    return ade.get_config(f"1_128,{argument}")

@@ -1,4 +1,4 @@
-"""What may stand behind the colon of --config: values in order, then NAME=VALUE, separated by commas.
+"""The argument after the colon of --config: values in order, then NAME=VALUE, separated by commas.
 
 configs/voc.py:92,recipe=paper   configs/voc_ablation.py:clip_init,1464   configs/folder.py:/photos,split=1_4
 """
@@ -19,7 +19,7 @@ def parse(
     """The argument of a configuration file as values by name.
 
     `choices` are the allowed values by name, in the order in which they are given; the first one of each
-    is the default. None allows any text and defaults to "". `NAME=VALUE` may stand anywhere, a bare value
+    is the default. None allows any text and defaults to "". `NAME=VALUE` may be anywhere, a bare value
     takes the next name.
 
     Raises:

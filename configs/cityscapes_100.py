@@ -5,10 +5,9 @@ python -m semivl_jax.main --config=configs/cityscapes_100.py
 
 from ml_collections import ConfigDict
 
-from configs import arguments, cityscapes
+from configs import cityscapes
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`argument` is empty or `recipe=…`."""
-    chosen = arguments.parse(argument, file="configs/cityscapes_100.py", recipe=arguments.RECIPES)
-    return cityscapes.get_config(f"1_30,recipe={chosen['recipe']}")
+    return cityscapes.get_config(f"1_30,{argument}")

@@ -5,10 +5,9 @@ python -m semivl_jax.main --config=configs/coco_232.py
 
 from ml_collections import ConfigDict
 
-from configs import arguments, coco
+from configs import coco
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`argument` is empty or `recipe=…`."""
-    chosen = arguments.parse(argument, file="configs/coco_232.py", recipe=arguments.RECIPES)
-    return coco.get_config(f"1_512,recipe={chosen['recipe']}")
+    return coco.get_config(f"1_512,{argument}")

@@ -1,4 +1,4 @@
-"""SemiVL on the drawn pictures of `shapes`: minutes on two CPU cores, nothing to download.
+"""SemiVL on the synthetic pictures of `shapes`: minutes on two CPU cores, nothing to download.
 
     python -m semivl_jax.main --config=configs/demo.py[:40]
 

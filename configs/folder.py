@@ -33,9 +33,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.ratio_long, config.data.ratio_short = 1024, 256
     config.data.workers = 0
     config.model.weights = "demo"
-    set_method(
-        config, "unimatch"
-    )  # no guidance: this CLIP knows only the text of the drawn pictures
+    set_method(config, "unimatch")  # no guidance: the demo's CLIP has only the text of `shapes`
     config.model.out_indices = (0, 2, 4)
     demo.small_decoder(config)
     config.optim.lr = 3e-4

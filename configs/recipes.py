@@ -13,9 +13,8 @@ def apply(config: ConfigDict, recipe: str, *, unlabelled: int) -> None:
     method = config.method
     if recipe == "paper":
         method.teacher, method.cutmix_partner = "student", "same_image"
-    elif recipe == "supervised":
-        same = {"criterion": method.criterion, "dropout_passes": method.dropout_passes}
-        set_method(config, "supervised", **same)
-        config.epoch_images = unlabelled
     elif recipe != "default":
-        set_method(config, recipe)
+        same = {"criterion": method.criterion, "dropout_passes": method.dropout_passes}
+        set_method(config, recipe, **same)
+    if recipe == "supervised":
+        config.epoch_images = unlabelled

@@ -2,7 +2,7 @@
 
     python -m semivl_jax.main --config=configs/tiny.py:/path/to/folder[,split=1_2]
 
-The argument is a folder of images as in `folder.py`; without it the drawn pictures of `shapes` are used.
+The argument is a folder of images as in `folder.py`; without it the synthetic pictures of `shapes` are used.
 """
 
 from ml_collections import ConfigDict

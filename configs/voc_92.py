@@ -5,10 +5,9 @@ python -m semivl_jax.main --config=configs/voc_92.py
 
 from ml_collections import ConfigDict
 
-from configs import arguments, voc
+from configs import voc
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """`argument` is empty or `recipe=…`."""
-    chosen = arguments.parse(argument, file="configs/voc_92.py", recipe=arguments.RECIPES)
-    return voc.get_config(f"92,recipe={chosen['recipe']}")
+    return voc.get_config(f"92,{argument}")

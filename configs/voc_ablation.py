@@ -71,7 +71,6 @@ def unimatch_r101(config: ConfigDict) -> None:
     config.optim.weight_decay = 1e-4
     config.optim.backbone_lr = 1.0
     config.evaluation.mode = "original"
-    config.evaluation.stride = 321.0
     config.evaluation.short_side = 0
 
 

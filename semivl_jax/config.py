@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from semivl_jax import utils
-from semivl_jax.evaluation import sliding_window
+from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.text import class_names
 from semivl_jax.train import methods
 
@@ -37,9 +37,7 @@ def default_config() -> ConfigDict:
     config.dtype = "float32"  # of the computation (or bfloat16); parameters are always float32
     config.max_skipped_steps = 5  # non-finite steps in a row that are skipped before the run stops
     config.log_every = 10
-    config.profile = (
-        ""  # FIRST:LAST: a trace of these steps goes to profile/ of the working directory
-    )
+    config.profile = ""  # FIRST:LAST: a trace of these steps goes to profile/ of the workdir
     config.compilation_cache = utils.COMPILATION_CACHE  # empty: compile every time
     config.data = _data()
     config.model = _model()
@@ -58,8 +56,8 @@ def default_config() -> ConfigDict:
 def set_method(config: ConfigDict, name: str, **fields: Any) -> None:
     """Chooses a method: `config.method` becomes its fields.
 
-    A field takes the given value; else the value that the method before was changed to, if it has the field
-    as well; else its default.
+    A field takes the given value; else its value in `config.method`, if that differs from the default of the
+    previous method; else its default.
 
     Raises:
       ValueError: there is no such method, or it has no such field.
@@ -82,7 +80,7 @@ def drop_other_fields(config: ConfigDict) -> None:
     """Removes fields of other methods, which `--config.method.name=NAME` leaves in `config.method`.
 
     Raises:
-      ValueError: one of them was changed, so it was meant to have an effect.
+      ValueError: one of them differs from every method's default, so the user set it.
     """
     name = config.method.name
     own, others = methods.defaults(name), [methods.defaults(other) for other in methods.METHODS]
@@ -111,9 +109,8 @@ def _data() -> ConfigDict:
     data.split = "1_8"
     data.split_seed = 0  # draws the labelled images of a share or number; not 0: no published list
     data.unlabelled = ""  # file of ids; empty: every training image that is not labelled
-    data.extra_sources = (
-        ""  # NAME=FOLDER, …: further images for streams of a method (docs/methods.md)
-    )
+    # NAME=FOLDER, …: further images for streams of a method (docs/methods.md)
+    data.extra_sources = ""
     data.crop = 512
     data.resize = "ratio"  # ratio or long_side (METHOD 6)
     data.ratio_long = 2048  # resize = ratio: the image is first fitted into long × short, …
@@ -135,15 +132,13 @@ def _model() -> ConfigDict:
     # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
     model.tower = "clip_vit_b16"
     model.weights = ""  # CLIP weights (.safetensors), `demo` for the small tower of the demo
-    # what a training starts from beside CLIP, and what --mode=evaluate scores where no run is: files of
+    # initial weights beside CLIP's; --mode=evaluate scores them where there is no run. Files of
     # python -m semivl_jax.convert (docs/checkpoints.md)
     model.checkpoint = ""  # a whole segmenter, or the serving/ folder of another run
     # an image encoder for a backbone that is not CLIP's; empty: it starts untrained
     model.backbone_weights = ""
     model.conv_encoder_weights = ""  # ImageNet weights of the convolutional encoder
-    model.init = (
-        "clip"  # clip, or random: the tower starts untrained (guidance still needs weights)
-    )
+    model.init = "clip"  # or random: the tower starts untrained (guidance still needs weights)
     # blocks whose features the decoder gets; the depth = the dense embedding
     model.out_indices = (0, 4, 12)
     model.finetune = "spatial"  # spatial (attention and positions), all, prompts, or none
@@ -172,9 +167,7 @@ def _vlg_decoder() -> ConfigDict:
     decoder.pool_size = (4, 4)  # patches that share one semantic token
     decoder.kernel_size = 7  # of the convolution over the similarity map
     decoder.dilations = (1, 6, 12, 18)
-    decoder.remat = (
-        "none"  # or blocks: every part is rematerialised from its input in the backward pass
-    )
+    decoder.remat = "none"  # or blocks: the backward pass recomputes every part from its input
     return decoder
 
 
@@ -262,7 +255,6 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "text.guidance": class_names.MODES,
     "optim.lr_scaling": ("none", "linear"),
     "optim.name": ("adamw", "sgd"),
-    "evaluation.mode": sliding_window.MODES,
 }
 
 POSITIVE = (
@@ -276,8 +268,6 @@ POSITIVE = (
     "data.prefetch",
     "optim.lr",
     "optim.published_batch",
-    "evaluation.stride",
-    "evaluation.window_batch",
     "checkpoint.every",
     "checkpoint.keep",
 )
@@ -317,6 +307,7 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(broken)
     if config.accumulation > 1:
         method.check_accumulation(config.accumulation)
+    SlidingWindow.from_config(config)  # raises for options that do not fit together
 
 
 def _value(config: ConfigDict, key: str) -> object:
@@ -382,42 +373,25 @@ def _between_values(config: ConfigDict, *, guided: bool) -> Iterator[str]:
         )
     if not of_clip and model.init == "clip":
         yield f"model.backbone = {model.backbone!r} is no CLIP tower; set model.init = 'random'"
-    if model.init == "random" and model.finetune != "all" and model.weights != "random":
-        yield from _frozen_untrained(model, of_clip=of_clip)
-    if guided and not model.weights:
-        yield from _needs_weights(f"method.name = {config.method.name!r}")
-    elif model.init == "clip" and not model.weights:
-        yield from _needs_weights("model.init = 'clip'")
-    elif model.decoder in ("vlg", "atm") and not model.weights:
-        yield from _needs_weights(f"model.decoder = {model.decoder!r}")
-    if evaluation.stride > data.crop:
-        yield (
-            f"evaluation.stride = {evaluation.stride} is larger than data.crop = {data.crop}, so "
-            "windows would leave gaps; choose at most the crop"
-        )
-    if evaluation.short_side and evaluation.mode not in sliding_window.RESIZES_SCORES:
-        yield (
-            f"evaluation.mode = {evaluation.mode!r} scores the pixels of the image, but "
-            f"evaluation.short_side = {evaluation.short_side} resizes it; set evaluation.short_side = 0, "
-            f"or choose the mode {' or '.join(sliding_window.RESIZES_SCORES)}"
-        )
-    if not evaluation.every_epochs and not evaluation.every_steps:
-        yield (
-            "evaluation.every_epochs = 0 and evaluation.every_steps = 0 never evaluate; set one of them"
-        )
-
-
-def _frozen_untrained(model: ConfigDict, *, of_clip: bool) -> Iterator[str]:
-    if of_clip or not model.backbone_weights:
+    untrained = model.init == "random" and model.weights != "random"
+    if untrained and model.finetune != "all" and (of_clip or not model.backbone_weights):
         remedy = "model.init = 'clip'" if of_clip else "name a file in model.backbone_weights"
         yield (
             f"model.init = 'random' with model.finetune = {model.finetune!r} would freeze weights that "
             f"were never trained; set model.finetune = 'all' or {remedy}"
         )
-
-
-def _needs_weights(reason: str) -> Iterator[str]:
-    yield (
-        f"{reason} needs CLIP weights, but model.weights is empty; name a .safetensors file, 'demo' for "
-        "the small tower that comes with the project, or 'random' to try things out"
-    )
+    needs_weights = {
+        f"method.name = {config.method.name!r}": guided,
+        "model.init = 'clip'": model.init == "clip",
+        f"model.decoder = {model.decoder!r}": model.decoder in ("vlg", "atm"),
+    }
+    for setting, needed in needs_weights.items():
+        if needed and not model.weights:
+            yield (
+                f"{setting} needs CLIP weights, but model.weights is empty; name a .safetensors file, 'demo' "
+                "for the small tower that comes with the project, or 'random' to try things out"
+            )
+    if not evaluation.every_epochs and not evaluation.every_steps:
+        yield (
+            "evaluation.every_epochs = 0 and evaluation.every_steps = 0 never evaluate; set one of them"
+        )

@@ -6,8 +6,8 @@
 
 On several machines the same command runs on each of them (docs/scaling.md).
 
-The same command again goes on where the run stopped. Exit codes: 0 done, 2 something in the configuration
-or data is wrong (one sentence says what), 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+The same command resumes a run. Exit codes: 0 done, 2 an error in configuration or data (one sentence),
+130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, OSError) as error:
-        # A key that is not there is an AttributeError that names its last part only.
+        # An unknown key is an AttributeError with its last part only.
         unknown = (
             re.match(r"\W*(\w+)", str(error))[1] if isinstance(error, AttributeError) else None
         )
@@ -113,10 +113,10 @@ def _sentence(error: Exception | str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the mode asked for and returns the exit code."""
+    """Runs `--mode` and returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
-    # Imported late so that --help and a misspelt flag answer at once.
+    # Imported late so that --help and errors of flags are fast.
     from semivl_jax.train import distributed
 
     try:
@@ -153,7 +153,7 @@ def _run(mode: str, config: ConfigDict) -> int:
     from semivl_jax.train import distributed
     from semivl_jax.train.loop import Stopped
 
-    # Tracing makes millions of objects that stay; looking through them for garbage took a sixth of its time.
+    # Tracing makes millions of objects that stay; collecting garbage among them is slow.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))

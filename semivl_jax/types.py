@@ -1,4 +1,4 @@
-"""What flows between the rooms, and the letters of its dimensions.
+"""Types that the packages exchange, and the letters of their dimensions.
 
     b  images of a batch          h w  pixel rows, columns        s    side of a square crop
     n  classes                    y x  patch rows, columns        c d  channels
@@ -32,7 +32,7 @@ Key = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A stream of images that a method wants beside the labelled crops.
+    """A stream of images that a method needs beside the labelled crops.
 
     name: key in `Batch.streams`.
     crops: crops of the same photo per step; more than one are independent draws of scale and place.

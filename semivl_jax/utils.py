@@ -1,8 +1,7 @@
-"""Helpers that every room shares: atomic writes, ordered threads, progress, command lines, caches, memory.
+"""Shared helpers: atomic writes, ordered threads, progress, command lines, caches, memory.
 
-Progress goes to standard error, so results on standard output stay as they are. There are no colours. A bar
-redraws its line; where that is not possible (a pipe, a file, TERM=dumb, or NO_COLOR is set) there is a new
-line every half minute instead, and none where the work takes less.
+Progress goes to standard error: a bar on a terminal, else (a pipe, a file, TERM=dumb, or NO_COLOR is set) a
+line every half minute.
 """
 
 from __future__ import annotations
@@ -130,7 +129,7 @@ def trim_memory() -> None:
 
 
 def on_terminal() -> bool:
-    """Whether the standard error stream is a screen on which a line can be drawn again."""
+    """Whether standard error is a terminal that can redraw a line."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return sys.stderr.isatty() and not plain
 
@@ -142,7 +141,7 @@ class Progress:
       what: the work, in a word or two.
       unit: the plural of what is counted; "B" for bytes, which are written as kB, MB, GB.
       initial: what was done before.
-      show: False says nothing at all, for processes that are not the first.
+      show: False for processes that print nothing.
     """
 
     def __init__(
@@ -150,7 +149,7 @@ class Progress:
     ) -> None:
         self._what, self._total, self._unit = what, total, unit
         self._done = self._initial = initial
-        self._began = self._said = time.monotonic()
+        self._began = self._printed = time.monotonic()
         self._bar: tqdm | None = None
         if show and on_terminal():
             self._bar = tqdm(
@@ -176,9 +175,9 @@ class Progress:
         self._done += number
         if self._bar is not None:
             self._bar.update(number)
-        elif self._lines and time.monotonic() - self._said >= LINE_INTERVAL:
-            self._said = time.monotonic()
-            print(self._line(self._said - self._began), file=sys.stderr, flush=True)
+        elif self._lines and time.monotonic() - self._printed >= LINE_INTERVAL:
+            self._printed = time.monotonic()
+            print(self._line(self._printed - self._began), file=sys.stderr, flush=True)
 
     def _line(self, seconds: float) -> str:
         rate = (self._done - self._initial) / seconds
@@ -215,7 +214,7 @@ class Parser(argparse.ArgumentParser):
 
     Args:
       module: dotted name of the module.
-      doc: its docstring: what the command does, examples, exit codes. `--help` shows it as it is written.
+      doc: its docstring: what the command does, examples, exit codes; shown by `--help`.
     """
 
     def __init__(self, module: str, doc: str | None) -> None:

@@ -9,7 +9,8 @@ import pytest
 from semivl_jax import prepare
 from semivl_jax.config import default_config
 from semivl_jax.data import published_splits
-from semivl_jax.experiment import experiment, workdir
+from semivl_jax.experiment import data as data_lib
+from semivl_jax.experiment import workdir
 from tests.data import archive_files
 from tests.data.archive_files import SIZES
 from tests.data.file_server import serve
@@ -97,16 +98,16 @@ def test_training_opens_a_public_data_set(server, tmp_path, monkeypatch):
     config = default_config()
     config.data.dataset, config.data.split = "ade20k", "1_3"
     config.data.directory = str(tmp_path)
-    data = experiment.open_data(config)
+    data = data_lib.open_data(config)
     assert data.info.num_classes == 150 and len(data.validation) == 2
     lists = data.lists()
     assert len(lists["labelled"]) == 1 and len(lists["unlabelled"]) == 2
     assert data.split.origin == "'1_3' drawn with seed 0"
     ids = ("ADE_train_00000003",)
     monkeypatch.setattr(published_splits, "labelled_ids", lambda dataset, split, directory: ids)
-    assert experiment.open_data(config).lists()["labelled"] == list(ids)
+    assert data_lib.open_data(config).lists()["labelled"] == list(ids)
     config.data.split_seed = 1
-    assert experiment.open_data(config).split.origin == "'1_3' drawn with seed 1"
+    assert data_lib.open_data(config).split.origin == "'1_3' drawn with seed 1"
 
 
 def test_lists_are_written_next_to_the_run(tmp_path):

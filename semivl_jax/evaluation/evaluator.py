@@ -42,11 +42,10 @@ class Example(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result over a set: `iou` and its mean over all classes in percent, the counts behind them.
+    """Result over a set: `iou` and its mean over all classes in percent, and the counts.
 
-    `confusion` has a row per label and a column per prediction. `image_iou` has, by id, the mean IoU of
-    the classes that an image shows, NaN where all of it is ignored; of all processes, one after the
-    other. `compilations` counts what this evaluator has compiled so far.
+    `confusion` has a row per label and a column per prediction. `image_iou` has the mean IoU of the classes
+    in an image by id, NaN if all of it is ignored.
     """
 
     miou: float
@@ -54,12 +53,11 @@ class Evaluation:
     confusion: Int64[np.ndarray, "n n"]
     images: int
     image_iou: dict[str, float]
-    compilations: int
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Class of every pixel, and the scores behind it if requested.
+    """Class of every pixel, and its scores if requested.
 
     Scores are averaged logits in the mode `zegclip_sliding_window`, logits in `original` and `center_crop`,
     and sums of probabilities over windows in the others.
@@ -103,20 +101,16 @@ class Evaluator:
         self._count = jax.jit(self._count_tile, donate_argnums=0, out_shardings=replicated)
         self._argmax = jax.jit(self._label_tile, out_shardings=replicated)
 
-    @property
-    def compilations(self) -> int:
-        """Compilations so far, each shape of the network counted."""
-        return self._scores.compilations
-
     def place(self, variables: PyTree) -> PyTree:
-        """Variables on the devices: otherwise every call puts them there."""
+        """Variables on the devices; else every call copies them."""
         return jax.device_put(variables, self._scores.replicated)
 
     def evaluate(self, variables: PyTree, examples: Iterable[Example]) -> Evaluation:
         """mIoU over the examples of all processes.
 
-        Raises ValueError for a label with values that are no class or with a size that the mode cannot
-        score, naming the example; and for one that two processes have.
+        Raises:
+          ValueError: a label has a value that is no class or a size that the mode cannot score, or two
+            processes have the same example.
         """
         totals = np.zeros((self._classes, self._classes), np.int64)
         image_iou: dict[str, float] = {}
@@ -139,7 +133,6 @@ class Evaluator:
             confusion=totals,
             images=images,
             image_iou=image_iou,
-            compilations=self.compilations,
         )
 
     def predict(
@@ -151,8 +144,7 @@ class Evaluator:
     ) -> Iterator[Prediction]:
         """Predictions of the images' sizes, in order (mode `center_crop`: of the crop).
 
-        Images are drawn a little ahead of what is yielded. The memory on the device does not grow with the
-        image, because large score maps are made block by block.
+        Images are read slightly ahead. Large score maps are computed in blocks, so device memory is bounded.
         """
         requests = (
             (self.window.prepare(image), self.window.output_size(size, size), None)
@@ -175,7 +167,7 @@ class Evaluator:
     def _count_images(
         self, variables: PyTree, examples: Iterable[Example]
     ) -> Iterator[tuple[str, Int64[np.ndarray, "n n"]]]:
-        """Id and confusion matrix of every image; counts are fetched a few blocks late."""
+        """Id and confusion matrix of every image, fetched `AHEAD` blocks late."""
         waiting: deque[tuple[Block, Array]] = deque()
         counts = np.zeros((self._classes, self._classes), np.int64)
 
@@ -224,9 +216,7 @@ class Evaluator:
     def _count_tile(
         self, counts: Int32[Array, "n n"], tile: Float32[Array, "t t n"], label: UInt8[Array, "t t"]
     ) -> Int32[Array, "n n"]:
-        self._scores.compilations += 1
         return counts + confusion_lib.count(tile.argmax(-1), label, num_classes=self._classes)
 
     def _label_tile(self, tile: Float32[Array, "t t n"]) -> UInt8[Array, "t t"]:
-        self._scores.compilations += 1
         return tile.argmax(-1).astype(jnp.uint8)

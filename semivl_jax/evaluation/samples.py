@@ -28,7 +28,7 @@ INDEX = "samples.json"
 RIGHT, WRONG = (206, 212, 222), (214, 40, 57)
 """Colours of the error map."""
 LEVELS = 20
-"""Steps of the drawn confidence: 0.95, a usual threshold, is one of them."""
+"""Levels of the confidence map; the usual threshold 0.95 is one of them."""
 _DARK, _LIGHT = np.array((20, 24, 60)), np.array((252, 214, 92))
 
 Palette = UInt8[np.ndarray, "n 3"]
@@ -36,7 +36,7 @@ Palette = UInt8[np.ndarray, "n 3"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One validation image, its labels and predictions; `chosen` is the reason why it is shown.
+    """One validation image, its labels and predictions; `chosen` is the reason for showing it.
 
     Maps may have other sizes than the image, of the same aspect. `iou` is NaN where nothing is labelled.
     """

@@ -110,7 +110,6 @@ class SlidingWindow:
     via_square: bool = True
 
     def __post_init__(self) -> None:
-        """Checks the options."""
         if self.mode not in MODES:
             raise ValueError(
                 f"evaluation.mode = {self.mode!r} is unknown; choose one of {', '.join(MODES)}"
@@ -143,24 +142,31 @@ class SlidingWindow:
             )
 
     @classmethod
-    def from_config(cls, config: ConfigDict, model: SegmentationModel) -> SlidingWindow:
-        """The options of `config.evaluation` for a model; ValueError as above."""
+    def from_config(
+        cls, config: ConfigDict, model: SegmentationModel | None = None
+    ) -> SlidingWindow:
+        """The options of `config.evaluation`, and those of a model; ValueError as above."""
         settings = config.evaluation
-        # A patch, or as many as the decoder pools together (METHOD 9, trap 4).
-        patch = getattr(model.backbone, "patch_size", _CONVOLUTION_STRIDE)
-        return cls(
+        window = cls(
             mode=settings.mode,
             crop=config.data.crop,
             stride=settings.stride,
             short_side=settings.short_side,
             window_batch=settings.window_batch,
+        )
+        if model is None:
+            return window
+        # A patch, or as many as the decoder pools together (METHOD 9, trap 4).
+        patch = getattr(model.backbone, "patch_size", _CONVOLUTION_STRIDE)
+        return dataclasses.replace(
+            window,
             patch_size=model.padding_patch,
             least_side=patch * max(getattr(model.decoder, "pool_size", None) or (1,)),
             via_square=model.via_square,
         )
 
     def for_prediction(self) -> SlidingWindow:
-        """The same for any image: `center_crop` slides over all of it, `original` has bounded memory."""
+        """For images of any size: `center_crop` becomes sliding windows, `original` has bounded memory."""
         if self.mode == "center_crop":
             stride = min(self.stride or self.crop, self.crop)
             return dataclasses.replace(self, mode="zegclip_sliding_window", stride=stride)
@@ -190,7 +196,7 @@ class SlidingWindow:
         return self.mode in SUMS_PROBABILITIES
 
     def prepare(self, image: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
-        """An image uint8 RGB at the size at which windows are cut, with the margin that it needs."""
+        """The image at the size at which windows are cut, with the margin for the network's least side."""
         if self.resizes_scores:
             image = images.resize_for_windows(
                 image, short=self.short_side, least=self.least_side, most=MAX_ENLARGED_PIXELS
@@ -236,8 +242,7 @@ class SlidingWindow:
         """Spans and weights of an axis of `image` pixels whose score map has `output` pixels.
 
         Where scores are not resized, the map has no pixels for the margin that `prepare` may have added. With
-        `part` = (start, stop) only those output pixels and the spans that reach them, so that the matrices of
-        a long axis need not exist at once.
+        `part` = (start, stop) only those output pixels and the spans that reach them.
         """
         start, stop = part or (0, output)
         windows = self.spans(image)

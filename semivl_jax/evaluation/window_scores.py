@@ -70,7 +70,7 @@ class Block(Generic[Tag]):
 
 
 class _Window(NamedTuple):
-    """A pair of spans, by number, of a block."""
+    """Indices of a row span and a column span of a block."""
 
     block: Block
     row: int
@@ -78,7 +78,7 @@ class _Window(NamedTuple):
 
 
 class WindowScores:
-    """Network and tile arithmetic compiled once, for any images and any values of the variables.
+    """Score maps of images of any size; network and tile arithmetic are compiled once.
 
     Args:
         apply: see `Evaluator`.
@@ -95,11 +95,10 @@ class WindowScores:
         num_classes: int,
         devices: Sequence[jax.Device],
     ) -> None:
-        self.compilations = 0
         self.window_batch = -(-window.window_batch // len(devices)) * len(devices)
         self.side = -(-window.crop // len(devices)) * len(devices)
         self._apply, self._window, self._classes = apply, window, num_classes
-        # Data sets repeat a few image sizes: a small cache saves most of the matrix building.
+        # Data sets repeat a few image sizes.
         self._axis = lru_cache(8)(window.axis)
 
         mesh = Mesh(np.asarray(devices), ("data",))
@@ -111,7 +110,7 @@ class WindowScores:
         self._accumulate = jax.jit(self._add, donate_argnums=0, out_shardings=self.tile_sharding)
 
     def __call__(self, variables: PyTree, requests: Iterable[Request[Tag]]) -> Iterator[Block[Tag]]:
-        """The blocks of the score maps, images in the order of the requests."""
+        """Blocks of score maps in the order of the requests."""
         variables = jax.device_put(variables, self.replicated)
         pending: deque[Block] = deque()
         batches: dict[tuple[int, int], list[_Window]] = {}  # by shape, not full yet
@@ -121,7 +120,7 @@ class WindowScores:
         def run(shape: tuple[int, int]) -> None:
             nonlocal previous
             logits = self._run(variables, shape, batches.pop(shape))
-            # The host runs ahead of the device by one batch at most, or its memory would fill.
+            # The host is at most one batch ahead of the device, which bounds its memory.
             if previous is not None:
                 jax.block_until_ready(previous)
             previous = logits
@@ -214,11 +213,9 @@ class WindowScores:
         return {i: part for i, part in parts.items() if part is not None}
 
     def _logits(self, variables: PyTree, images: Array) -> Array:
-        self.compilations += 1
         return self._apply(variables, images).astype(jnp.float32)
 
     def _zeros(self) -> Array:
-        self.compilations += 1
         return jnp.zeros((self.side, self.side, self._classes), jnp.float32)
 
     def _add(
@@ -229,7 +226,6 @@ class WindowScores:
         rows: Float32[Array, "t y"],
         cols: Float32[Array, "t x"],
     ) -> Float32[Array, "t t n"]:
-        self.compilations += 1
         window = jax.lax.dynamic_index_in_dim(logits, index, keepdims=False)
         exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
         scores = exact("ti,iun->tun", rows, exact("uj,ijn->iun", cols, window))

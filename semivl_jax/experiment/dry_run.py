@@ -1,19 +1,20 @@
 """The whole step with shapes only (`--mode=check`): parameters, memory and cost of a run.
 
-Nothing is computed, and neither the weights nor a public data set has to be there; the step is traced
-with abstract arrays, so a wrong shape anywhere fails here as it would in training.
+Nothing is computed, and neither weights nor a public data set need exist. The step is traced with abstract
+arrays, so a wrong shape is an error as it would be in training.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 from clu import parameter_overview
 from jax.stages import Compiled
 
 from semivl_jax.experiment import flops, step_modules
-from semivl_jax.experiment.experiment import Experiment, parameter_bytes
+from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import sharding
 from semivl_jax.train import step as step_lib
@@ -25,7 +26,7 @@ _GIB = 2**30
 
 
 def report(experiment: Experiment) -> str:
-    """Traces the step and writes down parameters, sizes, cost and length of the run."""
+    """Parameters, memory, cost and length of the run, from tracing the step."""
     config, state = experiment.config, experiment.abstract_state()
     batch, mesh = experiment.abstract_batch(), experiment.mesh
     step = step_lib.jit_train_step(experiment.modules, mesh, state)
@@ -49,7 +50,7 @@ def report(experiment: Experiment) -> str:
     sizes |= {"batch": images_kept, "for the backward, at most": backward}
     devices = mesh.size
     per_device = sharding.bytes_at_rest(mesh, (state, experiment.frozen)) + sizes["gradients"]
-    if mesh.shape["fsdp"] > 1:  # what rests in pieces is gathered while a step uses it
+    if mesh.shape["fsdp"] > 1:  # split arrays are gathered within a step
         per_device += sizes["parameters"] + sizes["average (EMA)"] + sizes["frozen CLIP and text"]
     per_device += (images_kept + backward / config.accumulation) / sharding.batch_shards(mesh)
     length = experiment.schedule.total_steps
@@ -93,6 +94,11 @@ def _modules(params: PyTree) -> str:
     return parameter_overview.make_table(list(rows.values()))
 
 
+def parameter_bytes(tree: PyTree) -> int:
+    """Memory of the leaves of a tree of (abstract) arrays."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def _size(name: str, size: float) -> str:
     return f"{name:<28}{size / _GIB:8.3f} GiB"
 
@@ -109,13 +115,13 @@ def _residual_bytes(experiment: Experiment, state: PyTree, batch: Batch) -> int:
         loss = step_lib.student_loss(modules, frozen, state, views, jax.random.key(0))
         return jax.vjp(lambda params: loss.of_part(params, loss.part)[0], state.params)[1]
 
-    # On the step's mesh, so that what was traced for the step is found again.
+    # On the step's mesh, so that cached traces of the step are reused.
     residuals = sharding.on_mesh(residuals, experiment.mesh)
     return parameter_bytes(jax.eval_shape(residuals, experiment.frozen, state, batch))
 
 
 def compiled_cost(step: Compiled) -> str:
-    """Operations and memory of a compiled step in words; what a backend does not report is left out."""
+    """Operations and memory of a compiled step as text, as far as the backend reports them."""
     parts = []
     operations = (step.cost_analysis() or {}).get("flops", 0.0)
     if operations > 0:

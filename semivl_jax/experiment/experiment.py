@@ -1,17 +1,12 @@
-"""From a configuration to an experiment: the one place where data, models and training meet.
+"""From a configuration and its data to an experiment: model, method, text, optimiser, schedule and mesh.
 
-    config ─▶ Data (sources, split, classes) ─▶ Experiment (model, method, text, optimiser, schedule, mesh)
-
-Nothing here computes a loss or moves a pixel; `run` trains and evaluates.
+`data` opens the images; `run` trains and evaluates.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,44 +14,22 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from semivl_jax.data import published_splits, splits
-from semivl_jax.data import source as source_lib
 from semivl_jax.data.crops import Geometry
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.experiment import init_weights, step_modules
+from semivl_jax.experiment.data import Data
 from semivl_jax.models import build as build_lib
 from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.text import class_names, class_text
-from semivl_jax.train import distributed, methods, sharding
+from semivl_jax.text import class_text
+from semivl_jax.train import methods, sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import LoopSchedule
 from semivl_jax.train.step import StepModules
 from semivl_jax.types import Batch, ClassText, PyTree
 from semivl_jax.weights import towers as towers_lib
-from tfds_builders import builders, common
-from tfds_builders.folder_semi import FolderSemi
-from tfds_builders.shapes.shapes_dataset_builder import Builder as ShapesBuilder
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-    """The images of a run: sources by part, which training images are labelled, further sources by name."""
-
-    info: DatasetInfo
-    train: source_lib.Source
-    validation: source_lib.Source
-    split: splits.Split
-    extra: Mapping[str, source_lib.Source] = dataclasses.field(default_factory=dict)
-
-    def lists(self) -> dict[str, list[str]]:
-        """Ids of the labelled and the unlabelled images."""
-        return {
-            "labelled": [self.train.ids[index] for index in self.split.labelled],
-            "unlabelled": [self.train.ids[index] for index in self.split.unlabelled],
-        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,35 +54,33 @@ class Experiment:
     def init_state(self) -> state_lib.TrainState:
         """State before the first step, on the mesh."""
         create = functools.partial(step_modules.create_state, self.modules, self.frozen.text)
-        # Whole first: the generator that draws the weights gives other numbers to an array in pieces.
+        # Initialised whole: the random generator gives other numbers to an array that is split.
         state = jax.jit(create, out_shardings=sharding.replicated(self.mesh))(self.start)
         return jax.device_put(state, sharding.shardings(self.mesh, state))
 
     @functools.cached_property
     def start(self) -> PyTree | None:
-        """Variables that the first step begins with; what they lack is drawn.
+        """Variables from files; what they lack is initialised.
 
-        ValueError for a file that is missing, damaged or of another model.
+        Raises:
+          ValueError: a file is missing, damaged or of another model.
         """
         return init_weights.variables(
             self.config, self.modules.model, self.frozen.text, clip=self.clip_start
         )
 
     def abstract_state(self) -> state_lib.TrainState:
-        """Shapes, dtypes and places of the state, without computing it."""
+        """Shapes, dtypes and shardings of the state, without computing it."""
         create = functools.partial(step_modules.create_state, self.modules, self.frozen.text)
         return sharding.abstract(self.mesh, jax.eval_shape(create, None))
 
     @functools.cached_property
     def local_frozen(self) -> state_lib.Frozen:
-        """`frozen` on devices of this process, for what every process computes by itself.
-
-        With several processes all must ask for it together.
-        """
+        """`frozen` on devices of this process; all processes must read it together."""
         return sharding.local(self.mesh, self.frozen)
 
     def abstract_batch(self) -> Batch:
-        """Shapes, dtypes and places of a global batch."""
+        """Shapes, dtypes and shardings of a global batch."""
         place = sharding.batch_sharding(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -151,94 +122,12 @@ class Experiment:
         )
 
 
-def open_data(config: ConfigDict) -> Data:
-    """Prepares the data sets that are not there yet and selects the labelled images.
-
-    Raises:
-      ValueError: images cannot be read, or a stream of the method has no source in `data.extra_sources`.
-    """
-    settings, method = config.data, methods.create(config.method)
-    directory = distributed.main_first(lambda: common.prepare(_builder(settings)))
-    train = source_lib.open_source(directory, "train")
-    published = None
-    if settings.split_seed == 0:
-        published = published_splits.labelled_ids(
-            settings.dataset, settings.split, Path(settings.directory).expanduser()
-        )
-    split = splits.resolve_split(
-        train,
-        settings.split,
-        published=published,
-        unlabelled=settings.unlabelled,
-        seed=settings.split_seed,
-        supervised=not method.reads_unlabelled,
-    )
-    validation = source_lib.open_source(directory, "validation")
-    extra = _extra_sources(settings, method)
-    return Data(info=train.info, train=train, validation=validation, split=split, extra=extra)
-
-
-def _extra_sources(settings: ConfigDict, method: methods.Method) -> dict[str, source_lib.Source]:
-    """Further images of the method's streams, from the folders that `data.extra_sources` names."""
-    folders = {}
-    for part in filter(None, settings.extra_sources.split(",")):
-        name, equals, folder = part.partition("=")
-        if not equals or not folder:
-            raise ValueError(
-                f"data.extra_sources = {settings.extra_sources!r}: write NAME=FOLDER, …"
-            )
-        folders[name.strip()] = folder.strip()
-    needed = {stream.source for stream in method.streams} - {"unlabelled"}
-    missing = sorted(needed - folders.keys())
-    if missing:
-        raise ValueError(
-            f"the method needs the image source {missing[0]!r}; name its folder with "
-            f"data.extra_sources = '{missing[0]}=/path/to/folder'"
-        )
-    data_dir = Path(settings.directory).expanduser()
-    sources = {}
-    for name in sorted(needed):
-        builder = FolderSemi(folders[name], label_map=settings.label_map, data_dir=data_dir)
-        directory = distributed.main_first(functools.partial(common.prepare, builder))
-        sources[name] = source_lib.open_source(directory, "train")
-    return sources
-
-
-def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
-    """Classes and images per epoch of a public data set, known without it being there.
-
-    None for other data sets, and for a split that only the images themselves decide.
-    """
-    settings = config.data
-    if settings.dataset not in builders.PUBLISHED or settings.unlabelled:
-        return None
-    train = builders.PUBLISHED[settings.dataset].SIZES["train"]
-    labelled = splits.labelled_count(
-        settings.split, train, published=published_splits.lists_of(settings.dataset)
-    )
-    if labelled is None:
-        return None
-    info = class_names.dataset_info(settings.dataset.removesuffix("_instances"))
-    unlabelled = methods.create(config.method).reads_unlabelled
-    return info, train - labelled if unlabelled else labelled
-
-
-def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
-    directory = Path(settings.directory).expanduser()
-    if settings.dataset == "folder":
-        return FolderSemi(settings.folder, label_map=settings.label_map, data_dir=directory)
-    if settings.dataset in builders.PUBLISHED:
-        make = builders.PUBLISHED[settings.dataset]
-        return make(data_dir=directory, manual_dir=settings.manual_dir)
-    return ShapesBuilder(data_dir=directory)
-
-
 def build(
     config: ConfigDict, info: DatasetInfo, *, images_per_epoch: int, abstract: bool = False
 ) -> Experiment:
-    """Puts the parts together for a data set with these classes and so many images to pass over.
+    """The experiment for a data set with these classes and so many images per epoch.
 
-    With `abstract`, weights that are not there are shapes only: enough to trace a step.
+    With `abstract`, CLIP weights from files are shapes only: enough to trace a step.
     """
     mesh = mesh_of(config)
     total_steps, epoch = training_length(config, images_per_epoch)
@@ -282,7 +171,7 @@ def mesh_of(config: ConfigDict) -> Mesh:
 
 
 def _check_classes(config: ConfigDict, text: ClassText) -> None:
-    """The devices along `classes` get the same number of descriptions each; ValueError if they cannot."""
+    """ValueError if the devices along `classes` cannot get the same number of text rows each."""
     rows, devices = text.embeddings.shape[0], config.mesh.classes
     if rows % devices:
         fitting = [size for size in range(2, rows) if rows % size == 0][:4]
@@ -295,7 +184,7 @@ def _check_classes(config: ConfigDict, text: ClassText) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ClipParts:
-    """What a run takes from CLIP: `start` is what the trained tower begins with."""
+    """What a run takes from CLIP; `start` has the first parameters of the trained tower."""
 
     frozen: state_lib.Frozen
     abstract: bool = False
@@ -320,7 +209,7 @@ def _clip_parts(
         return towers_lib.resized(clip, vision.grid, resizing=vision.table_resizing)
 
     def text(mode: str) -> ClassText:
-        if tower is None:  # rows of the right number and length, meaning nothing
+        if tower is None:  # placeholders with the right shape
             width = clip.text["out_dim"]
             return class_text.embed_classes(
                 info, mode=mode, embed=lambda rows: np.ones((len(rows), width))
@@ -344,9 +233,7 @@ def _clip_parts(
 
 
 def training_length(config: ConfigDict, images_per_epoch: int) -> tuple[int, int]:
-    """(steps of the whole training, steps of an epoch); an epoch is a pass over the unlabelled
-    images (over the labelled ones where only they are used), or as many images as `epoch_images` says.
-    """
+    """(steps of the whole training, steps of an epoch)."""
     epoch = max(1, (config.epoch_images or images_per_epoch) // config.batch)
     return config.steps or max(1, round(config.epochs * epoch)), epoch
 
@@ -368,8 +255,3 @@ def _loop_schedule(
         max_skipped=config.max_skipped_steps,
         batch=config.batch * (1 + len(modules.method.streams)),
     )
-
-
-def parameter_bytes(tree: PyTree) -> int:
-    """Memory of the leaves of a tree of (abstract) arrays."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -27,7 +27,7 @@ from semivl_jax.experiment.pseudo_label_quality import ImageLabeller, LabelMaps
 from semivl_jax.types import PyTree
 
 FIRST, WORST = "first", "lowest score"
-"""Why an image is among the samples; the first ones are the same at every evaluation."""
+"""Reasons for showing an image; the first ones are the same at every evaluation."""
 
 
 class Figures:
@@ -64,7 +64,7 @@ class Figures:
     def draw(
         self, step: int, samples: Iterable[Sample]
     ) -> Iterator[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]:
-        """Writes a panel of every sample that is drawn each time; yields (name, RGB picture)."""
+        """Writes a panel of each of the first images; yields (name, RGB picture)."""
         info = self._experiment.info
         folder = self._folder / f"{step:07d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ class Figures:
             _centre(array, prediction.shape) for array in (example.image, example.label)
         )
         made = self._training_labels(labeller, image)
-        if truth.shape != prediction.shape:  # beside each other pixels are compared one by one
+        if truth.shape != prediction.shape:  # the error map compares pixel by pixel
             size = prediction.shape[::-1]
             truth = np.asarray(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))
         return Sample(

@@ -1,8 +1,7 @@
-"""What a training begins with: weights from files, in the place of initialised ones.
+"""Initial weights from files.
 
-In: a configuration and the segmenter that it describes. Out: variables {"params": {part: …}, "batch_stats":
-{part: …}} of whole parts of the segmenter, float32 NumPy arrays; parts that no file holds are not there.
-In the order of who wins:
+In: a configuration and its segmenter. Out: variables {"params": {part: …}, "batch_stats": {part: …}} of the
+parts for which there is a file, float32 NumPy arrays. By precedence:
 
     model.checkpoint             every part: a converted segmenter, or the `serving/` folder of a run
     model.backbone_weights       the backbone: an image encoder with ImageNet or DINOv2 weights
@@ -53,7 +52,7 @@ def variables(
 
 
 def _file_in(path: str) -> Path:
-    """The weights themselves where `path` is a folder that a run leaves for prediction."""
+    """The weights file, also for a `serving/` folder."""
     found = Path(path).expanduser()
     return found / "model.safetensors" if found.is_dir() else found
 
@@ -81,9 +80,9 @@ def _load_segmenter(path: Path, segmenter: SegmentationModel, like: PyTree) -> P
 
 
 def _at_grid(params: PyTree, encoder: nn.Module, path: Path, stored: Grid | None) -> PyTree:
-    """An encoder's parameters with their position table, stored for the grid `stored`, for its own grid."""
+    """Parameters with the position table resized from the grid `stored` to the encoder's."""
     table = params.get("pos_embedding")
     if not isinstance(encoder, VisionTransformer) or table is None or table.ndim != 3:
-        return params  # no table; or one so wrong that comparing names and shapes says more
+        return params  # `check` reports a missing or wrong table
     resized = encoder.resized_table(table, stored=stored, source=str(path))
     return {**params, "pos_embedding": resized}

@@ -41,8 +41,7 @@ def traced(
 ) -> Iterator[StepFunction]:
     """The step function, traced in the steps of `profile`; `next_step` steps were taken before.
 
-    The first traced step should not be the first of a session, which compiles. A run that ends within the
-    span keeps the trace up to there. A run that is resumed after FIRST is not traced.
+    A run that ends within the span keeps the trace up to there; one resumed after FIRST is not traced.
     """
     steps = span(profile)
     if steps is None:
@@ -65,7 +64,7 @@ def traced(
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             out = step_function(state, batch)
         if tracing and number == steps[1]:
-            jax.block_until_ready(out)  # all of the work belongs to the trace
+            jax.block_until_ready(out)
             stop()
         return out
 

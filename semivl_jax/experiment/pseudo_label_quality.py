@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
 from semivl_jax.data import images as images_lib
-from semivl_jax.experiment.experiment import Data, Experiment
+from semivl_jax.experiment.data import Data
+from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.models import normalization
 from semivl_jax.train import distributed
 from semivl_jax.train.state import Frozen, TrainState

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 import jax
@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 from semivl_jax import utils
 from semivl_jax.config import drop_other_fields, validate
 from semivl_jax.data import prefetch, splits
+from semivl_jax.experiment import data as data_lib
 from semivl_jax.experiment import dry_run, profiling, run_log
 from semivl_jax.experiment import experiment as experiment_lib
 from semivl_jax.experiment import workdir as workdir_lib
-from semivl_jax.experiment.experiment import Data, Experiment
+from semivl_jax.experiment.data import Data
+from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.experiment.run_evaluation import RunEvaluation
 from semivl_jax.inference import bundle
 from semivl_jax.reporting import page
@@ -39,7 +41,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     workdir_lib.claim(workdir, config, writes=distributed.is_main())
     workdir_lib.claim_lists(workdir, data.lists(), writes=distributed.is_main())
     agree = distributed.Agreement() if jax.process_count() > 1 else None
-    with loop.StopSignal(agree) as stop, _checkpoints(workdir, config) as checkpoints:
+    with loop.StopSignal(agree) as stop, closing(_checkpoints(workdir, config)) as checkpoints:
         state, progress = _start(experiment, checkpoints)
         with MetricWriter(
             workdir, next_step=progress.next_step, evaluated=progress.evaluated
@@ -97,8 +99,8 @@ def _step_function(
 def evaluate(config: ConfigDict, workdir: Path) -> None:
     """Evaluates the newest checkpoint, prints the table, draws; the scores go to `evaluation.json`.
 
-    Where the run has none, or there is no run, `model.checkpoint` is evaluated, and left in `serving` for
-    prediction. The curves of the training stay as they are.
+    Without a checkpoint of the run, `model.checkpoint` is evaluated and exported to `serving/`. The logged
+    metrics are not changed.
     """
     foreign = bool(config.model.checkpoint) and not _has_checkpoint(workdir)
     if not foreign:
@@ -108,31 +110,31 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     if foreign:
         _check_start(experiment, workdir)
         workdir_lib.claim(workdir, config, writes=distributed.is_main())
-        # Its average is the same weights; evaluating them once is enough.
+        # The average would be the same weights.
         state = experiment.init_state().replace(ema_params=None, ema_batch_stats=None)
         progress = LoopState()
     else:
-        with _checkpoints(workdir, config) as checkpoints:
+        with closing(_checkpoints(workdir, config)) as checkpoints:
             state, progress = checkpoints.restore(experiment.abstract_state())
     evaluation = RunEvaluation(experiment, experiment.evaluator(), data, workdir)
     values = evaluation(state, progress.next_step)
     if distributed.is_main():
         scores = json.dumps({"step": progress.next_step, **values}, indent=1)
         utils.write_text(workdir / "evaluation.json", scores + "\n")
-    if foreign:  # so that it can predict, too
+    if foreign:
         _export(experiment, workdir, evaluation, state)
 
 
 def check(config: ConfigDict, workdir: Path) -> None:
-    """Goes through the whole step with shapes only and prints what the run would take."""
+    """Traces the whole step with shapes only and prints parameters, memory and cost."""
     del workdir
     distributed.log_main(dry_run.report(abstract_experiment(config)))
 
 
 def abstract_experiment(config: ConfigDict) -> Experiment:
-    """The parts of a run for tracing; of public data sets and weights only facts are needed."""
+    """The experiment for tracing: public data sets and weights need not exist."""
     _begin(config)
-    facts = experiment_lib.published_facts(config)
+    facts = data_lib.published_facts(config)
     if facts is None:
         return _open(config)[1]
     info, images = facts
@@ -140,7 +142,7 @@ def abstract_experiment(config: ConfigDict) -> Experiment:
 
 
 def _begin(config: ConfigDict) -> None:
-    """Says what is wrong with options and devices before anything is prepared."""
+    """Checks options and devices before anything is prepared."""
     drop_other_fields(config)
     validate(config)
     experiment_lib.mesh_of(config)
@@ -149,7 +151,7 @@ def _begin(config: ConfigDict) -> None:
 
 
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
-    data = experiment_lib.open_data(config)
+    data = data_lib.open_data(config)
     distributed.log_main(splits.describe_split(data.train, data.split))
     unlabelled = methods.create(config.method).reads_unlabelled
     images = data.split.unlabelled if unlabelled else data.split.labelled
@@ -157,19 +159,12 @@ def _open(config: ConfigDict) -> tuple[Data, Experiment]:
     return data, experiment
 
 
-@contextmanager
-def _checkpoints(workdir: Path, config: ConfigDict) -> Iterator[Checkpoints]:
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    try:
-        yield checkpoints
-    finally:
-        checkpoints.close()
+def _checkpoints(workdir: Path, config: ConfigDict) -> Checkpoints:
+    return Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
 
 
 def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, LoopState]:
-    """The order in words: the newest own checkpoint, else model.checkpoint, else the weights of single
-    parts (ImageNet's, CLIP's), else random ones.
-    """
+    """The newest own checkpoint, else model.checkpoint, else weights of single parts, else random ones."""
     if checkpoints.latest_step() is None:
         return experiment.init_state(), LoopState()
     state, progress = checkpoints.restore(experiment.abstract_state())
@@ -184,7 +179,7 @@ def _has_checkpoint(workdir: Path) -> bool:
 
 
 def _check_start(experiment: Experiment, workdir: Path) -> None:
-    """Reads the weights that a new run begins with, before its folder is taken."""
+    """Reads the weights of a new run before its folder is claimed."""
     if not _has_checkpoint(workdir) and experiment.start is not None and _named(experiment.config):
         distributed.log_main(f"starting from {_named(experiment.config)}")
 
@@ -196,14 +191,15 @@ def _named(config: ConfigDict) -> str:
     )
 
 
-@contextmanager
-def _batches(experiment: Experiment, data: Data, start: int) -> Iterator[Iterator[Batch]]:
-    place = sharding.batch_sharding(experiment.mesh)
-    ahead = experiment.config.data.prefetch
-    with prefetch.prefetch_to_device(
-        experiment.pipeline(data), start, sharding=place, ahead=ahead
-    ) as batches:
-        yield batches
+def _batches(
+    experiment: Experiment, data: Data, start: int
+) -> AbstractContextManager[Iterator[Batch]]:
+    return prefetch.prefetch_to_device(
+        experiment.pipeline(data),
+        start,
+        sharding=sharding.batch_sharding(experiment.mesh),
+        ahead=experiment.config.data.prefetch,
+    )
 
 
 def _export(

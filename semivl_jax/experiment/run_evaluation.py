@@ -14,7 +14,8 @@ from semivl_jax.evaluation import samples as samples_lib
 from semivl_jax.evaluation.confusion import format_table
 from semivl_jax.evaluation.evaluator import Evaluation, Evaluator
 from semivl_jax.experiment import pseudo_label_quality, run_log
-from semivl_jax.experiment.experiment import Data, Experiment
+from semivl_jax.experiment.data import Data
+from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.experiment.figures import Figures
 from semivl_jax.experiment.pseudo_label_quality import ImageLabeller, PseudoLabelQuality
 from semivl_jax.train import distributed, sharding
@@ -37,8 +38,7 @@ class RunEvaluation:
     ) -> None:
         """`picture(step, name, image)` gets every picture; `between()` is called between images.
 
-        Every process calls it equally often while images are scored; where there are several, only the
-        first one draws, and does not call it meanwhile.
+        All processes call it equally often, so not while only the first one makes pictures.
         """
         self._experiment, self._data = experiment, data
         self._picture, self._between = picture, between
@@ -52,7 +52,7 @@ class RunEvaluation:
         self.newest: Mapping[str, float] = {}
 
     def __call__(self, state: TrainState, step: int) -> Mapping[str, float]:
-        """Scalars by name; the per-class IoU is that of the weights that decide what is best."""
+        """Scalars by name; the per-class IoU is that of the weights that `score` evaluates."""
         state = sharding.local(self._experiment.mesh, state.replace(opt_state=()))
         variables = state.student()
         result = self._evaluator.evaluate(variables, self._examples("evaluating the student"))
@@ -73,9 +73,8 @@ class RunEvaluation:
         scores = ", ".join(
             f"{name[5:]} {values[name]:.2f}" for name in values if "/iou/" not in name
         )
-        counts = f"{result.images} images, {result.compilations} compilations so far"
         if distributed.is_main():
-            print(f"\nevaluation at step {step}: {scores} ({counts})")
+            print(f"\nevaluation at step {step}: {scores} ({result.images} images)")
             print(format_table(result.confusion, names), flush=True)
             ids = EvalExamples(self._data.validation).ids
             self._log.write_evaluation(

@@ -6,7 +6,7 @@
     evaluations/0000250.npz   one file per evaluation:
                                 confusion/NAME  int64 [n, n], true class × prediction ("student", "ema")
                                 labels/NAME     int64 [n, n + 1], true class × label that training would use
-                                                ("pseudo_label", "guidance"); last column: no label
+                                                ("pseudo", "guidance"); last column: no label
                                 ids, image_iou  validation images and their mean IoU in percent
 
 A resumed run continues these files. Evaluations that it will repeat are removed first. A session that was
@@ -34,7 +34,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from semivl_jax import utils
-from semivl_jax.experiment.experiment import Data, Experiment
+from semivl_jax.experiment.data import Data
+from semivl_jax.experiment.experiment import Experiment
+from semivl_jax.train.loop import Stopped
 
 _RUN, _EVALUATIONS = "run.json", "evaluations"
 _PACKAGES = ("semivl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -42,7 +44,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class RunLog:
-    """Writes the run log of one workdir. Only the first process writes; in others nothing happens."""
+    """Writes the run log of one workdir, in the first process only."""
 
     def __init__(self, workdir: Path) -> None:
         self._workdir, self._writes = workdir, jax.process_index() == 0
@@ -63,7 +65,7 @@ class RunLog:
         labels: Mapping[str, Int64[np.ndarray, "n n+1"]],
         image_iou: Mapping[str, float],
     ) -> None:
-        """Writes one evaluation, and replaces an earlier one of the same step; see the module's docstring."""
+        """Writes one evaluation; an earlier one of the same step is replaced."""
         if not self._writes:
             return
         arrays = {f"confusion/{name}": counts for name, counts in confusion.items()}
@@ -94,12 +96,11 @@ class RunLog:
             utils.write_text(path, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
         write()
-        outcome = "failed"
         try:
             yield
             outcome = "finished"
         except BaseException as error:
-            outcome = "stopped" if type(error).__name__ == "Stopped" else "failed"
+            outcome = "stopped" if isinstance(error, Stopped) else "failed"
             raise
         finally:
             _, last = _last_logged(self._workdir)
@@ -108,7 +109,7 @@ class RunLog:
 
 
 def metadata(experiment: Experiment, data: Data, *, score: str) -> dict[str, Any]:
-    """What does not change during a run, as JSON types. `score` names the metric that selects the best."""
+    """The constant part of run.json; `score` names the metric that selects the best weights."""
     info, schedule = experiment.info, experiment.schedule
     return {
         "dataset": info.name,

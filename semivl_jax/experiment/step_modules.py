@@ -1,9 +1,9 @@
-"""From a configuration to what a compiled step is made of, without any data.
+"""From a configuration to the parts of a compiled step, without data.
 
     config, sizes of the CLIP tower, text of the classes ─▶ StepModules ─▶ TrainState
 
-Everything works with shapes alone too (`jax.eval_shape`), so a step can be traced and compiled for machines
-that are not there. `experiment` adds data, schedule and mesh.
+Everything also works with shapes alone (`jax.eval_shape`), so a step can be compiled for other machines.
+`experiment` adds data, schedule and mesh.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from semivl_jax.types import Batch, ClassText, ImageBatch, LabelledBatch, PyTree
 
 
 def base_lr(config: ConfigDict) -> float:
-    """Learning rate before the multipliers of the groups, after the rule for other batch sizes."""
+    """Learning rate before group multipliers, scaled by `optim.lr_scaling`."""
     share = config.batch / config.optim.published_batch
     return config.optim.lr * (share if config.optim.lr_scaling == "linear" else 1.0)
 
@@ -40,8 +40,10 @@ def build_modules(
 ) -> tuple[StepModules, PyTree]:
     """Model, method and optimiser of a training, and the variables of the method's own frozen networks.
 
-    `text` describes the classes; None where nothing reads text. ValueError for a model with BatchNorm
-    whose batch is to be computed in parts.
+    `text` describes the classes; None for a model without text.
+
+    Raises:
+      ValueError: a model with BatchNorm and accumulation.
     """
     model = build.segmenter(config, num_classes=num_classes, clip_sizes=clip_sizes)
     method = methods.create(config.method)
@@ -95,7 +97,7 @@ def create_state(
 ) -> state_lib.TrainState:
     """State before the first step.
 
-    `start` holds variables to begin with: {"params": {part: …}, "batch_stats": {part: …}}. What it lacks is
+    `start` holds initial variables, {"params": {part: …}, "batch_stats": {part: …}}. What it lacks is
     initialised: whole parts, or the prompts of a CLIP tower.
     """
     fresh, start = init_variables(modules.model, text, modules.seed), start or {}
@@ -121,7 +123,7 @@ def _with_own(params: PyTree, own: PyTree) -> PyTree:
 
 
 def cast(tree: PyTree, dtype: str) -> PyTree:
-    """Weights as they are stored: all (abstract) leaves with this dtype."""
+    """All (abstract) leaves with this dtype."""
 
     def leaf_as(leaf: Any) -> Any:
         if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -147,7 +149,7 @@ def abstract_batch(config: ConfigDict) -> Batch:
 
 @functools.partial(jax.jit, static_argnames=("model", "seed"))
 def init_variables(model: SegmentationModel, text: ClassText | None, seed: int) -> PyTree:
-    """{"params", "batch_stats"} of a model that was never trained; traced once for equal ones."""
+    """{"params", "batch_stats"} of an initialised model; traced once for equal models."""
     image = jnp.zeros((1, model.crop, model.crop, 3))
     # "rbg" compiles to far less code than the default generator, once per leaf.
     variables = model.init(jax.random.key(seed, impl="rbg"), image, text)

@@ -1,4 +1,4 @@
-"""The folder of a run, which belongs to one configuration.
+"""The folder of a run; it belongs to one configuration.
 
     config.json                    the configuration
     labelled.txt, unlabelled.txt   ids of the training images, one per line

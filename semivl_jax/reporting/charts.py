@@ -89,9 +89,9 @@ _LABELS = {
 
 
 def group_and_label(metric: str) -> tuple[str, str]:
-    """Where a metric is drawn: "train/loss_s1" is the line "s1" of the group "train/loss".
+    """Group and label of a metric: "train/loss_s1" is the line "s1" of the group "train/loss".
 
-    The label is empty where the group's title says enough.
+    The label is empty for the only metric of a group.
     """
     if metric in _LABELS:
         return _LABELS[metric]

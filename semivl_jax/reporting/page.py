@@ -199,7 +199,7 @@ def _classes(run: Run, legend: Sequence[Mapping[str, str]]) -> dict[str, Any] | 
     if images := run.metadata.get("balance", {}).get("labelled", {}).get("images"):
         columns.append(("labelled images", [str(number) for number in images]))
     for kind, pixels in newest.labels.items():
-        name, with_label = kind.replace("_", "-"), pixels[:, :-1].sum(1)
+        name, with_label = _KINDS.get(kind, kind), pixels[:, :-1].sum(1)
         columns.append((f"{name} coverage", _percent(with_label, pixels.sum(1))))
         columns.append((f"{name} right", _percent(np.diagonal(pixels), with_label)))
     for metric, by_class in charts.class_metrics(run).items():

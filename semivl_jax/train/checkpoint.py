@@ -1,8 +1,8 @@
-"""Checkpoints of a run: training state, progress of the run, written together.
+"""Checkpoints of a run: training state and loop state, written together.
 
-`<directory>/<step>/` holds the state after `step` updates and, as JSON, where the data stream stands and
+`<directory>/<step>/` holds the state after `step` updates and, as JSON, the position in the data stream and
 the best score so far. Orbax writes in the background into a temporary folder and renames it at the end,
-so a run that is killed leaves only whole checkpoints.
+so a killed run leaves only complete checkpoints.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from semivl_jax.train.state import TrainState
 
 @dataclasses.dataclass
 class LoopState:
-    """What a run remembers beside the model.
+    """State of a run beside the model.
 
-    next_step: the step whose batch comes next; with the seed it is the whole state of the data stream.
+    next_step: the step of the next batch; with the seed it is the whole state of the data stream.
     evaluated: the step of the last finished evaluation, −1 before the first.
-    best_score, best_step: highest validation mIoU in percent and when it was reached; −1 before the first.
+    best_score, best_step: highest validation mIoU in percent and its step; −1 before the first.
     """
 
     next_step: int = 0
@@ -40,7 +40,7 @@ class Checkpoints:
             max_to_keep=keep, create=True, enable_async_checkpointing=True
         )
         handlers = {
-            # Weights hardly get smaller, and compressing them takes half the time of a restart's reading.
+            # Compression hardly reduces the size, and decompression takes half the time of a restore.
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
             "progress": ocp.JsonCheckpointHandler(),
         }
@@ -49,11 +49,11 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """Step of the newest whole checkpoint, None where there is none."""
+        """Step of the newest complete checkpoint; None without one."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, progress: LoopState) -> None:
-        """Starts writing; returns as soon as the arrays are copied. A step is written once."""
+        """Starts writing and returns when the arrays are copied. A step is written once."""
         step = progress.next_step
         if step in self._manager.all_steps():
             return
@@ -91,7 +91,7 @@ class Checkpoints:
             ) from error
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Waits until everything is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:

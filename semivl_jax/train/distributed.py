@@ -1,8 +1,8 @@
-"""Several processes that train together: how they find each other, what one does before the others.
+"""Training with several processes: start, barriers and exchanges between them.
 
     python -m semivl_jax.main --config=… --coordinator_address=host0:1234 --num_processes=2 --process_id=0
 
-On a Cloud TPU and inside of a SLURM step with several tasks nothing has to be said: JAX asks the machine.
+On a Cloud TPU and in a SLURM step with several tasks no option is needed: JAX detects the processes.
 """
 
 from __future__ import annotations
@@ -36,21 +36,19 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
     timeout: int = 300,
-    environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Joins the other processes of the run; to be called before anything is computed.
+    """Joins the other processes of the run; to be called before any computation.
 
     Args:
-      choice: where the three that follow are not given: `on` lets JAX find the others in the environment,
-        `auto` does so on a Cloud TPU and in a SLURM step with several tasks, `off` does nothing.
-      coordinator_address: HOST:PORT of process 0, free there and reachable from everywhere.
-      num_processes: how many there are.
-      process_id: which of them this is, from 0.
+      choice: without the next three: `on` lets JAX detect the other processes, `auto` does so on a Cloud TPU
+        and in a SLURM step with several tasks, `off` does nothing.
+      coordinator_address: HOST:PORT of process 0, with a free port.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
       timeout: seconds to wait for the others.
-      environment: where SLURM and Cloud TPUs tell about themselves.
 
     Raises:
-      ValueError: arguments that contradict each other, or the others do not answer.
+      ValueError: contradicting arguments, or the others do not connect in time.
     """
     given = {
         "--coordinator_address": coordinator_address,
@@ -59,7 +57,7 @@ def start(
     }
     missing = [name for name, value in given.items() if value in (None, "")]
     if len(missing) == len(given):
-        if choice == "on" or (choice == "auto" and expected(environment)):
+        if choice == "on" or (choice == "auto" and expected(os.environ)):
             _join({}, timeout)
         return
     if missing:
@@ -73,7 +71,7 @@ def start(
     if not 0 <= process_id < num_processes:
         raise ValueError(
             f"--process_id = {process_id} is outside 0 … {num_processes - 1}: with --num_processes = "
-            f"{num_processes} give every process another number of these"
+            f"{num_processes} give every process a different number of these"
         )
     if not re.fullmatch(r".+:\d+", coordinator_address):
         raise ValueError(
@@ -90,10 +88,10 @@ def start(
 
 
 def expected(environment: Mapping[str, str]) -> bool:
-    """Whether the environment says that this process is one of several, or may be.
+    """Whether this process is, or may be, one of several according to the environment.
 
-    A SLURM job may have many tasks while a program started without srun is alone: only the step counts. JAX
-    marks Cloud TPUs when it is imported, and asks their metadata for the other hosts.
+    In SLURM only the step counts: a program of a batch script without srun is a single process. JAX sets
+    TPU_ML_PLATFORM on Cloud TPUs when it is imported, and reads the other hosts from their metadata.
     """
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     on_tpu = environment.get("TPU_ML_PLATFORM") == "JAX"
@@ -103,7 +101,7 @@ def expected(environment: Mapping[str, str]) -> bool:
 
 
 def _wait_for(address: str, timeout: int) -> None:
-    """Until somebody listens there: JAX aborts the process where nobody does, without a sentence."""
+    """Waits until process 0 listens: without it JAX would abort this process without a Python error."""
     host, _, port = address.rpartition(":")
     end = time.monotonic() + timeout
     while True:
@@ -113,7 +111,7 @@ def _wait_for(address: str, timeout: int) -> None:
         except OSError as error:
             if time.monotonic() > end:
                 raise ValueError(
-                    f"--coordinator_address = {address}: nobody listened there for {timeout} s ({error}); "
+                    f"--coordinator_address = {address}: nothing listened there for {timeout} s ({error}); "
                     "start process 0 on that host, or wait longer with --start_timeout"
                 ) from error
         time.sleep(0.5)
@@ -126,7 +124,7 @@ def _join(arguments: dict[str, str | int], timeout: int) -> None:
         reason = " ".join(str(error).split())
         named = ", ".join(f"--{name} = {value}" for name, value in arguments.items())
         raise ValueError(
-            f"the processes of the run did not find each other ({named or 'asked the environment'}; "
+            f"the processes of the run did not connect ({named or 'detected from the environment'}; "
             f"{reason}); start all of them within {timeout} s (--start_timeout), with the same address "
             "and count, or use --distributed=off for a run of one process"
         ) from error
@@ -138,23 +136,24 @@ def is_main() -> bool:
 
 
 def has_peers() -> bool:
-    """Whether others train with this process."""
+    """Whether the run has several processes."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def log_main(text: str) -> None:
-    """Prints, once per run and not once per process."""
+    """Prints in the first process only."""
     if is_main():
         print(text, flush=True)
 
 
-_meetings = itertools.count(1)  # a meeting's name is used once
+_barriers = itertools.count(1)  # the name of a barrier is used once
 
 
 def main_first(make: Callable[[], Result]) -> Result:
-    """`make()` in process 0, and then in the others: for files that one makes and all read.
+    """`make()` in process 0, and then in the others: for files that one writes and all read.
 
-    However long it takes. ValueError in all of them where it fails in the first.
+    Raises:
+      ValueError: in all processes if it fails in the first.
     """
     if jax.process_count() == 1:
         return make()
@@ -164,27 +163,27 @@ def main_first(make: Callable[[], Result]) -> Result:
             result = make()
         except Exception as failure:
             error = failure
-    barrier(f"process 0 has been first ({next(_meetings)})")
+    barrier(f"process 0 is done ({next(_barriers)})")
     failed = bool(multihost_utils.broadcast_one_to_all(np.int32(error is not None)))
     if error is not None:
         raise error
     if failed:
-        raise ValueError("process 0 could not go on; its own message says why")
+        raise ValueError("process 0 failed; see its own message")
     return result if is_main() else make()
 
 
 def all_sum(counts: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
-    """Exact sum over all processes of counts that are 0 or more; every process must call it."""
+    """Exact sum of non-negative counts over all processes; every process must call it."""
     if jax.process_count() == 1:
         return counts
-    # As pairs of 32-bit words: without x64, arrays of 64 bits would be cut on the way.
-    words = np.stack([counts & 0xFFFFFFFF, counts >> 32]).astype(np.uint32)
-    low, high = multihost_utils.process_allgather(words).astype(np.int64).sum(axis=0)
+    # As pairs of 32-bit numbers: without x64, JAX truncates 64-bit arrays.
+    halves = np.stack([counts & 0xFFFFFFFF, counts >> 32]).astype(np.uint32)
+    low, high = multihost_utils.process_allgather(halves).astype(np.int64).sum(axis=0)
     return low + (high << 32)
 
 
 def all_gather_json(value: Any) -> list[Any]:
-    """The JSON value of every process, in their order, numbers exactly; every process must call it."""
+    """The JSON values of all processes in their order, exactly; every process must call it."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -194,21 +193,18 @@ def all_gather_json(value: Any) -> list[Any]:
     return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
-def barrier(place: str) -> None:
-    """Waits until all processes are here, an hour at most; `place` is a name that no other meeting has.
+def barrier(name: str) -> None:
+    """Waits for all processes, an hour at most; every barrier needs a `name` of its own.
 
-    Without the devices: these give up after half a minute if one of them starts to exchange something and
-    another does not, and compiling a program may take one process longer than that.
+    It does not use the devices: their collectives fail if one process is half a minute late, and compiling
+    may take longer than that.
     """
     if has_peers():
-        multihost.get_barrier_sync_fn()(key=place, timeout_ms=3_600_000)
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=3_600_000)
 
 
 def abort(code: int) -> None:
-    """Ends a failed process at once where there are others.
-
-    An orderly exit would wait for them, while they wait for this one; so they notice.
-    """
+    """Ends a failed process at once if there are others: a normal exit would wait for them forever."""
     if has_peers():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -216,22 +212,21 @@ def abort(code: int) -> None:
 
 
 class Agreement:
-    """The largest number that a process gave at the call before, the same in all processes.
+    """The maximum over all processes of the numbers of the previous call.
 
-    All must call it equally often, in the same order among other work that they do together. The answer
-    comes one call late: asked for at once, it would hold the host up until the devices have finished what
-    they were given.
+    All must call it equally often, in the same order among other collectives. The result is one call late, so
+    that the host does not wait for the devices.
     """
 
     def __init__(self) -> None:
         mesh = Mesh(np.asarray(jax.devices()), ("devices",))
         self._split = NamedSharding(mesh, PartitionSpec("devices"))
         self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self._waiting: jax.Array | None = None
+        self._previous: jax.Array | None = None
 
     def __call__(self, number: int) -> int:
-        """0 at the first call, then what the call before found."""
+        """0 at the first call, then the maximum of the previous call."""
         own = np.full(jax.local_device_count(), number, np.int32)
-        everyone = jax.make_array_from_process_local_data(self._split, own, (jax.device_count(),))
-        before, self._waiting = self._waiting, self._largest(everyone)
-        return 0 if before is None else int(before)
+        numbers = jax.make_array_from_process_local_data(self._split, own, (jax.device_count(),))
+        previous, self._previous = self._previous, self._largest(numbers)
+        return 0 if previous is None else int(previous)

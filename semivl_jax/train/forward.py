@@ -1,9 +1,9 @@
 """Forward passes inside a training step.
 
-`forward` is the student in training mode: which images share a pass, where features are perturbed, what is
-decoded. `Networks` is what a method may ask for labels: predictions of student and teacher, labels of the
-frozen CLIP, its own networks. In: variables and normalised images [b, h, w, 3]; out: float logits
-[b, y, x, n] of the images' size or of a grid that is resized to it bilinearly, and running statistics.
+`forward` applies the student in training mode. `Networks` gives a method what it makes labels from:
+predictions of student and teacher, labels of the frozen CLIP, its own networks. In: variables and normalised
+images [b, h, w, 3]. Out: float logits [b, y, x, n] of the images' size or of a grid that is resized to it
+bilinearly, and running statistics.
 
 Source: METHOD 4.3, 4.4 and traps 5, 6 and 7.
 """
@@ -24,7 +24,7 @@ from semivl_jax.models import clip_guidance, normalization
 from semivl_jax.models import segmenter as segmenter_lib
 from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.train.pseudo_labels import pseudo_labels
-from semivl_jax.train.state import Frozen, TrainState
+from semivl_jax.train.state import Frozen
 from semivl_jax.types import ClassText, Features, Key, PseudoLabels, PyTree
 
 DropoutPasses = Literal["none", "first", "all"]
@@ -33,7 +33,7 @@ Perturb = Callable[[dict[str, Features]], dict[str, Features]]
 
 @struct.dataclass
 class Outputs:
-    """What the student makes of each view, by name: grid logits and the features they were decoded from."""
+    """Of the student, by view: grid logits and the features from which they were decoded."""
 
     logits: dict[str, Array]
     features: dict[str, Features]
@@ -54,15 +54,15 @@ def forward(
 
     Args:
       model: the student.
-      text: what describes the classes to its decoder.
+      text: describes the classes to its decoder.
       variables: its parameters and running statistics.
       passes: images by view, pass by pass in the published order. Each pass has its own batch statistics and
-        dropout; where neither tells the passes apart, they are computed as one batch.
+        dropout; without either they are computed as one batch.
       perturb: changes the features of a pass, or adds perturbed copies under new names.
       names: views whose logits are used. Others are decoded only where a decoder's batch statistics are taken
         over them as well.
-      dropout: key of what layers drop; None: nothing.
-      dropout_passes: in which passes they drop.
+      dropout: key for the layers' dropout; None: none.
+      dropout_passes: passes with dropout.
     """
     params, stats = variables["params"], variables["batch_stats"]
     if not stats and dropout_passes == "none":
@@ -102,12 +102,12 @@ def forward(
 class Networks:
     """Predictions without gradient, for a method's labels.
 
-    model, text: the student's network and what describes its classes.
+    model: the student's network.
+    frozen: class text, parameters of the frozen CLIP, and of the method's own networks.
     student, teacher: variables; the teacher's are the average, or the student's where none is kept.
-    frozen: parameters of the frozen CLIP, and of the method's own networks.
     guidance_tower: the frozen CLIP's image tower, if the method is guided.
     own: the method's own networks (`Method.networks`).
-    dropout: key of what the student's layers drop in this step.
+    dropout: key for the student's dropout in this step.
     """
 
     model: SegmentationModel
@@ -117,11 +117,6 @@ class Networks:
     guidance_tower: nn.Module | None = None
     own: Any = ()
     dropout: Key | None = None
-
-    @classmethod
-    def of(cls, state: TrainState, frozen: Frozen, **modules: Any) -> Networks:
-        """The networks of a state."""
-        return cls(frozen=frozen, student=state.student(), teacher=state.teacher(), **modules)
 
     def predict(self, variables: PyTree, image: Float[Array, "b h w 3"]) -> PseudoLabels:
         """Most probable classes and their probability, in evaluation mode."""
@@ -139,9 +134,9 @@ class Networks:
         perturb: Perturb,
         dropout_passes: DropoutPasses,
     ) -> PseudoLabels:
-        """The student's prediction of view `name` in its first training pass over these images.
+        """The student's prediction of view `name` with batch statistics and dropout of its first pass.
 
-        Batch statistics and dropout are those of the pass (METHOD trap 7).
+        `images` are those of the pass (METHOD trap 7).
         """
         image = images[name]
         if not self.student["batch_stats"] and dropout_passes == "none":
@@ -165,7 +160,7 @@ class Networks:
         *,
         threshold: float,
     ) -> Int32[Array, "b h w"]:
-        """Labels of the frozen CLIP; 255 where it is not sure enough or the pixel is padding."""
+        """Labels of the frozen CLIP; 255 below the confidence `threshold` and where `ignore` is true."""
         size = image.shape[1:3]
         if self.model.renormalize:
             image = normalization.renormalize(image)
@@ -185,10 +180,7 @@ def _dropout_keys(key: Key | None, dropout_passes: DropoutPasses, count: int) ->
 
 
 def _interleave(groups: Sequence[Array]) -> Array:
-    """All views of an image next to each other (x0, w0, x1, w1, …).
-
-    A batch that is split over devices then stays where it is.
-    """
+    """All views of an image next to each other (x0, w0, x1, w1, …), so that images stay on their devices."""
     whole = jnp.stack(groups, axis=1)
     return whole.reshape(-1, *whole.shape[2:])
 

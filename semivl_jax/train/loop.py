@@ -1,9 +1,8 @@
 """The training loop: evaluate, save, draw the next batch, step, log, again.
 
-The loop knows no loss and no model. It gets a compiled step, a stream of batches and an evaluation, and
-keeps the order that makes a run resumable: at every step boundary first the evaluation that is due, then
-the checkpoint that is due, and only then is the next batch drawn. Whatever goes wrong at a boundary (a
-signal, an image that cannot be read), the state is saved before the run ends.
+In: a compiled step, a stream of batches, an evaluation. The order makes a run resumable: between two steps
+first the evaluation that is due, then the checkpoint that is due, then the next batch. If anything fails
+between two steps (a signal, an image that cannot be read), the state is saved before the run ends.
 """
 
 from __future__ import annotations
@@ -67,10 +66,10 @@ class Hooks:
 
 
 class StopSignal:
-    """Remembers the first SIGTERM or Ctrl-C; Ctrl-C after that interrupts at once.
+    """Records the first SIGTERM or Ctrl-C; Ctrl-C after that interrupts at once.
 
-    A second SIGTERM does not: whoever sends them in a row still lets the state be saved. Where several
-    processes train together, `agree` tells all of them at the same check that one got a signal.
+    Further SIGTERMs are ignored, so that the state can be saved. With several processes, `agree` gives all of
+    them the signal of one at the same check (`distributed.Agreement`).
     """
 
     def __init__(self, agree: Callable[[int], int] | None = None) -> None:
@@ -80,7 +79,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._remember)
+            self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,7 +87,7 @@ class StopSignal:
             # None: a handler of a library, which Python cannot put back
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _remember(self, number: int, _: FrameType | None) -> None:
+    def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
             self.received = number
         elif number == signal.SIGINT:
@@ -126,7 +125,7 @@ def run(
     try:
         with hooks.batches(progress.next_step) as batches, log:
             while True:
-                with _nothing_lost(state, progress, checkpoints, stop):
+                with _saved_on_error(state, progress, checkpoints, stop):
                     _at_boundary(state, progress, schedule, hooks, checkpoints, log)
                     if progress.next_step >= schedule.total_steps:
                         return state
@@ -141,12 +140,12 @@ def run(
 
 
 @contextmanager
-def _nothing_lost(
+def _saved_on_error(
     state: TrainState, progress: LoopState, checkpoints: Checkpoints, stop: StopSignal
 ) -> Iterator[None]:
-    """Between two steps the state is whole: it is saved before an error ends the run.
+    """Saves the state before an error between two steps ends the run.
 
-    An error after a signal counts as the signal, which may have reached worker processes, too.
+    An error after a signal is raised as `Stopped`: the signal may have ended worker processes as well.
     """
     try:
         yield
@@ -189,22 +188,22 @@ def _at_boundary(
 
 
 class _Log:
-    """LoopState bar or plain lines, and the scalars of every `log_every`-th step.
+    """Progress bar or plain lines, and the scalars of every `log_every`-th step.
 
-    Scalars are fetched once the next step is under way, so that the device never waits for the host.
+    Scalars are fetched after the next step is dispatched, so that the device does not wait for the host.
     """
 
     def __init__(self, schedule: LoopSchedule, writer: MetricWriter, progress: LoopState) -> None:
         self._schedule, self._writer, self._progress = schedule, writer, progress
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._first = progress.next_step + 1
-        # Step whose scalars came last, and when. Before the first ones lies the compilation.
+        # Step and time of the last fetched scalars
         self._measured = (progress.next_step, time.monotonic())
         self._bar: tqdm | None = None
-        self._speaks = jax.process_index() == 0
+        self._prints = jax.process_index() == 0
 
     def __enter__(self) -> _Log:
-        if self._speaks and on_terminal():
+        if self._prints and on_terminal():
             self._bar = tqdm(
                 total=self._schedule.total_steps,
                 initial=self._first - 1,
@@ -241,7 +240,7 @@ class _Log:
         rate = self._rate(step)
         values["train/images_per_s"] = rate * self._schedule.batch
         self._writer.scalars(step, values)
-        if self._speaks:
+        if self._prints:
             self._show(step, values, rate)
         skipped = int(values["train/skipped"])
         if skipped > self._schedule.max_skipped:
@@ -253,7 +252,7 @@ class _Log:
             )
 
     def _rate(self, step: int) -> float:
-        """Steps per second since the scalars before."""
+        """Steps per second since the previous scalars."""
         before, now = self._measured, time.monotonic()
         self._measured = (step, now)
         return (step - before[0]) / max(now - before[1], 1e-9)
@@ -262,13 +261,13 @@ class _Log:
         """Writes the scalars of an evaluation."""
         self._writer.scalars(step, values)
 
-    def paused(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
         """Time spent inside does not count for the rate."""
-        return _Paused(self)
-
-    def shift(self, seconds: float) -> None:
-        """Moves the start of the current rate interval."""
-        self._measured = (self._measured[0], self._measured[1] + seconds)
+        start = time.monotonic()
+        yield
+        step, measured = self._measured
+        self._measured = (step, measured + time.monotonic() - start)
 
     def _show(self, step: int, values: Mapping[str, float], rate: float) -> None:
         best = self._progress.best_score
@@ -277,7 +276,7 @@ class _Log:
             self._bar.set_postfix_str(f"loss {values['train/loss']:.3f}, best mIoU {score}")
             return
         speed = ""
-        if rate and step != self._first:  # that one took the compilation's time
+        if rate and step != self._first:  # its time includes compilation
             left = (self._schedule.total_steps - step) / rate
             speed = f"{rate * self._schedule.batch:.1f} images/s  {left / 60:.1f} min left  "
         print(
@@ -285,14 +284,3 @@ class _Log:
             f"best mIoU {score}",
             flush=True,
         )
-
-
-class _Paused:
-    def __init__(self, log: _Log) -> None:
-        self._log = log
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._log.shift(time.monotonic() - self._start)

@@ -37,7 +37,7 @@ class MaskLoss:
 def mask_weights(
     label: Integer[Array, "b h w"], *, scale: float | Float[Array, ""] = 1.0
 ) -> Float32[Array, " b"]:
-    """Weight of every image: `scale` / the number of classes that an image shows, summed over the images.
+    """Weight of every image: `scale` / the number of classes per image, summed over the images.
 
     On pseudo-labels, `scale` is the share of confident pixels: this criterion cannot weight single pixels.
     """
@@ -72,7 +72,7 @@ def mask_loss(
 def _focal(
     logits: Float[Array, "b h w n"], target: Bool[Array, "b h w n"]
 ) -> Float[Array, "b h w n"]:
-    """Sigmoid focal loss: cross entropy where the answer is wrong, weighted by how wrong it is."""
+    """Sigmoid focal loss of every pixel and class."""
     signed = jnp.where(target, logits, -logits)
     weight = jnp.where(target, _ALPHA, 1 - _ALPHA)
     return weight * jax.nn.sigmoid(-signed) ** _GAMMA * jax.nn.softplus(-signed)

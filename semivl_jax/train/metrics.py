@@ -1,15 +1,13 @@
-"""Where scalars and pictures of a run go: `metrics.jsonl` and TensorBoard events.
+"""Scalars and pictures of a run: `metrics.jsonl` and TensorBoard events.
 
-Enter: Python floats by name and uint8 RGB pictures; leave: files in the workdir. One JSON object per line,
-each with its `step`; lines of what a resumed run will do again are dropped first, so that everything
-stands there once.
+In: Python floats by name and uint8 RGB pictures. Out: files in the workdir. `metrics.jsonl` has one JSON
+object per line, each with its `step`; lines of steps that a resumed run repeats are dropped first.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +15,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-# tensorboardX imports torch where it is installed: more than a second, in every data worker too, for nothing.
+from semivl_jax import utils
+
+# tensorboardX imports torch where it is installed, which takes more than a second in every process.
 _torch = sys.modules.get("torch")
 sys.modules["torch"] = None
 try:
@@ -29,9 +29,9 @@ finally:
 
 
 class MetricWriter:
-    """Writes the same scalars to both places, in the first process of a run; a context manager.
+    """Writes scalars to both files, in the first process of a run; a context manager.
 
-    `next_step` and `evaluated` say where the run stands: see `checkpoint.Progress`.
+    `next_step` and `evaluated` are those of `checkpoint.LoopState`.
     """
 
     def __init__(self, workdir: Path, *, next_step: int, evaluated: int = -1) -> None:
@@ -39,12 +39,12 @@ class MetricWriter:
         if not self._writes:
             return
         path = workdir / "metrics.jsonl"
-        _drop_what_comes_again(path, next_step, evaluated)
+        _drop_repeated_lines(path, next_step, evaluated)
         self._file = path.open("a", encoding="utf8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=next_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line; non-finite values become null, which JSON can hold."""
+        """Appends one line; non-finite values become null."""
         if not self._writes:
             return
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -71,11 +71,8 @@ class MetricWriter:
         self.close()
 
 
-def _drop_what_comes_again(path: Path, next_step: int, evaluated: int) -> None:
-    """Keeps the lines of the first `next_step` updates and of the evaluations up to `evaluated`.
-
-    A last line cut short by a kill goes, too.
-    """
+def _drop_repeated_lines(path: Path, next_step: int, evaluated: int) -> None:
+    """Keeps complete lines of the first `next_step` updates and of the evaluations up to `evaluated`."""
     if not path.exists():
         return
     kept = []
@@ -88,6 +85,4 @@ def _drop_what_comes_again(path: Path, next_step: int, evaluated: int) -> None:
         is_evaluation = any(name.startswith("eval/") for name in line)
         if step <= (evaluated if is_evaluation else next_step):
             kept.append(text)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf8")
-    os.replace(temporary, path)
+    utils.write_text(path, "".join(line + "\n" for line in kept))

@@ -1,6 +1,6 @@
 """Learning-rate schedule and optimisers with per-leaf multipliers.
 
-Enter: hyper-parameters and the trained parameter tree; leave: an optax transformation.
+In: hyper-parameters and the trained parameter tree. Out: an optax transformation.
 Source: METHOD 5 and its traps 11 and 12.
 """
 
@@ -48,37 +48,20 @@ def build(
     *,
     name: OptimizerName,
     weight_decay: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    momentum: float = 0.9,
 ) -> optax.GradientTransformation:
     """Optimiser for the trained leaves `params`.
 
     AdamW decouples the decay (decay × current learning rate); SGD adds it to the gradient before the
-    momentum, as torch does. Group multipliers act on learning rate and decay alike.
+    momentum, as torch does.
     """
     owners = groups_lib.assign(params, groups)
     lr_of = tree_lib.unflatten({path: owner.lr for path, owner in owners.items()})
-    decay_of = tree_lib.unflatten({path: owner.decay for path, owner in owners.items()})
-    decay = _decay_by_leaf(weight_decay, decay_of)
+    decay = optax.add_decayed_weights(weight_decay)
     if name == "adamw":
-        direction = optax.chain(optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps), decay)
+        direction = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), decay)
     else:
-        direction = optax.chain(decay, optax.trace(decay=momentum))
+        direction = optax.chain(decay, optax.trace(decay=0.9))
     return optax.chain(direction, _scale_by_leaf(lr_of), optax.scale_by_learning_rate(schedule))
-
-
-def _decay_by_leaf(weight_decay: float, factors: PyTree) -> optax.GradientTransformation:
-    def update(updates: PyTree, params: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda update, leaf, factor: update + weight_decay * factor * leaf,
-            updates,
-            params,
-            factors,
-        )
-
-    return optax.stateless(update)
 
 
 def _scale_by_leaf(factors: PyTree) -> optax.GradientTransformation:

@@ -1,9 +1,9 @@
-"""Rules over parameter paths: which leaves are trained, at which learning rate, with which decay.
+"""Rules over parameter paths: which leaves are trained, and at which learning rate.
 
 A path is the "/"-joined name of a leaf in the segmenter's parameter tree, such as
 `backbone/Transformer/encoderblock_3/MlpBlock_0/Dense_0/kernel`. Groups are tried in order and the first
 whose pattern matches the whole path owns the leaf; a leaf that no group owns is an error, so a renamed
-module can never fall silently out of training.
+module cannot silently drop out of training.
 """
 
 from __future__ import annotations
@@ -19,21 +19,17 @@ from semivl_jax.weights.tree import flatten, unflatten
 
 Finetune = Literal["spatial", "all", "prompts", "none"]
 
-# Attention and position table: the only leaves of the image tower that reason about space.
+# Attention and position table: the leaves of the image tower that mix positions.
 _SPATIAL = r"(pos_embedding|.*/MultiHeadDotProductAttention_0/.*)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Leaves that share a rule; multipliers are relative to the base learning rate and decay.
-
-    A learning-rate multiplier of exactly 0 freezes the group: its leaves are not differentiated.
-    """
+    """Leaves with a common multiplier of the learning rate; 0 freezes them: they are not differentiated."""
 
     name: str
     pattern: str
     lr: float
-    decay: float = 1.0
 
     @property
     def frozen(self) -> bool:
@@ -71,12 +67,11 @@ def assign(params: PyTree, groups: Sequence[Group]) -> dict[str, Group]:
     Raises:
       ValueError: a leaf matches no group (the leaves are listed).
     """
-    owners = {}
-    for path in flatten(params):
-        owner = next((group for group in groups if re.fullmatch(group.pattern, path)), None)
-        if owner is not None:
-            owners[path] = owner
-    uncovered = [path for path in flatten(params) if path not in owners]
+    owners = {
+        path: next((group for group in groups if re.fullmatch(group.pattern, path)), None)
+        for path in flatten(params)
+    }
+    uncovered = [path for path, owner in owners.items() if owner is None]
     if uncovered:
         raise ValueError(
             f"no parameter group covers {', '.join(uncovered[:5])}"
@@ -86,7 +81,7 @@ def assign(params: PyTree, groups: Sequence[Group]) -> dict[str, Group]:
 
 
 def partition(params: PyTree, groups: Sequence[Group]) -> tuple[PyTree, PyTree]:
-    """Splits a parameter tree into (trained, frozen) trees that `merge` puts together again."""
+    """Splits a parameter tree into (trained, frozen) trees; `merge` is the inverse."""
     owners = assign(params, groups)
     flat = flatten(params)
     trained = {path: leaf for path, leaf in flat.items() if not owners[path].frozen}
@@ -95,12 +90,12 @@ def partition(params: PyTree, groups: Sequence[Group]) -> tuple[PyTree, PyTree]:
 
 
 def merge(trained: PyTree, frozen: PyTree) -> PyTree:
-    """The whole parameter tree again."""
+    """The inverse of `partition`."""
     return unflatten({**flatten(trained), **flatten(frozen)})
 
 
 def parameter_table(params: PyTree, groups: Sequence[Group], *, lr: float, decay: float) -> str:
-    """Leaves, parameters, learning rate and decay per group, for people to read."""
+    """A table of leaves, parameters, learning rate and decay per group."""
     owners = assign(params, groups)
     flat = flatten(params)
     rows = [("group", "leaves", "parameters", "learning rate", "weight decay")]
@@ -108,9 +103,7 @@ def parameter_table(params: PyTree, groups: Sequence[Group], *, lr: float, decay
         sizes = [math.prod(flat[path].shape) for path, owner in owners.items() if owner is group]
         if not sizes:
             continue
-        rates = (
-            ("frozen", "-") if group.frozen else (f"{lr * group.lr:g}", f"{decay * group.decay:g}")
-        )
+        rates = ("frozen", "-") if group.frozen else (f"{lr * group.lr:g}", f"{decay:g}")
         rows.append((group.name, f"{len(sizes)}", f"{sum(sizes):,}", *rates))
     trained = sum(math.prod(flat[p].shape) for p, owner in owners.items() if not owner.frozen)
     total = sum(math.prod(leaf.shape) for leaf in flat.values())

@@ -1,9 +1,8 @@
-"""The device mesh and where arrays live on it.
+"""The device mesh and the shardings of arrays on it.
 
-Three axes (`models/mesh_axes.py`): images of a batch are split over `data` and `fsdp`; parameters, frozen
-ones too, optimiser and average rest split over `fsdp` as `RULES` say and are gathered where a step uses
-them; `classes` splits what the decoder computes per class. Axes of size 1 cost nothing, so the same code
-serves one CPU and many hosts.
+Three axes (`models/mesh_axes.py`): images of a batch are split over `data` and `fsdp`. All parameters, the
+optimiser state and the average are stored split over `fsdp` by `RULES` and gathered within a step. `classes`
+splits what the decoder computes per class. An axis of size 1 has no effect.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class PartitionRule:
-    """Leaves whose whole path matches: the dimensions that may be split, the first that can be is."""
+    """For leaves whose whole path matches: the first of these dimensions that divides is split."""
 
     pattern: str
     dimensions: tuple[int, ...]
@@ -39,13 +38,12 @@ RULES = (
     PartitionRule(r"(.*/)?(query|key|value)/kernel", (0, -1)),  # [in, heads, channels of a head]
     PartitionRule(r"(.*/)?kernel", (-1, -2)),  # [..., in, out]
     PartitionRule(r"(.*/)?pos_embedding", (-1,)),
-    PartitionRule(
-        r".*", ()
-    ),  # biases, norms, tokens, statistics, counters: small, whole on every device
+    # Biases, norms, tokens, statistics, counters: small, whole on every device
+    PartitionRule(r".*", ()),
 )
-"""How leaves rest on the `fsdp` axis; the first rule that matches decides.
+"""How leaves are split over `fsdp`; the first rule that matches applies.
 
-A path is "/"-joined and begins with where the leaf is, such as `ema/backbone/embedding/kernel`.
+A path is "/"-joined and starts at the state, such as `ema_params/backbone/embedding/kernel`.
 """
 
 
@@ -86,8 +84,7 @@ def make_mesh(
 ) -> Mesh:
     """All devices (of all processes), or the given ones; sizes as of `mesh_shape`.
 
-    Devices of one process lie next to each other, so that a process holds contiguous rows of a batch, the
-    ones that its data stream loads.
+    Devices of one process are adjacent, so that a process holds the contiguous rows of a batch that it loads.
     """
     chosen = jax.devices() if devices is None else devices
     chosen = sorted(chosen, key=lambda device: device.process_index)
@@ -112,11 +109,11 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
 
 
 def check_batch(batch: int, mesh: Mesh, *, accumulation: int = 1) -> None:
-    """Every device gets the same number of images, in every part of an accumulated step.
+    """Checks that a batch can be split evenly over devices and the parts of an accumulated step.
 
     Raises:
-      ValueError: the global batch is not a multiple of the devices that share it times the parts, or the
-        `classes` axis reaches over more than one process.
+      ValueError: the global batch is not a multiple of devices times parts, or the `classes` axis spans
+        more than one process.
     """
     shards = batch_shards(mesh)
     pieces = shards * accumulation
@@ -132,13 +129,13 @@ def check_batch(batch: int, mesh: Mesh, *, accumulation: int = 1) -> None:
         if len({device.process_index for device in row}) > 1:
             local = sum(d.process_index == row[0].process_index for d in mesh.devices.flat)
             raise ValueError(
-                f"mesh.classes = {len(row)} reaches over several processes, which load different images; "
+                f"mesh.classes = {len(row)} spans several processes, which load different images; "
                 f"choose a divisor of the {local} devices of a process"
             )
 
 
 def shardings(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Where the leaves of a state, or of a step's constants, rest: by `RULES` on `fsdp`."""
+    """Shardings of the leaves of a state or of `Frozen`, by `RULES`."""
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, spec(path_name(path), leaf.shape, fsdp=mesh.shape[FSDP]))
@@ -147,7 +144,7 @@ def shardings(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def spec(path: str, shape: tuple[int, ...], *, fsdp: int) -> PartitionSpec:
-    """How a leaf is split over so many devices; a leaf of which no allowed dimension divides stays whole."""
+    """How a leaf is split over `fsdp` devices; whole if no dimension of its rule divides."""
     rule = next(rule for rule in RULES if re.fullmatch(rule.pattern, path))
     for dimension in rule.dimensions:
         if fsdp > 1 and shape[dimension] % fsdp == 0:
@@ -163,7 +160,7 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def abstract(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Shapes and dtypes of the leaves, with the places where they rest."""
+    """Shapes, dtypes and shardings of the leaves."""
 
     def describe(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
@@ -172,7 +169,7 @@ def abstract(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def bytes_at_rest(mesh: Mesh, tree: PyTree) -> int:
-    """Memory that a device needs for its pieces of the leaves of a tree of (abstract) arrays."""
+    """Memory on each device for the leaves of a tree of (abstract) arrays."""
 
     def size(leaf: Any, where: NamedSharding) -> int:
         return math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -181,7 +178,7 @@ def bytes_at_rest(mesh: Mesh, tree: PyTree) -> int:
 
 
 def put(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Host arrays, the same in every process, to where `shardings` says."""
+    """Host arrays, the same in every process, placed by `shardings`."""
 
     def place(leaf: Any, where: NamedSharding) -> jax.Array:
         array = np.asarray(leaf)
@@ -191,11 +188,11 @@ def put(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def local(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Whole leaves on devices of this process; with several processes all must call this together."""
+    """Whole leaves on devices of this process; all processes must call this together."""
     if jax.process_count() == 1:
         return jax.device_put(tree, replicated(mesh))
-    # One program, with nothing before or behind it under way: exchanges that overlap may meet in another
-    # order in another process, and each then waits for the other forever.
+    # One program, with none running before or after it: overlapping collectives may run in another order
+    # in another process, which is a deadlock.
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     whole = jax.block_until_ready(gather(jax.block_until_ready(tree)))
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
@@ -213,34 +210,37 @@ def on_mesh(function: Callable[Arguments, Result], mesh: Mesh) -> Callable[Argum
 
 
 def all_gather(tree: PyTree) -> PyTree:
-    """Inside of a step: whole leaves, however they rest."""
-    return jax.tree.map(lambda leaf: _constrained(leaf, PartitionSpec()), tree)
+    """Inside a step: whole leaves on every device."""
+    if _fsdp() == 1:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
 def reshard(tree: PyTree) -> PyTree:
-    """Inside of a step: leaves split as they rest (gradients, before the optimiser sees them)."""
-    fsdp = dict(_current().shape).get(FSDP, 1)
+    """Inside a step: leaves (gradients) split by `RULES`."""
+    fsdp = _fsdp()
+    if fsdp == 1:
+        return tree
 
     def place(path: tuple[Any, ...], leaf: Array) -> Array:
-        return _constrained(leaf, spec(path_name(path), leaf.shape, fsdp=fsdp))
+        split = spec(path_name(path), leaf.shape, fsdp=fsdp)
+        return jax.lax.with_sharding_constraint(leaf, split)
 
     return jax.tree_util.tree_map_with_path(place, tree)
-
-
-def _constrained(leaf: Any, place: PartitionSpec) -> Any:
-    if dict(_current().shape).get(FSDP, 1) == 1:
-        return leaf
-    return jax.lax.with_sharding_constraint(leaf, place)
 
 
 def _current() -> AbstractMesh:
     return jax.sharding.get_abstract_mesh()
 
 
-def split_batch(tree: PyTree, parts: int) -> PyTree:
-    """Inside of a step: leaves [b, ...] to [parts, b / parts, ...], computed one part after another.
+def _fsdp() -> int:
+    return dict(_current().shape).get(FSDP, 1)
 
-    Every device keeps its own images: it gives an equal share of them to every part.
+
+def split_batch(tree: PyTree, parts: int) -> PyTree:
+    """Inside a step: leaves [b, ...] to [parts, b / parts, ...].
+
+    Images stay on their devices: each device gives every part an equal share of its own.
     """
     shards = batch_shards(_current())
 

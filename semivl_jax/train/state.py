@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and what it only reads."""
+"""The state that a training step updates, and the frozen arrays that it only reads."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from semivl_jax.types import ClassText, PyTree
 
 @struct.dataclass
 class TrainState:
-    """Everything that a checkpoint holds of the model.
+    """The checkpointed state.
 
     step: updates done.
-    skipped: steps that were not finite since the last finite one.
+    skipped: non-finite steps since the last finite one.
     params: trained parameters by part (`backbone`, `decoder`, … and `method` for a method's own).
     frozen_params: parameters of the same parts that are not trained.
     batch_stats: running statistics, empty without BatchNorm.
     ema_params, ema_batch_stats: the average of params and batch_stats; None for a method without one.
-    method: what the method keeps between steps.
+    method: the method's own state.
     """
 
     step: Int32[Array, ""]
@@ -48,7 +48,7 @@ class TrainState:
 
 @struct.dataclass
 class Frozen:
-    """Read by every step, never changed and never checkpointed; None is what a method does without.
+    """Read by every step, never changed and never checkpointed; None where the method needs none.
 
     text: describes the classes to the decoder.
     guidance_params, guidance_text: of the frozen CLIP that labels unlabelled images.

@@ -2,9 +2,9 @@
 
     batch ─▶ views ─▶ labels (no gradient) ─▶ targets ─▶ student ─▶ losses ─▶ gradients ─▶ update ─▶ EMA
 
-Enter: uint8 crops (`types.Batch`); leave: the next `TrainState` and scalar metrics (float32, on the
-device). What is asked of the views is the method's (`methods/`). Randomness is folded from (seed, step), so a
-resumed run draws what an uninterrupted one would have drawn. Source: METHOD 4 and 5.
+In: uint8 crops (`types.Batch`). Out: the next `TrainState` and scalar metrics (float32, on the device). The
+method (`methods/`) defines labels, targets and perturbations. Random keys are folded from (seed, step), so a
+resumed run draws the same numbers as an uninterrupted one. Source: METHOD 4 and 5.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from semivl_jax.types import Batch, Key, PyTree, Views
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepModules:
-    """What is fixed when the step is compiled; groups and schedule only tell the metrics the rates."""
+    """What is fixed when the step is compiled; groups and schedule serve only to log learning rates."""
 
     model: SegmentationModel
     method: Method
@@ -51,15 +51,16 @@ class StepModules:
 
     @property
     def setup(self) -> Setup:
-        """What the method may know."""
+        """What the method may know before training."""
         return Setup(model=self.model, num_classes=self.num_classes)
 
     def networks(self, frozen: Frozen, state: TrainState, dropout: Key | None = None) -> Networks:
         """Predictions for the method's labels."""
-        return Networks.of(
-            state,
-            frozen,
+        return Networks(
             model=self.model,
+            frozen=frozen,
+            student=state.student(),
+            teacher=state.teacher(),
             guidance_tower=self.guidance_tower,
             own=self.own,
             dropout=dropout,
@@ -68,7 +69,7 @@ class StepModules:
 
 @struct.dataclass
 class Gradients:
-    """What a batch says: loss, gradients by trained leaf, and what changes beside the parameters."""
+    """Of one batch: loss, gradients by trained leaf, and what changes beside the parameters."""
 
     loss: Float[Array, ""]
     params: PyTree
@@ -80,7 +81,7 @@ class Gradients:
 def jit_train_step(modules: StepModules, mesh: Mesh, state: TrainState) -> Wrapped:
     """(frozen, state, batch) -> (state, metrics), compiled for a mesh; the state is donated.
 
-    `state` may be abstract. The new state rests as the old one, metrics come to every device.
+    `state` may be abstract. The new state has the shardings of the old one; metrics are on every device.
     """
     after = (sharding.shardings(mesh, state), sharding.replicated(mesh))
     step = sharding.on_mesh(functools.partial(train_step, modules), mesh)
@@ -90,12 +91,12 @@ def jit_train_step(modules: StepModules, mesh: Mesh, state: TrainState) -> Wrapp
 def train_step(
     modules: StepModules, frozen: Frozen, state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
-    """The state after the update that a batch leads to."""
-    views_key, noise_key = jax.random.split(_step_key(modules, state))
+    """The state after the update for one batch, and its metrics."""
+    step_key = jax.random.fold_in(jax.random.key(modules.seed), state.step)
+    views_key, noise_key = jax.random.split(step_key)
     views = make_views(views_key, batch)
-    return apply_gradients(
-        modules, state, compute_gradients(modules, frozen, state, views, noise_key)
-    )
+    grads = compute_gradients(modules, frozen, state, views, noise_key)
+    return apply_gradients(modules, state, grads)
 
 
 def compute_gradients(
@@ -103,7 +104,7 @@ def compute_gradients(
 ) -> Gradients:
     """The gradient of the method's loss for one batch, computed in `modules.accumulation` parts.
 
-    Where parameters rest split over devices, whole ones are computed with; the gradients come split.
+    Parameters that are split over devices are gathered first; the gradients are split like them.
     """
     loss = student_loss(modules, frozen, state, views, key)
     gradient = jax.value_and_grad(loss.of_part, has_aux=True)
@@ -201,10 +202,6 @@ def apply_gradients(
     return new, {**grads.metrics, **rates, "gradient_norm": norm, "skipped": skipped}
 
 
-def _step_key(modules: StepModules, state: TrainState) -> Key:
-    return jax.random.fold_in(jax.random.key(modules.seed), state.step)
-
-
 def _learning_rates(modules: StepModules, step: Int32[Array, ""]) -> Metrics:
     if modules.schedule is None:
         return {}
@@ -213,17 +210,16 @@ def _learning_rates(modules: StepModules, step: Int32[Array, ""]) -> Metrics:
 
 
 def _map_parts(function: Callable[[PyTree], PyTree], tree: PyTree, parts: int) -> PyTree:
-    """`function` of the whole batch, or of parts of it one after another."""
+    """`function` of the whole batch, computed in parts one after another."""
     if parts == 1:
         return function(tree)
-    mapped = jax.lax.map(function, sharding.split_batch(tree, parts))
-    return sharding.join_batch(mapped)
+    return sharding.join_batch(jax.lax.map(function, sharding.split_batch(tree, parts)))
 
 
 def _sum_parts(
     gradient: Callable[..., Any], params: PyTree, tree: PyTree, parts: int
 ) -> tuple[Array, Metrics, PyTree, PyTree]:
-    """(loss, values by name, running statistics, gradients split as parameters rest) of a batch."""
+    """(loss, values by name, running statistics, gradients split as the parameters are) of a batch."""
     if parts == 1:
         (loss, (values, stats)), grads = gradient(params, tree)
         return loss, values, stats, sharding.reshard(grads)

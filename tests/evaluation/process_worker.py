@@ -14,11 +14,10 @@ from semivl_jax.train import sharding
 from tests.evaluation import toy
 
 
-def main(address, index, split, output):
+def main(address, index, output):
     jax.distributed.initialize(address, num_processes=2, process_id=index)
-    # Weights as training leaves them: spread over the devices of both processes, or copied to all.
-    spec = PartitionSpec("data") if split else PartitionSpec()
-    place = NamedSharding(Mesh(np.asarray(jax.devices()), ("data",)), spec)
+    # Weights are split over the devices of both processes, as in training.
+    place = NamedSharding(Mesh(np.asarray(jax.devices()), ("data",)), PartitionSpec("data"))
     weights = np.pad(toy.make_variables()["w"], ((0, 1), (0, 0)))
     variables = jax.make_array_from_callback(weights.shape, place, lambda part: weights[part])
     mesh = sharding.make_mesh()
@@ -39,4 +38,4 @@ def main(address, index, split, output):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "split", Path(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

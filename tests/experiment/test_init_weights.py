@@ -1,4 +1,4 @@
-"""What a training begins with: files by part, strictly, and where the order says so."""
+"""Initial weights: files by part, names and shapes, precedence."""
 
 import dataclasses
 
@@ -24,16 +24,9 @@ from tests.weights import converted
 
 def model(grid=(4, 4), classes=3, conv=False):
     tower = VisionTransformer(
-        **CLIP,
-        patch_size=8,
-        width=8,
-        depth=1,
-        num_heads=2,
-        mlp_dim=16,
-        out_dim=8,
-        grid=grid,
+        **CLIP, patch_size=8, width=8, depth=1, num_heads=2, mlp_dim=16, out_dim=8, grid=grid,
         out_indices=(0, 1),
-    )
+    )  # fmt: skip
     return SegmentationModel(
         backbone=tower,
         decoder=DeepLabHead(num_classes=classes, channels=8, low_channels=4),
@@ -53,6 +46,17 @@ def config_with(**keys):
     config = tiny.get_config()
     for key, value in keys.items():
         config.model[key] = str(value)
+    return config
+
+
+def encoder_config(backbone):
+    """A transformer with a DeepLab head."""
+    config = tiny.get_config()
+    config.model.backbone, config.model.decoder = backbone, "deeplab"
+    config.model.out_indices = (1, 3)
+    config.model.init, config.model.finetune = "random", "all"
+    set_method(config, "unimatch")
+    validate(config)
     return config
 
 
@@ -123,15 +127,7 @@ def test_encoders_start_alone(tmp_path):
 
 @pytest.mark.parametrize("backbone", ["augreg_b16", "siglip_b16"])
 def test_towers_of_big_vision_start_at_the_grid_of_the_crop(tmp_path, backbone):
-    config = tiny.get_config()
-    config.model.backbone, config.model.decoder, config.model.out_indices = (
-        backbone,
-        "deeplab",
-        (1, 3),
-    )
-    config.model.init, config.model.finetune = "random", "all"
-    set_method(config, "unimatch")
-    validate(config)
+    config = encoder_config(backbone)
     segmenter = build.segmenter(config, num_classes=3, clip_sizes={})
     stored = segmenter.backbone.clone(grid=(6, 6))
     params = random_variables(stored, np.zeros((1, 48, 48, 3), np.float32))["params"]
@@ -153,24 +149,14 @@ def test_towers_of_big_vision_start_at_the_grid_of_the_crop(tmp_path, backbone):
 def test_converted_encoders_start_with_the_features_of_another_library(tmp_path, backbone):
     """A state dict under timm's names is converted by the command, named in the configuration and applied."""
     torch, transformers = hugging_face.libraries()
-    config = tiny.get_config()
-    config.model.backbone, config.model.decoder, config.model.out_indices = (
-        backbone,
-        "deeplab",
-        (1, 3),
-    )
-    config.model.init, config.model.finetune = "random", "all"
-    set_method(config, "unimatch")
+    config = encoder_config(backbone)
     segmenter = build.segmenter(config, num_classes=3, clip_sizes={})
     tower = segmenter.backbone
     side = tower.patch_size * tower.grid[0]
     sizes = {
-        "hidden_size": tower.width,
-        "num_hidden_layers": tower.depth,
-        "num_attention_heads": tower.num_heads,
-        "patch_size": tower.patch_size,
-        "image_size": side,
-    }
+        "hidden_size": tower.width, "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.num_heads, "patch_size": tower.patch_size, "image_size": side,
+    }  # fmt: skip
     if backbone == "imagenet_vit":
         options = transformers.ViTConfig(
             **sizes, intermediate_size=tower.mlp_dim, layer_norm_eps=1e-6
@@ -205,20 +191,18 @@ def test_weights_that_nothing_reads(key, sentence):
         validate(config_with(**{key: "x"}))
 
 
-def test_what_the_file_lacks_is_initialised():
+def test_missing_parts_are_initialised():
     segmenter = model()
-    drawn_alone = jax.eval_shape(lambda: step_modules.init_variables(segmenter, None, 0))
-    clip = jax.tree.map(lambda leaf: np.ones(leaf.shape), drawn_alone["params"]["backbone"])
+    shapes = jax.eval_shape(lambda: step_modules.init_variables(segmenter, None, 0))
+    clip = jax.tree.map(lambda leaf: np.ones(leaf.shape), shapes["params"]["backbone"])
     config = tiny.get_config()
     set_method(config, "supervised")
     config.model.decoder = "deeplab"
     config.model.out_indices = (0, 1)
+    names = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
+    sizes = {name: getattr(segmenter.backbone, name) for name in names}
     modules, _ = step_modules.build_modules(
-        config,
-        num_classes=3,
-        clip_sizes={k: getattr(segmenter.backbone, k) for k in SIZES},
-        text=None,
-        total_steps=1,
+        config, num_classes=3, clip_sizes=sizes, text=None, total_steps=1
     )
     modules = dataclasses.replace(modules, model=segmenter)
     state = jax.eval_shape(
@@ -229,10 +213,7 @@ def test_what_the_file_lacks_is_initialised():
     assert set(state.batch_stats) == {"decoder"}
 
 
-SIZES = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
-
-
-def test_a_file_that_is_not_there_is_said_before_the_folder_is_taken(tmp_path):
+def test_a_missing_file_is_an_error_before_the_folder_is_claimed(tmp_path):
     config = tiny.get_config(str(make_folder(tmp_path / "photos")))
     config.data.directory = str(tmp_path / "prepared")
     config.compilation_cache = ""

@@ -52,7 +52,7 @@ def make_workdir(workdir, *, classes, steps, images, size):
             np.savez_compressed(
                 workdir / "evaluations" / f"{step:07d}.npz",
                 **{"confusion/student": matrix, "confusion/ema": matrix + 1},
-                **{"labels/pseudo_label": labels},
+                **{"labels/pseudo": labels},
                 ids=[f"photo/{i}" for i in range(images)],
                 image_iou=np.linspace(90, 10, images),
             )

@@ -17,7 +17,7 @@ from semivl_jax.train.state import TrainState
 
 
 class Memory(Checkpoints):
-    """Checkpoints that only remember: the state's step and the progress, by step."""
+    """Checkpoints in memory: the state's step and the loop state, by step."""
 
     def __init__(self, happens):
         self.happens, self.saved = happens, {}
@@ -103,15 +103,10 @@ def test_evaluate_then_save_then_draw(tmp_path):
         ("evaluate", 4), ("save", 4), ("draw", 4), ("step", 5), ("draw", 5), ("step", 6),
         ("evaluate", 6), ("export", 6), ("save", 6), ("wait",),
     ]  # fmt: skip
+    assert run.checkpoints.saved[4] == (4, LoopState(4, 4, 50.0, 2))
     assert run.progress == LoopState(next_step=6, evaluated=6, best_score=60.0, best_step=6)
     assert run.lines("eval/miou") == [2, 4, 6]
     assert run.lines("train/loss") == [1, 2, 4, 6]
-
-
-def test_the_saved_progress_knows_the_evaluation_before_it(tmp_path):
-    run = Run(tmp_path, scores={2: 50.0, 4: 40.0, 6: 45.0})
-    run()
-    assert run.checkpoints.saved[4] == (4, LoopState(4, 4, 50.0, 2))
 
 
 def test_resumed_run_keeps_the_best_and_does_not_evaluate_again(tmp_path):
@@ -137,25 +132,12 @@ def test_signal_during_a_step_finishes_it_and_saves(tmp_path):
     assert run.checkpoints.saved[3][0] == 3
 
 
-def test_what_another_process_heard_stops_this_one(tmp_path):
-    said = []
+def test_processes_stop_when_they_agree_on_a_signal(tmp_path):
+    numbers = [0]
 
     def agree(number):
-        said.append(number)
-        return 0 if len(said) < 4 else signal.SIGTERM
-
-    run = Run(tmp_path, agree=agree, evaluation_steps=frozenset(), checkpoint_every=100)
-    with pytest.raises(loop.Stopped, match="SIGTERM"):
-        run()
-    assert said[:4] == [0, 0, 0, 0] and list(run.checkpoints.saved) == [3]
-
-
-def test_a_signal_is_told_to_the_others_and_waits_for_their_answer(tmp_path):
-    said = [0]
-
-    def agree(number):
-        said.append(number)
-        return said[-2]  # one call late
+        numbers.append(number)
+        return numbers[-2]  # one call late
 
     run = Run(tmp_path, agree=agree, during={("step", 2): terminate},
               evaluation_steps=frozenset(), checkpoint_every=100)  # fmt: skip

@@ -1,12 +1,10 @@
 """One device, eight in any arrangement, and parts one after another: the same training.
 
-After five steps losses, weights and their average agree within 1e-5 while the weights moved by more than a
-hundred times that. Three choices make this true and no accident: SGD with momentum, whose steps are as
-exact as the gradients (Adam divides by the size of a gradient, so the rounding of one that is nearly zero
-becomes a step of full size); confidences that weight instead of choosing (`pixelavg`), because no threshold
-tells pixels apart then that differ by rounding; and a rate at which one pixel matters little, because in an
-untrained network the two best classes of a pixel may tie: the label that rounding chooses then leaves the
-loss as it is and turns the gradient by about one part in the 8192 pixels. Products are float32 throughout.
+After some steps losses, weights and their average agree within 1e-5 while the weights moved by more than
+fifty times that. Three choices make this robust: SGD, whose steps are as exact as the gradients (Adam turns
+rounding of tiny gradients into full steps); `pixelavg`, which has no threshold near which rounding decides;
+and a small rate, because in an untrained network rounding may decide between the two best classes of a pixel,
+which changes the gradient by about one part in the 8192 pixels.
 """
 
 import functools
@@ -26,7 +24,7 @@ from semivl_jax.types import ClassText, Features
 from tests.train import tiny_experiment
 from tests.train.tiny_experiment import batch_of, step_of
 
-STEPS = 5
+STEPS = 3
 SETTINGS = {"optim__name": "sgd", "optim__lr": 0.002}
 
 
@@ -35,12 +33,12 @@ def build(devices, *, method=None, **fields):
     return tiny_experiment.build(devices, method=method, **{**SETTINGS, **pixelavg, **fields})
 
 
-def train(devices, steps=STEPS, **fields):
+def train(devices, **fields):
     """(state before, losses by name and step, state after); the first two on the host."""
     built = build(devices, **fields)
     state, step = built.init_state(), step_of(built)
     before, lines = jax.device_get(state), []
-    for seed in range(steps):
+    for seed in range(STEPS):
         state, metrics = step(state, batch_of(built, seed))
         lines.append(jax.device_get(metrics))
     losses = {name: [float(line[name]) for line in lines] for name in lines[0]}
@@ -76,29 +74,17 @@ def moved(result):
 
 
 @pytest.mark.slow
-def test_eight_devices_along_the_batch(alone):
-    found = train(8)
+def test_batch_parameters_and_classes_split_over_devices(alone):
+    found = train(8, mesh__data=2, mesh__fsdp=2, mesh__classes=2)
     assert_same(found, alone)
-    assert moved(alone) > 1e-3
-
-
-@pytest.mark.slow
-def test_parameters_split_over_devices(alone):
-    found = train(8, mesh__data=2, mesh__fsdp=4)
-    assert_same(found, alone)
+    assert moved(alone) > 5e-4
     state = found[2]
     for part in (state.params, state.ema_params, state.frozen_params, state.opt_state):
         leaves = jax.tree_util.tree_leaves_with_path(part)
         split = [leaf for _, leaf in leaves if leaf.sharding.spec != P()]
-        # What is held beside its own quarter of the large leaves is small.
+        # Only small leaves are whole on every device.
         assert sum(leaf.size for leaf in split) > 0.8 * sum(leaf.size for _, leaf in leaves)
-        assert all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
-
-
-@pytest.mark.slow
-def test_classes_and_parameters_split_over_devices(alone):
-    found = train(8, mesh__data=2, mesh__fsdp=2, mesh__classes=2)
-    assert_same(found, alone)
+        assert all(leaf.addressable_shards[0].data.size * 2 == leaf.size for leaf in split)
 
 
 @pytest.mark.parametrize(("classes", "spec"), [(1, P(("data", "fsdp"))), (2, P(mesh_axes.AXES))])
@@ -139,16 +125,13 @@ def test_parts_one_after_another(alone):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"method__teacher": "student"},
-        {"method": "unimatch_v2", "method__cutmix_partner": "same_image"},
-        {"method": "fixmatch", "method__confidence_mode": "pixelratio"},
+        {"method": "unimatch_v2", "method__cutmix_partner": "same_image", "method__teacher": "student"},
         {"method": "zegclip", "method__dropout_passes": "none"},
-        {"method": "supervised"},
     ],
-    ids=lambda fields: "-".join(fields.values()),
-)
-def test_gradients_of_parts_add_up_for_every_method(fields):
-    """The gradients agree but for ties of labels (above)."""
+    ids=lambda fields: fields["method"],
+)  # fmt: skip
+def test_gradients_of_parts_add_up(fields):
+    """The gradients agree but for ties of labels (above). `Toy` (test_methods) accumulates without labels."""
     found = []
     for parts in (1, 4):
         built = build(1, accumulation=parts, **fields)
@@ -189,7 +172,7 @@ def test_parts_keep_what_devices_have_and_join_again():
         ("step", (), P()),
     ],
 )
-def test_rules_say_how_a_leaf_rests(path, shape, expected):
+def test_rules_of_sharding(path, shape, expected):
     assert sharding.spec(path, shape, fsdp=8) == expected
     assert sharding.spec(path, shape, fsdp=1) == P()
 
@@ -226,7 +209,7 @@ def test_batches_and_models_that_the_devices_cannot_share(fields, message):
         build(8, **fields)
 
 
-def test_without_a_mesh_nothing_is_asked_of_the_compiler():
+def test_without_a_mesh_there_are_no_constraints():
     x = jnp.ones((4, 2))
     assert mesh_axes.over_classes(x) is x
     assert sharding.all_gather({"kernel": x})["kernel"] is x

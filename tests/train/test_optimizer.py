@@ -1,13 +1,11 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from semivl_jax.train import ema, optimizer
 from semivl_jax.train.param_groups import Group
 
-GROUPS = (Group("slow", "a/.*", 0.1), Group("fast", "b/.*", 10.0, decay=0.0))
+GROUPS = (Group("slow", "a/.*", 0.1), Group("fast", "b/.*", 10.0))
 
 
 def params():
@@ -39,29 +37,27 @@ def test_warm_up_replaces_the_first_indices_by_a_line():
 
 
 def test_first_adamw_step_in_closed_form():
-    tx = optimizer.build(params(), GROUPS, lambda _: 0.01, name="adamw", weight_decay=0.3)
+    tx = optimizer.build(params(), GROUPS, lambda _: 0.01, name="adamw", weight_decay=0.1)
     updates, _ = tx.update(grads(), tx.init(params()), params())
     # The bias-corrected first step is g/(|g| + eps); decay is times the group's learning rate.
-    for name, lr, decay in (("a", 0.001, 0.3), ("b", 0.1, 0.0)):
+    for name, lr in (("a", 0.001), ("b", 0.1)):
         g, p = np.asarray(grads()[name]["w"]), np.asarray(params()[name]["w"])
         # 1 − β₂ = 0.001 is known in float32 to 6e-5 of itself, its root to half of that.
         np.testing.assert_allclose(
-            updates[name]["w"], -lr * (g / (np.abs(g) + 1e-8) + decay * p), rtol=3e-5
+            updates[name]["w"], -lr * (g / (np.abs(g) + 1e-8) + 0.1 * p), rtol=3e-5
         )
 
 
 def test_two_sgd_steps_in_closed_form():
-    tx = optimizer.build(
-        params(), GROUPS, lambda _: 0.1, name="sgd", weight_decay=0.2, momentum=0.9
-    )
+    tx = optimizer.build(params(), GROUPS, lambda _: 0.1, name="sgd", weight_decay=0.2)
     state, weights = tx.init(params()), params()
     momentum = {"a": 0.0, "b": 0.0}
     expected = {name: np.asarray(leaf["w"]) for name, leaf in params().items()}
     for _ in range(2):
         updates, state = tx.update(grads(), state, weights)
         weights = optax.apply_updates(weights, updates)
-        for name, lr, decay in (("a", 0.01, 0.2), ("b", 1.0, 0.0)):
-            g = np.asarray(grads()[name]["w"]) + decay * expected[name]
+        for name, lr in (("a", 0.01), ("b", 1.0)):
+            g = np.asarray(grads()[name]["w"]) + 0.2 * expected[name]
             momentum[name] = 0.9 * momentum[name] + g
             expected[name] = expected[name] - lr * momentum[name]
     for name, value in expected.items():
@@ -73,10 +69,7 @@ def test_teacher_starts_at_the_student_and_ends_at_the_ceiling():
     np.testing.assert_allclose(decays, [0.0, 0.5, 2 / 3, 0.996, 0.996], rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_average_of_leaves_keeps_its_dtype(dtype):
-    old = {"w": jnp.array([1.0, 3.0], dtype)}
-    new = {"w": jnp.array([2.0, 5.0])}
-    mixed = jax.jit(ema.ema_update)(old, new, jnp.asarray(0.75), key=jax.random.key(0))
-    assert mixed["w"].dtype == dtype
-    np.testing.assert_allclose(mixed["w"].astype(jnp.float32), [1.25, 3.5])
+def test_average_of_leaves():
+    old, new = {"w": jnp.array([1.0, 3.0])}, {"w": jnp.array([2.0, 5.0])}
+    mixed = ema.ema_update(old, new, jnp.asarray(0.75))
+    np.testing.assert_allclose(mixed["w"], [1.25, 3.5])

@@ -33,7 +33,7 @@ def gaussian_blur(
     reach = math.floor((math.sqrt(12.0 * max_sigma**2 / _PASSES + 1.0) - 1.0) / 2.0) + 1
     weights = _box_weights(sigma.astype(jnp.float32), reach)
     levels = images.astype(jnp.uint32)
-    # A loop, because unrolled passes get fused: every tap of one would compute the pass before anew.
+    # A loop, because in fused passes every tap would compute the previous pass again.
     for axis in (2, 1):
         levels = lax.fori_loop(
             0, _PASSES, lambda _, now, axis=axis: _box_blur(now, weights, axis), levels

@@ -63,8 +63,8 @@ def draw_jitter(
 def color_jitter(images: Images, jitter: Jitter) -> Images:
     """The four operations in each image's own order.
 
-    Three of them are blends with a reference and cost little; hue is dear. So hue is computed once,
-    and the blends stand before or after it with those that fall on the other side switched off.
+    Three of them are cheap blends; hue is expensive. So hue is computed once, with all blends before and
+    after it, of which those on the other side have the factor 1.
     """
     hue_at = jnp.argmax(jitter.order == _HUE, axis=1)
     blend_factors = jnp.stack([jitter.brightness, jitter.contrast, jitter.saturation], axis=1)
@@ -116,7 +116,7 @@ def adjust_hue(images: Images, turns: Factors) -> Images:
 def _blend_all(
     images: Images, which: Int32[Array, "b k"], factors: Float32[Array, "b k"]
 ) -> Images:
-    """Blends one after another; a loop, so that one does not get fused into (and done again by) the next."""
+    """Blends one after another; a loop, because fused blends would each compute the previous ones again."""
 
     def step(now: Images, blend: tuple[Array, Array]) -> tuple[Images, None]:
         which, factor = blend
@@ -142,7 +142,7 @@ def _blend(images: Images, reference: Float32[Array, "b ..."], factor: Factors) 
     # Compilers may fuse multiply and add and round once instead of twice: whole numbers then come out a
     # little lower and a level is lost here and there (measured: below 0.3 % of the values).
     blended = jnp.floor(jnp.clip(reference + factor * (images - reference), 0.0, 255.0))
-    # The same effect must not touch an image that is to stay as it is.
+    # An image without this operation must not change.
     return jnp.where(factor == 1.0, images, blended)
 
 

@@ -18,7 +18,7 @@ PROBABILITY = 0.5
 AREA = (0.02, 0.4)  # share of the crop
 RATIO = (0.3, 1 / 0.3)  # height : width
 
-# The published loop draws until a box fits. A fixed number spares the device a loop that waits for the
+# The published loop samples until a box fits. A fixed number avoids a device loop that waits for the
 # slowest image: even of the largest area one draw in 17 fits, so that none of 256 does only once in
 # eight million such boxes.
 _DRAWS = 256

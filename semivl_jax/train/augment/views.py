@@ -100,7 +100,7 @@ def padding_map(valid: Int32[Array, "b 2"], *, size: int) -> Bool[Array, "b s s"
 def flip_where(
     flipped: Bool[Array, " b"], maps: Shaped[Array, "b h w *c"]
 ) -> Shaped[Array, "b h w *c"]:
-    """Mirror left and right where told."""
+    """Mirrors the chosen images horizontally."""
     return _choose(flipped, maps[:, :, ::-1], maps)
 
 

@@ -11,8 +11,8 @@ A method is a frozen dataclass whose fields are `config.method`. A training step
     perturb   features of a pass                                  may run on parts of the batch
     losses    anything that is no weighted cross entropy          may run on parts of the batch
 
-Losses of parts add up to the loss of the batch, so divisors that depend on the whole batch belong into the
-weights that `targets` makes.
+Losses of parts add up to the loss of the batch, so divisors that depend on the whole batch must be part of
+the weights that `targets` returns.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Target:
 
     name: of the metric.
     label: int32, 255 where there is none.
-    weight: of every pixel [b, h, w]; of every image [b] for a criterion that says so.
+    weight: of every pixel [b, h, w], or what `criterion` takes.
     criterion: (logits, label, weight) -> scalar; None: Σ weight · cross entropy.
     """
 
@@ -62,7 +62,7 @@ class Targets:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a method may know of a run before it begins."""
+    """What a method may know before training."""
 
     model: SegmentationModel
     num_classes: int
@@ -72,10 +72,11 @@ class Setup:
 class Method:
     """Labelled images with one criterion."""
 
-    criterion: Literal["cross_entropy", "ohem", "focal_dice"] = "cross_entropy"  # labelled images
+    # Of labelled images; focal_dice also of pseudo-labels
+    criterion: Literal["cross_entropy", "ohem", "focal_dice"] = "cross_entropy"
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 100_000  # pixels of the whole batch
-    # Passes of the student in which layers drop something by themselves (prompt dropout, stochastic depth)
+    # Passes of the student with prompt dropout and stochastic depth
     dropout_passes: DropoutPasses = "none"
 
     guided: ClassVar[bool] = False
@@ -110,11 +111,11 @@ class Method:
         if self.dropout_passes != "none":
             raise ValueError(
                 f"accumulation = {parts} does not go with method.dropout_passes = {self.dropout_passes!r}, "
-                "because dropout drawn part by part is another one than the batch's; set accumulation = 1 or "
+                "because parts would drop other units than the whole batch; set accumulation = 1 or "
                 "method.dropout_passes = 'none'"
             )
 
-    # What a run must provide
+    # Before training
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -123,7 +124,7 @@ class Method:
 
     @property
     def reads_unlabelled(self) -> bool:
-        """Whether a stream shows the run's own unlabelled images; an epoch is a pass over them then."""
+        """Whether a stream has the run's own unlabelled images; an epoch is then a pass over them."""
         return any(stream.source == "unlabelled" for stream in self.streams)
 
     @property
@@ -139,7 +140,7 @@ class Method:
         """Own trained parameters and own state; both are checkpointed."""
         return {}, {}
 
-    # What a step asks
+    # The training step
 
     def noise(self, key: Key, count: int) -> PyTree:
         """Randomness of `perturb`: arrays whose first axis is the image."""
@@ -168,7 +169,7 @@ class Method:
         return features
 
     def forward_options(self, noise: PyTree) -> dict[str, Any]:
-        """Options of `train.forward.forward`: perturbation of features, and in which passes layers drop."""
+        """The options of `train.forward.forward` that the method decides."""
         perturb = functools.partial(self.perturb, noise)
         return {"perturb": perturb, "dropout_passes": self.dropout_passes}
 
@@ -178,19 +179,19 @@ class Method:
         """Further losses that need predictions, features or own parameters: their sum, and metrics."""
         return jnp.zeros(()), {}
 
-    # What evaluation and figures show
+    # Evaluation and figures
 
     def image_labels(
         self, networks: Networks, image: Float[Array, "b h w 3"], state: PyTree
     ) -> dict[str, Array]:
         """Labels that training would use for unlabelled images, by name; 255 where it would use none.
 
-        `confidence` (float32) may stand beside `pseudo` (int32).
+        `confidence` (float32) may accompany `pseudo` (int32).
         """
         return {}
 
     def labelled_target(self, views: Views) -> Target:
-        """Stored labels by the criterion."""
+        """The target of the labelled images: stored labels and `criterion`."""
         label = views.y
         if self.criterion == "focal_dice":
             return mask_target("loss_x", label)

@@ -1,4 +1,4 @@
-"""What FixMatch, UniMatch and SemiVL share: pseudo-labels of a weak view, asked of perturbed views.
+"""Common part of FixMatch, UniMatch and SemiVL: pseudo-labels of a weak view train perturbed views.
 
 The teacher labels the weak view w of unlabelled images. The student must agree on strong views s1, s2, into
 which CutMix pastes a box of a partner image, with the partner's label. Labels of low confidence do not count.
@@ -20,7 +20,7 @@ from semivl_jax.train import losses
 from semivl_jax.train.augment import cutmix
 from semivl_jax.train.forward import Networks
 from semivl_jax.train.losses import ConfidenceMode
-from semivl_jax.train.methods.base import Method, Metrics, Target, Targets
+from semivl_jax.train.methods.base import Method, Metrics, Target, Targets, mask_target
 from semivl_jax.types import IGNORE_INDEX, PseudoLabels, PyTree, Stream, StreamViews, Views
 
 
@@ -35,9 +35,9 @@ class ImageLabels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency(Method):
-    """Pseudo-labels of a teacher; subclasses say on which views, and how features are perturbed."""
+    """Pseudo-labels of a teacher; subclasses choose the views and the perturbation of features."""
 
-    teacher: Literal["ema", "student"] = "ema"  # student: teaches itself, as published
+    teacher: Literal["ema", "student"] = "ema"  # student: the published choice, without an average
     ema_decay: float = 0.996
     # CutMix partner: batch (the reversed batch), or same_image (a second crop of the photo, as published)
     cutmix_partner: Literal["batch", "same_image"] = "batch"
@@ -47,7 +47,7 @@ class Consistency(Method):
     view_shares: ClassVar[dict[str, float]] = {}
     """Share of every view in the consistency loss, 1 together (METHOD 4.7)."""
     weak_pass: ClassVar[bool] = False
-    """Whether the weak view goes through the student, to be perturbed."""
+    """Whether the first pass of the student includes the weak view."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +60,7 @@ class Consistency(Method):
 
     @property
     def decay(self) -> float | None:
-        """No average where the student teaches itself."""
+        """None where the teacher is the student."""
         return self.ema_decay if self.teacher == "ema" else None
 
     def labels(self, networks: Networks, views: Views, noise: PyTree) -> PyTree:
@@ -72,16 +72,16 @@ class Consistency(Method):
             pseudo = networks.predict_in_training(
                 {"x": views.x, "w": own.w}, name="w", **self.forward_options(noise)
             )
-        made = [self.image_targets(networks, own, pseudo)]
+        labels = [self.image_targets(networks, own, pseudo)]
         for crop in partner:
             pseudo = networks.predict(networks.teacher, crop.w)
-            made.append(self.image_targets(networks, crop, pseudo))
-        return made
+            labels.append(self.image_targets(networks, crop, pseudo))
+        return labels
 
     def image_targets(
         self, networks: Networks, crop: StreamViews, pseudo: PseudoLabels
     ) -> ImageLabels:
-        """All labels of a crop whose pseudo-label is known."""
+        """All labels of a crop, given its pseudo-label."""
         return ImageLabels(pseudo, crop.ignore)
 
     def targets(
@@ -91,7 +91,7 @@ class Consistency(Method):
         state: PyTree,
         progress: Float[Array, ""],
     ) -> Targets:
-        """Labelled images and views share the total; strong views have the labels of their CutMix."""
+        """Targets of labelled images and of every view; labels of strong views are mixed by CutMix."""
         own = labels[0]
         partner = labels[1] if len(labels) > 1 else jax.tree.map(_reversed, own)
         by_view = {"x": (self.labelled_target(views),)}
@@ -105,12 +105,15 @@ class Consistency(Method):
         )
 
     def thresholds(self, labels: ImageLabels, state: PyTree) -> float | Float[Array, "b h w"]:
-        """The confidence from which a pseudo-label counts, of all pixels or of every pixel."""
+        """The confidence from which a pseudo-label counts: one for all pixels, or one for each."""
         return self.confidence_threshold
 
     def view_targets(self, view: str, labels: ImageLabels, state: PyTree) -> tuple[Target, ...]:
         """The targets of one view, named `loss_<view>` and so on."""
         pseudo = labels.pseudo
+        if self.criterion == "focal_dice":  # cannot weight single pixels
+            scale = self.confident_share(labels, state)
+            return (mask_target(f"loss_{view}", pseudo.label, scale),)
         weight = losses.consistency_weights(
             pseudo.confidence,
             labels.ignore,
@@ -152,8 +155,8 @@ class Consistency(Method):
     ) -> dict[str, Array]:
         """The teacher's label where it is confident, and its confidence."""
         pseudo = networks.predict(networks.teacher, image)
-        nowhere = jnp.zeros(pseudo.label.shape, bool)
-        sure = pseudo.confidence >= self.thresholds(ImageLabels(pseudo, nowhere), state)
+        no_padding = jnp.zeros(pseudo.label.shape, bool)
+        sure = pseudo.confidence >= self.thresholds(ImageLabels(pseudo, no_padding), state)
         label = jnp.where(sure, pseudo.label, IGNORE_INDEX)
         return {"pseudo": label, "confidence": pseudo.confidence}
 

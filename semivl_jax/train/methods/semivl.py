@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from semivl_jax.train import losses
@@ -50,7 +51,7 @@ class SemiVL(UniMatch):
         return (*super().view_targets(view, labels, state), guidance)
 
     def factors(self, progress: Float[Array, ""]) -> dict[str, float | Array]:
-        """Guidance losses are shared as the views are, times a weight that falls over the training."""
+        """Guidance losses have the shares of the views, times the guidance weight."""
         weight = self.guidance_weight(progress)
         shares = {f"guidance_{view}": weight * share for view, share in self.view_shares.items()}
         return super().factors(progress) | shares
@@ -59,9 +60,9 @@ class SemiVL(UniMatch):
         self, labels: list[ImageLabels], views: Views, state: PyTree, progress: Float[Array, ""]
     ) -> Targets:
         """Logs the weight of guidance."""
-        made = super().targets(labels, views, state, progress)
+        targets = super().targets(labels, views, state, progress)
         weight = {"guidance_weight": self.guidance_weight(progress)}
-        return made.replace(metrics=made.metrics | weight)
+        return targets.replace(metrics=targets.metrics | weight)
 
     def guidance_weight(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         """λ of METHOD 4.7."""
@@ -76,8 +77,6 @@ class SemiVL(UniMatch):
         self, networks: Networks, image: Float[Array, "b h w 3"], state: PyTree
     ) -> dict[str, Array]:
         """Adds the guidance label."""
-        made = super().image_labels(networks, image, state)
-        ignore = made["pseudo"] < 0  # no padding
-        return made | {
-            "guidance": networks.guidance(image, ignore, threshold=self.guidance_threshold)
-        }
+        no_padding = jnp.zeros(image.shape[:3], bool)
+        guidance = networks.guidance(image, no_padding, threshold=self.guidance_threshold)
+        return super().image_labels(networks, image, state) | {"guidance": guidance}

@@ -36,15 +36,16 @@ class UniMatch(Consistency):
 
     def perturb(self, noise: dict[str, Key], features: dict[str, Features]) -> dict[str, Features]:
         """Adds `fp`, and `x_fp`, which only takes part in a decoder's batch statistics (trap 7)."""
-        added = {}
+        if "w" not in features:
+            return features
+        dropped = {}
         for view, name in (("x", "x_fp"), ("w", "fp")):
-            if "w" in features:
-                masks = self.channel_masks(noise[view], features[view])
-                added[name] = channel_dropout.drop_channels(
-                    features[view], masks, rate=self.perturbation_rate
-                )
-        return features | added
+            masks = self.channel_masks(noise[view], features[view])
+            dropped[name] = channel_dropout.drop_channels(
+                features[view], masks, rate=self.perturbation_rate
+            )
+        return features | dropped
 
     def channel_masks(self, keys: Key, features: Features) -> channel_dropout.Masks:
-        """Channels that survive."""
+        """Channels that are kept."""
         return channel_dropout.channel_masks(keys, features, rate=self.perturbation_rate)

@@ -14,12 +14,12 @@ from semivl_jax.types import Features, Key
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniMatchV2(Consistency):
-    """What one strong view drops the other keeps, doubled."""
+    """A channel that one strong view drops is doubled in the other."""
 
     view_shares: ClassVar[dict[str, float]] = {"s1": 0.5, "s2": 0.5}
 
     def noise(self, key: Key, count: int) -> dict[str, Array]:
-        """Which channels go, image by image."""
+        """Which channels are dropped, image by image."""
         return channel_dropout.draw_complementary(key, count)
 
     def perturb(

@@ -6,10 +6,7 @@ import dataclasses
 from typing import Literal
 
 from semivl_jax.train.forward import DropoutPasses
-from semivl_jax.train.methods.base import Target, mask_target
-from semivl_jax.train.methods.consistency import ImageLabels
 from semivl_jax.train.methods.unimatch import UniMatch
-from semivl_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,8 +15,3 @@ class ZegCLIP(UniMatch):
 
     criterion: Literal["focal_dice"] = "focal_dice"
     dropout_passes: DropoutPasses = "first"
-
-    def view_targets(self, view: str, labels: ImageLabels, state: PyTree) -> tuple[Target, ...]:
-        """The criterion cannot weight single pixels."""
-        scale = self.confident_share(labels, state)
-        return (mask_target(f"loss_{view}", labels.pseudo.label, scale),)

@@ -1,0 +1,130 @@
+"""The images of a run: data sets prepared and opened, labelled images chosen, classes.
+
+In: `config.data` and the image streams of the method. Out: `Data`, or the facts of a public data set that
+is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from semivl_jax.data import published_splits, splits
+from semivl_jax.data import source as source_lib
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.text import class_names
+from semivl_jax.train import distributed, methods
+from tfds_builders import builders, common
+from tfds_builders.folder_semi import FolderSemi
+from tfds_builders.shapes.shapes_dataset_builder import Builder as ShapesBuilder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The images of a run: sources by part, the split of the training images, further sources by name."""
+
+    info: DatasetInfo
+    train: source_lib.Source
+    validation: source_lib.Source
+    split: splits.Split
+    extra: Mapping[str, source_lib.Source] = dataclasses.field(default_factory=dict)
+
+    def lists(self) -> dict[str, list[str]]:
+        """Ids of the labelled and the unlabelled images."""
+        return {
+            "labelled": [self.train.ids[index] for index in self.split.labelled],
+            "unlabelled": [self.train.ids[index] for index in self.split.unlabelled],
+        }
+
+
+def open_data(config: ConfigDict) -> Data:
+    """Prepares missing data sets and selects the labelled images.
+
+    Raises:
+      ValueError: images cannot be read, or a stream of the method has no source in `data.extra_sources`.
+    """
+    settings, method = config.data, methods.create(config.method)
+    directory = _prepared(_builder(settings))
+    train = source_lib.open_source(directory, "train")
+    published = None
+    if settings.split_seed == 0:
+        published = published_splits.labelled_ids(
+            settings.dataset, settings.split, Path(settings.directory).expanduser()
+        )
+    split = splits.resolve_split(
+        train,
+        settings.split,
+        published=published,
+        unlabelled=settings.unlabelled,
+        seed=settings.split_seed,
+        supervised=not method.reads_unlabelled,
+    )
+    validation = source_lib.open_source(directory, "validation")
+    extra = _extra_sources(settings, method)
+    return Data(info=train.info, train=train, validation=validation, split=split, extra=extra)
+
+
+def _extra_sources(settings: ConfigDict, method: methods.Method) -> dict[str, source_lib.Source]:
+    """Further images of the method's streams, from the folders that `data.extra_sources` names."""
+    folders = {}
+    for part in filter(None, settings.extra_sources.split(",")):
+        name, equals, folder = part.partition("=")
+        if not equals or not folder:
+            raise ValueError(
+                f"data.extra_sources = {settings.extra_sources!r}: write NAME=FOLDER, …"
+            )
+        folders[name.strip()] = folder.strip()
+    needed = {stream.source for stream in method.streams} - {"unlabelled"}
+    missing = sorted(needed - folders.keys())
+    if missing:
+        raise ValueError(
+            f"the method needs the image source {missing[0]!r}; name its folder with "
+            f"data.extra_sources = '{missing[0]}=/path/to/folder'"
+        )
+    return {
+        name: source_lib.open_source(_prepared(_folder(settings, folders[name])), "train")
+        for name in sorted(needed)
+    }
+
+
+def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
+    """Classes and images per epoch of a public data set, without opening it.
+
+    None for other data sets, and for a split that depends on the images themselves.
+    """
+    settings = config.data
+    if settings.dataset not in builders.PUBLISHED or settings.unlabelled:
+        return None
+    train = builders.PUBLISHED[settings.dataset].SIZES["train"]
+    labelled = splits.labelled_count(
+        settings.split, train, published=published_splits.lists_of(settings.dataset)
+    )
+    if labelled is None:
+        return None
+    info = class_names.dataset_info(settings.dataset.removesuffix("_instances"))
+    unlabelled = methods.create(config.method).reads_unlabelled
+    return info, train - labelled if unlabelled else labelled
+
+
+def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
+    directory = Path(settings.directory).expanduser()
+    if settings.dataset == "folder":
+        return _folder(settings, settings.folder)
+    if settings.dataset in builders.PUBLISHED:
+        make = builders.PUBLISHED[settings.dataset]
+        return make(data_dir=directory, manual_dir=settings.manual_dir)
+    return ShapesBuilder(data_dir=directory)
+
+
+def _folder(settings: ConfigDict, folder: str) -> FolderSemi:
+    directory = Path(settings.directory).expanduser()
+    return FolderSemi(folder, label_map=settings.label_map, data_dir=directory)
+
+
+def _prepared(builder: common.SegmentationBuilder) -> Path:
+    """The folder of a data set, prepared by the first process if it is missing."""
+    return distributed.main_first(functools.partial(common.prepare, builder))
