@@ -25,7 +25,7 @@ SIZES = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
 
 
 def missing() -> str | None:
-    """The program that is not installed, in words; None if there is none."""
+    """Names the program that is not installed; None if there is none."""
     for program in ("chromium", "chromedriver"):
         if shutil.which(program) is None:
             return f"no {program} here (Debian: apt-get install chromium chromium-driver)"

@@ -13,15 +13,12 @@ the collectives. Compiling a training step takes 5 to 40 minutes of one core.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import functools
 import json
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ from semivl_jax.train import sharding
 from semivl_jax.train.step import jit_train_step
 
 GIB = 2**30
+PRECISION = "default"  # of matrix products on a TPU: one bfloat16 pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,39 +144,25 @@ def trace_train(work: workload.Workload, devices: list[jax.Device]) -> jax.stage
     mesh = sharding.make_mesh(devices, **config.mesh)
     sharding.check_batch(config.batch, mesh, accumulation=config.accumulation)
     frozen, state, batch = work.abstract_arguments(mesh)
-    with _for_tpu():
+    with jax.default_matmul_precision(PRECISION):
         return jit_train_step(work.modules, mesh, state).trace(frozen, state, batch)
 
 
 def trace_evaluate(work: workload.Workload, devices: list[jax.Device]) -> jax.stages.Traced:
     """The network of the evaluation on one batch of windows."""
     mesh = sharding.make_mesh(devices)
-    place = functools.partial(_placed, sharding.replicated(mesh))
-    text, variables = place(work.frozen.text), place(work.abstract_state().student())
+    arguments = work.frozen.text, work.abstract_state().student()
+    text, variables = workload.placed(arguments, sharding.replicated(mesh))
     windows = -(-work.config.evaluation.window_batch // len(devices)) * len(devices)
     side = work.config.data.crop
     images = jax.ShapeDtypeStruct((windows, side, side, 3), jnp.float32)
-    images = _placed(sharding.batch_sharding(mesh), images)
+    images = workload.placed(images, sharding.batch_sharding(mesh))
 
     def network(variables: Any, text: Any, images: jax.Array) -> jax.Array:
         return work.modules.model.apply(variables, images, text)
 
-    with _for_tpu():
+    with jax.default_matmul_precision(PRECISION):
         return jax.jit(network).trace(variables, text, images)
-
-
-@contextlib.contextmanager
-def _for_tpu() -> Iterator[None]:
-    """The default precision of matrix products on a TPU: one bfloat16 pass."""
-    with jax.default_matmul_precision("default"):
-        yield
-
-
-def _placed(place: jax.sharding.Sharding, tree: Any) -> Any:
-    def put(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-    return jax.tree.map(put, tree)
 
 
 def analysis(compiled: jax.stages.Compiled, target: Target, operations: float) -> dict[str, Any]:

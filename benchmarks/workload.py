@@ -13,6 +13,7 @@ import functools
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,29 +79,19 @@ class Workload:
         """Shapes and dtypes of the training state."""
         return jax.eval_shape(self._create_state, self.frozen.guidance_params)
 
-    def abstract_batch(self) -> Batch:
-        """Shapes and dtypes of the global batch."""
-        return step_modules.abstract_batch(self.config)
-
     def abstract_arguments(self, mesh: Mesh) -> tuple[Frozen, TrainState, Batch]:
         """Arguments of the step, sharded as in training."""
-        place = sharding.batch_sharding(mesh)
-        batch = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            self.abstract_batch(),
-        )
-        frozen, state = (
-            sharding.abstract(mesh, tree) for tree in (self.frozen, self.abstract_state())
-        )
-        return frozen, state, batch
+        batch = placed(step_modules.abstract_batch(self.config), sharding.batch_sharding(mesh))
+        frozen = sharding.abstract(mesh, self.frozen)
+        return frozen, sharding.abstract(mesh, self.abstract_state()), batch
 
-    def random_arguments(self, seed: int = 0) -> tuple[Frozen, TrainState, Batch]:
+    def random_arguments(self) -> tuple[Frozen, TrainState, Batch]:
         """Arguments of the step with random values."""
         draw = jax.jit(functools.partial(_random, self.frozen.guidance_params))
-        frozen = self.frozen.replace(guidance_params=draw(jax.random.key(seed, impl="rbg")))
+        frozen = self.frozen.replace(guidance_params=draw(jax.random.key(0, impl="rbg")))
         state = jax.jit(self._create_state)(frozen.guidance_params)
-        rng = np.random.default_rng(seed)
-        batch = jax.tree.map(functools.partial(self._pixels, rng), self.abstract_batch())
+        pixels = functools.partial(self._pixels, np.random.default_rng(0))
+        batch = jax.tree.map(pixels, step_modules.abstract_batch(self.config))
         return frozen, state, batch
 
     def _create_state(self, guidance_params: PyTree | None) -> TrainState:
@@ -151,6 +142,15 @@ def build(config: ConfigDict) -> Workload:
     )
     frozen = frozen.replace(method=own)
     return Workload(config=config, info=info, modules=modules, frozen=frozen)
+
+
+def placed(tree: PyTree, place: jax.sharding.Sharding) -> PyTree:
+    """Shapes and dtypes with a sharding."""
+
+    def put(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(put, tree)
 
 
 def _random(like: PyTree, key: jax.Array) -> PyTree:

@@ -99,7 +99,7 @@ def _data() -> ConfigDict:
     # shapes (made by the project), folder (your own images), voc, coco, coco_instances, ade20k,
     # cityscapes (docs/datasets.md)
     data.dataset = "shapes"
-    data.directory = "~/.cache/semivl_jax/data"  # prepared data sets
+    data.directory = utils.DATA_DIRECTORY  # prepared data sets
     data.manual_dir = ""  # folder with archives that you downloaded yourself (docs/datasets.md)
     data.folder = ""  # dataset = folder: where images/, masks/ and classes.txt are
     # dataset = folder: mask values to change, such as "11:255,12:3"; "n:255": the value after the last
@@ -183,7 +183,7 @@ def _text() -> ConfigDict:
     text = ConfigDict()
     text.decoder = "name"  # what describes a class: name, concept or concept_average (METHOD 2)
     text.guidance = "concept"
-    text.cache = "~/.cache/semivl_jax/text"  # folder of embeddings; empty: computed every time
+    text.cache = utils.TEXT_CACHE  # folder of embeddings; empty: computed every time
     return text
 
 

@@ -1,13 +1,13 @@
-"""Turns weights that others published into a file of this project.
+"""Converts published weights to a file of this project.
 
     python -m semivl_jax.convert ViT-B-16.pt --out clip_vit_b16.safetensors
     python -m semivl_jax.convert best.pth --out voc_92.safetensors
     python -m semivl_jax.convert clip_vit_b16.safetensors --out clip_vit_b16.npz
 
-The format of the weights is detected from their content. Names and shapes must be exactly those of the model:
-what is missing, unexpected or misshapen is listed, and then nothing is written. With an --out that ends with
-.npz it is the other way round: towers of this project in big_vision's layout. Exit codes: 0 written, 2
-something is wrong (one sentence says what). All formats: docs/checkpoints.md.
+The format of the weights is detected from their content. Names and shapes must be exactly those of the
+model: otherwise missing, unexpected and misshapen tensors are listed and nothing is written. With an --out
+that ends with .npz a file of this project is exported in big_vision's layout. Exit codes: 0 written, 2
+error (one sentence). All formats: docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from semivl_jax.weights.layouts import Options
 
 
 def main(argv: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit code."""
+    """Runs the command and returns the exit code."""
     parsed = parser().parse_args(argv)
     options = Options(
         image_heads=parsed.image_heads,
@@ -57,24 +57,24 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--format",
         default="",
-        help=f"published format of the weights, where it is not detected: {', '.join(formats.names())}",
+        help=f"published format of the weights, if it is not detected: {', '.join(formats.names())}",
     )
     made.add_argument(
         "--entry",
         default="",
-        help="the part of a training's checkpoint to take, such as model_ema; default: model",
+        help="the part of a training checkpoint to take, such as model_ema; default: model",
     )
     for part in ("image", "text", "decoder"):
         made.add_argument(
             f"--{part}_heads",
             type=int,
-            help=f"attention heads of the {part} part, where they are not the published ones",
+            help=f"attention heads of the {part} part, if they are not the published ones",
         )
     made.add_argument(
         "--grid",
         type=_grid,
         metavar="ROWSxCOLUMNS",
-        help="patches of the image encoder's position table, where it is not square",
+        help="patches of the image encoder's position table, if it is not square",
     )
     made.add_argument(
         "--as_trained",

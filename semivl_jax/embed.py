@@ -9,8 +9,8 @@ A `.npy` file holds the rows [k, d], of unit length, alone; a `.safetensors` fil
 (int32 [k], the class of every row), with names and mode in its metadata. Rows are in the order of the
 classes, concepts in the order of their definitions (METHOD 2).
 
-Exit codes: 0 done, 1 --compare found a row that differs (cosine below 0.999), 2 something is wrong (one
-sentence says what).
+Exit codes: 0 done, 1 --compare found a row that differs (cosine below 0.999), 2 an error, described in one
+sentence, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from semivl_jax import utils
 from semivl_jax.data.dataset_info import DatasetInfo
@@ -35,61 +34,46 @@ ALIKE = 0.999
 
 
 def main(argv: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit code."""
+    """Writes and compares the embeddings; returns the exit code."""
     options = parser().parse_args(argv)
-    try:
-        out = Path(options.out).expanduser()
-        if out.suffix not in (".npy", ".safetensors"):
-            raise ValueError(f"--out {out}: end the name with .npy or .safetensors")
-        if options.dataset:
-            info = class_names.dataset_info(options.dataset)
-        else:
-            info = class_names.read_classes(Path(options.classes_file), where="--classes_file")
-        mode = "concept" if options.definitions else options.mode
-        clip = towers.load(options.weights, "clip_vit_b16")
-        text = class_text.class_text(
-            info, mode=mode, tower=class_text.TextTower.of(clip), cache=options.text_cache
-        )
-        _write(out, text, info, mode, np.dtype(options.dtype))
-        print(f"{text.embeddings.shape[0]} rows of {text.embeddings.shape[1]} numbers: {out}")
-        if options.compare:
-            return _compare(np.asarray(text.embeddings), Path(options.compare), info, text)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return utils.run_command(lambda: _embed(options))
+
+
+def _embed(options: argparse.Namespace) -> int:
+    out = Path(options.out).expanduser()
+    if out.suffix not in (".npy", ".safetensors"):
+        raise ValueError(f"--out {out}: end the name with .npy or .safetensors")
+    if options.dataset:
+        info = class_names.dataset_info(options.dataset)
+    else:
+        info = class_names.read_classes(Path(options.classes_file), where="--classes_file")
+    mode = "concept" if options.definitions else options.mode
+    clip = towers.load(options.weights, "clip_vit_b16")
+    tower = class_text.TextTower.of(clip)
+    text = class_text.class_text(info, mode=mode, tower=tower, cache=options.text_cache)
+    _write(out, text, info, mode, np.dtype(options.dtype))
+    print(f"{text.embeddings.shape[0]} rows of {text.embeddings.shape[1]} numbers: {out}")
+    return _compare(text, info, Path(options.compare)) if options.compare else 0
 
 
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     made = utils.Parser("semivl_jax.embed", __doc__)
-    source = made.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--dataset", choices=class_names.DATASETS, help="classes of a public data set"
-    )
-    source.add_argument("--classes_file", help="one class per line, name or name: concept, concept")
-    how = made.add_mutually_exclusive_group()
-    how.add_argument(
-        "--mode",
-        choices=class_names.MODES,
-        default="name",
-        help="one row per class from its name (default), one per concept, or the mean of the concepts",
-    )
-    how.add_argument("--definitions", action="store_true", help="the same as --mode concept")
-    made.add_argument("--weights", required=True, help="CLIP weights, or demo")
-    made.add_argument("--out", required=True, help="FILE.npy or FILE.safetensors")
-    made.add_argument(
-        "--dtype",
-        choices=("float32", "float16"),
-        default="float32",
-        help="of the rows; default: %(default)s",
-    )
-    made.add_argument("--compare", metavar="FILE.npy", help="rows to compare with, in their order")
-    made.add_argument(
-        "--text_cache",
-        default=class_text.CACHE,
-        help="folder that keeps what was embedded; default: %(default)s",
-    )
+    add = made.add_mutually_exclusive_group(required=True).add_argument
+    add("--dataset", choices=class_names.DATASETS, help="classes of a public data set")
+    add("--classes_file", help="one class per line, name or name: concept, concept")
+    add = made.add_mutually_exclusive_group().add_argument
+    add("--mode", choices=class_names.MODES, default="name",
+        help="one row per class from its name (default), per concept, or from their mean")  # fmt: skip
+    add("--definitions", action="store_true", help="the same as --mode concept")
+    add = made.add_argument
+    add("--weights", required=True, help="CLIP weights, or demo")
+    add("--out", required=True, help="FILE.npy or FILE.safetensors")
+    add("--dtype", choices=("float32", "float16"), default="float32",
+        help="of the rows; default: %(default)s")  # fmt: skip
+    add("--compare", metavar="FILE.npy", help="rows to compare with, in their order")
+    add("--text_cache", default=utils.TEXT_CACHE,
+        help="folder that keeps text embeddings; default: %(default)s")  # fmt: skip
     return made
 
 
@@ -103,8 +87,9 @@ def _write(out: Path, text: ClassText, info: DatasetInfo, mode: str, dtype: np.d
         np.save(stream, rows)
 
 
-def _compare(rows: Float[np.ndarray, "k d"], path: Path, info: DatasetInfo, text: ClassText) -> int:
+def _compare(text: ClassText, info: DatasetInfo, path: Path) -> int:
     """Prints the cosine of every row with the file's; 1 where one is below `ALIKE`."""
+    rows = np.asarray(text.embeddings)
     try:
         others = np.load(path, allow_pickle=False).astype(np.float64)
     except (OSError, ValueError) as error:

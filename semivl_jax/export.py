@@ -11,7 +11,7 @@ or labels uint8 [b, h, w]. Beside it FILE.json names the classes. `examples/run_
 JAX and NumPy to run it. JAX keeps reading such files for six months; what is to last longer is the folder
 serving/ (docs/predict.md).
 
-Exit codes: 0 done, 2 something is wrong (one sentence says what).
+Exit codes: 0 done, 2 an error, described in one sentence, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -33,24 +33,22 @@ from semivl_jax.models import normalization
 from semivl_jax.models.resize import bilinear
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-IMAGES = ("uint8", "float32")
-OUTPUTS = ("logits", "labels")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit code."""
+    """Exports and uploads the model; returns the exit code."""
     options = parser().parse_args(argv)
-    try:
-        if not options.out and not options.push_to_hub:
-            raise ValueError("nothing to do; give --out FILE, --push_to_hub USER/REPO, or both")
-        if options.out:
-            _export(options)
-        if options.push_to_hub:
-            page = hub.push(options.model, options.push_to_hub, private=options.private)
-            print(f"on the hub: {page}")
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return utils.run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.out and not options.push_to_hub:
+        raise ValueError("nothing to do; give --out FILE, --push_to_hub USER/REPO, or both")
+    if options.out:
+        _export(options)
+    if options.push_to_hub:
+        page = hub.push(options.model, options.push_to_hub, private=options.private)
+        print(f"on the hub: {page}")
     return 0
 
 
@@ -99,25 +97,17 @@ def export_model(
     platforms: Sequence[str],
 ) -> jax_export.Exported:
     """The model with its weights as one program; `batch` = 0 leaves the number of images open."""
-    lengths = jax_export.symbolic_shape("b") if batch == 0 else (batch,)
-    window = jax.ShapeDtypeStruct((*lengths, *size, 3), np.dtype(images))
-    function = jax.jit(_window_function(model, size, output))
-    return jax_export.export(function, platforms=list(platforms))(window)
-
-
-def _window_function(
-    model: load.Model, size: tuple[int, int], output: str
-) -> Callable[[jax.Array], jax.Array]:
     variables = jax.tree.map(jnp.asarray, model.variables)
 
     def segment(images: jax.Array) -> jax.Array:
         if images.dtype == jnp.uint8:
             images = normalization.normalize(images)
-        logits = model.network(variables, images)
-        logits = bilinear(logits, size, align_corners=False)
+        logits = bilinear(model.network(variables, images), size, align_corners=False)
         return logits.argmax(-1).astype(jnp.uint8) if output == "labels" else logits
 
-    return segment
+    lengths = jax_export.symbolic_shape("b") if batch == 0 else (batch,)
+    window = jax.ShapeDtypeStruct((*lengths, *size, 3), np.dtype(images))
+    return jax_export.export(jax.jit(segment), platforms=list(platforms))(window)
 
 
 def _size(text: str | None, model: load.Model) -> tuple[int, int]:
@@ -150,8 +140,13 @@ def parser() -> argparse.ArgumentParser:
         "weights (clip:WEIGHTS); for --push_to_hub a folder")  # fmt: skip
     add("--out", metavar="FILE", help="the StableHLO program to write, and FILE.json beside it")
     add("--size", metavar="ROWS,COLUMNS", help="of the window, in pixels; default: the crop")
-    add("--images", choices=IMAGES, default="uint8", help="uint8 RGB (default), or normalised")
-    add("--output", choices=OUTPUTS, default="logits",
+    add(
+        "--images",
+        choices=("uint8", "float32"),
+        default="uint8",
+        help="uint8 RGB (default), or normalised",
+    )
+    add("--output", choices=("logits", "labels"), default="logits",
         help="what the program returns; default: %(default)s")  # fmt: skip
     add("--batch", type=int, default=0, help="images per call; 0 (default): any number")
     add("--platforms", default="cpu,cuda,tpu",

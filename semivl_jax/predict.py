@@ -8,8 +8,8 @@ Below --out: masks/NAME.png (class indices with palette), overlays/NAME.jpg (ima
 legend below), scores/NAME.npz with --save_scores (`scores` float32 [h, w, n] in the order of `names`), and
 classes.json (names and colours by index). Folders below an image folder are kept.
 
-Exit codes: 0 done, 1 some images could not be read (they are listed at the end), 2 something else is wrong
-(one sentence says what), 130 stopped by Ctrl-C; what is written stays.
+Exit codes: 0 done, 1 some images could not be read (they are listed at the end), 2 another error, described
+in one sentence, 130 stopped by Ctrl-C; what is written stays.
 """
 
 from __future__ import annotations
@@ -29,28 +29,21 @@ from semivl_jax import utils
 from semivl_jax.inference import files
 
 if TYPE_CHECKING:
-    from semivl_jax.inference.segmenter import Segmentation, Segmenter
+    from semivl_jax.inference.segmenter import Segmenter
 
 
 def main(argv: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit code."""
+    """Segments the images and returns the exit code."""
     options = parser().parse_args(argv)
     # Pillow warns about odd metadata, which does not matter here; broken pixels are errors.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    try:
-        return _predict(options)
-    except KeyboardInterrupt:
-        print("stopped; what is written stays, --existing=skip continues", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    stopped = "stopped; what is written stays, --existing=skip continues"
+    return utils.run_command(lambda: _predict(options), stopped=stopped)
 
 
 def _predict(options: argparse.Namespace) -> int:
     # Imported late so that --help and a misspelt option answer at once.
     from semivl_jax.inference.segmenter import Segmenter
-    from semivl_jax.text import class_text
 
     begun = time.perf_counter()
     utils.use_compilation_cache(options.compilation_cache)
@@ -62,7 +55,7 @@ def _predict(options: argparse.Namespace) -> int:
         definitions=options.definitions,
         device=options.device,
         batch=options.batch,
-        cache=class_text.CACHE if options.text_cache is None else options.text_cache,
+        cache=options.text_cache,
         window=options.window,
     )
     images = out.claim(found, segmenter.names, segmenter.palette, existing=options.existing)
@@ -99,13 +92,10 @@ def _segment(
                 segmented.append(image)
                 yield pixels
 
-    def write(found: tuple[files.ImageFile, Segmentation]) -> None:
-        out.write(*found)
-
     with utils.Progress("predicting", total=len(images), unit="images") as progress:
         segmentations = segmenter.segment(readable(), scores=scores)
         found = ((segmented.popleft(), segmentation) for segmentation in segmentations)
-        for _ in utils.ordered_map(write, found, workers=2):
+        for _ in utils.ordered_map(lambda pair: out.write(*pair), found, workers=2):
             progress.update()
     return unreadable
 
@@ -141,8 +131,8 @@ def parser() -> argparse.ArgumentParser:
         help="windows per call of the network; default: as in the training's evaluation")  # fmt: skip
     add("--device", help="cpu, gpu, tpu, …; default: what JAX prefers")
     add("--window", type=_positive, help="side of the windows of clip:WEIGHTS, in pixels")
-    add("--text_cache", metavar="DIR",
-        help="keeps text embeddings; empty: none; default: ~/.cache/semivl_jax/text")  # fmt: skip
+    add("--text_cache", metavar="DIR", default=utils.TEXT_CACHE,
+        help="keeps text embeddings; empty: none; default: %(default)s")  # fmt: skip
     add("--compilation_cache", metavar="DIR", default=utils.COMPILATION_CACHE,
         help="keeps compiled programs; empty: none; default: %(default)s")  # fmt: skip
     return made

@@ -8,152 +8,70 @@
 
 The same command again goes on where it stopped, and does nothing where everything is there. Training does the
 same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something missing,
-2 something went wrong (one sentence says what), 130 stopped by Ctrl-C.
+2 an error, described in one sentence, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from semivl_jax import utils
 from semivl_jax.data import download, published_splits
 from tfds_builders import builders, common
 from tfds_builders.published import PublishedBuilder
 
-if TYPE_CHECKING:
-    from semivl_jax.weights.download import Published
-
-DATA_DIR = "~/.cache/semivl_jax/data"
-"""Where `data.directory` of configs/base.py points."""
-
-WEIGHTS_DIR = "~/.cache/semivl_jax/weights"
-"""Where `model.weights = "clip_vit_b16"` finds them."""
-
-WEIGHTS = "weights"
-TARGETS = (*builders.PUBLISHED, "all", WEIGHTS)
-
 _ALL = tuple(name for name in builders.PUBLISHED if name != "coco_instances")  # one COCO is enough
 
 
-def main(
-    argv: Sequence[str],
-    *,
-    make: Callable[[str], Callable[..., PublishedBuilder]] = builders.published_builder,
-    address: str = published_splits.ADDRESS,
-    published: Published | None = None,
-) -> int:
-    """Does what the arguments say and returns the exit code.
-
-    `make` gives the builder class of a data set, `address` is where the published lists are, `published` says
-    where CLIP is (None: where OpenAI and the hub have it).
-    """
+def main(argv: Sequence[str]) -> int:
+    """Prepares what the arguments name and returns the exit code."""
     options = parser().parse_args(argv)
-    if options.target == WEIGHTS:
-        return _weights(options, published)
-    chosen = _ALL if options.target == "all" else (options.target,)
-    failed = missing = False
-    for dataset in chosen:
-        try:
-            directory = Path(options.data_dir).expanduser()
-            build = make(dataset)(data_dir=directory, manual_dir=options.manual_dir)
-            if options.check:
-                missing |= not _check(dataset, build, directory)
-                continue
-            place = common.prepare(build)
-            lists = _lists(dataset, address)
-            for file in lists:
-                download.fetch(file, published_splits.lists_directory(dataset, directory))
-            note = f" and {len(lists)} published lists" if lists else ""
-            print(f"{dataset}: prepared in {place}{note}", flush=True)
-        except (ValueError, OSError) as error:
-            # The others may still succeed.
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            failed = True
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            return 130
-    return 2 if failed else int(missing)
+    stopped = "stopped; the same command goes on from here"
+    if options.target == "weights":
+        return utils.run_command(lambda: _weights(options), stopped=stopped)
+    codes = []
+    for dataset in _ALL if options.target == "all" else (options.target,):
+        prepare = functools.partial(_data_set, dataset, options)
+        codes.append(utils.run_command(prepare, stopped=stopped))
+        if codes[-1] == 130:
+            break
+    return max(codes)
 
 
-def _weights(options: argparse.Namespace, published: Published | None) -> int:
-    # Only this target needs the models, which take a second to import.
-    from semivl_jax.weights import download, towers
-
-    published = published or download.CLIP_VIT_B16
-    directory = Path(options.weights_dir).expanduser()
-    given = Path(options.given).expanduser() if options.given else None
-    try:
-        if options.check:
-            return 0 if download.status(published, directory) else 1
-        path = download.prepare(published, directory, given=given, source=options.source)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    short = directory == towers.PREPARED.expanduser()
-    print(
-        f"{published.name}: --config.model.weights={published.name if short else path}", flush=True
-    )
+def _data_set(dataset: str, options: argparse.Namespace) -> int:
+    directory = Path(options.data_dir).expanduser()
+    make = builders.PUBLISHED[dataset]
+    build = make(data_dir=directory, manual_dir=options.manual_dir)
+    lists = [
+        published_splits.remote_list(dataset, f"{split}/labeled.txt")
+        for split in published_splits.lists_of(dataset)
+    ]
+    lists_directory = published_splits.lists_directory(dataset, directory)
+    if options.check:
+        here = [file for file in lists if download.status(file, lists_directory)[0]]
+        prepared = _check(dataset, build)
+        if lists:
+            print(f"  published lists: {len(here)} of {len(lists)} there")
+        return int(not prepared or len(here) < len(lists))
+    place = common.prepare(build)
+    for file in lists:
+        download.fetch(file, lists_directory)
+    note = f" and {len(lists)} published lists" if lists else ""
+    print(f"{dataset}: prepared in {place}{note}", flush=True)
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """Options and help of the command."""
-    made = utils.Parser("semivl_jax.prepare", __doc__)
-    made.add_argument(
-        "target",
-        choices=TARGETS,
-        help="a data set, all of them (but coco_instances), or the weights of CLIP ViT-B/16",
-    )
-    made.add_argument(
-        "--data_dir",
-        default=DATA_DIR,
-        help="folder of the prepared data sets; default: %(default)s",
-    )
-    made.add_argument(
-        "--manual_dir", default="", help="folder with archives that you downloaded yourself"
-    )
-    made.add_argument(
-        "--check", action="store_true", help="only say what is there and what is missing"
-    )
-    weights = made.add_argument_group("weights")
-    weights.add_argument(
-        "--from", dest="given", default="", help="a file or folder that you downloaded yourself"
-    )
-    weights.add_argument(
-        "--source",
-        choices=("openai", "huggingface"),
-        default="",
-        help="where CLIP is downloaded from; default: openai, and where that fails, huggingface",
-    )
-    weights.add_argument(
-        "--weights_dir",
-        default=WEIGHTS_DIR,
-        help="folder of the converted weights; default: %(default)s",
-    )
-    return made
-
-
-def _lists(dataset: str, address: str) -> list[download.RemoteFile]:
-    return [
-        published_splits.remote_list(dataset, f"{split}/labeled.txt", address=address)
-        for split in published_splits.lists_of(dataset)
-    ]
-
-
-def _check(dataset: str, build: PublishedBuilder, directory: Path) -> bool:
-    """Prints what is there and what is missing; returns whether nothing is."""
+def _check(dataset: str, build: PublishedBuilder) -> bool:
+    """Prints what is there and what is missing; returns whether the data set is prepared."""
     place = Path(build.data_path)
     prepared, state = False, f"not prepared yet ({place})"
     if place.exists():
         try:
-            common.check_complete(place, sizes=build.expected_sizes)
+            common.check_complete(place, sizes=build.SIZES)
             prepared, state = True, f"prepared in {place}"
         except ValueError as error:
             state = str(error)
@@ -161,12 +79,41 @@ def _check(dataset: str, build: PublishedBuilder, directory: Path) -> bool:
     if not prepared:
         for name, _, about in build.status():
             print(f"  {name}: {about}")
-    lists = _lists(dataset, published_splits.ADDRESS)
-    kept = published_splits.lists_directory(dataset, directory)
-    here = sum(download.status(file, kept)[0] for file in lists)
-    if lists:
-        print(f"  published lists: {here} of {len(lists)} there")
-    return prepared and here == len(lists)
+    return prepared
+
+
+def _weights(options: argparse.Namespace) -> int:
+    # Only this target needs the models, which take a second to import.
+    from semivl_jax.weights import download, towers
+
+    published, directory = download.CLIP_VIT_B16, Path(options.weights_dir).expanduser()
+    if options.check:
+        return 0 if download.status(published, directory) else 1
+    given = Path(options.given).expanduser() if options.given else None
+    path = download.prepare(published, directory, given=given, source=options.source)
+    short = directory == towers.PREPARED.expanduser()
+    name = published.name if short else path
+    print(f"{published.name}: --config.model.weights={name}", flush=True)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options and help of the command."""
+    made = utils.Parser("semivl_jax.prepare", __doc__)
+    add = made.add_argument
+    add("target", choices=(*builders.PUBLISHED, "all", "weights"),
+        help="a data set, all of them (but coco_instances), or the weights of CLIP ViT-B/16")  # fmt: skip
+    add("--data_dir", default=utils.DATA_DIRECTORY,
+        help="folder of the prepared data sets; default: %(default)s")  # fmt: skip
+    add("--manual_dir", default="", help="folder with archives that you downloaded yourself")
+    add("--check", action="store_true", help="only list what is there and what is missing")
+    add = made.add_argument_group("weights").add_argument
+    add("--from", dest="given", default="", help="a file or folder that you downloaded yourself")
+    add("--source", choices=("openai", "huggingface"), default="",
+        help="where CLIP is downloaded from; default: openai, and where that fails, huggingface")  # fmt: skip
+    add("--weights_dir", default=utils.WEIGHTS_DIRECTORY,
+        help="folder of the converted weights; default: %(default)s")  # fmt: skip
+    return made
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Settings:
 
     steps: int = _option(2400, "updates of the weights")
     seed: int = _option(0, "of images, initial weights and order")
-    images: int = _option(24000, "images that are drawn, every fifth a large one")
+    images: int = _option(24000, "number of images, every fifth a large one")
     batch: int = _option(160, "images per step; of large ones an eighth of it")
     learning_rate: float = _option(1.5e-3, "the highest of the schedule")
     patch_size: int = _option(8, "side of the image tower's patches in pixels")
@@ -76,17 +76,15 @@ class Settings:
     out_dim: int = _option(64, "channels that both towers end in")
 
 
-Drawn = tuple[UInt8[np.ndarray, "n s s 3"], list[tuple[str, ...]]]
+Captioned = tuple[UInt8[np.ndarray, "n s s 3"], list[tuple[str, ...]]]
 """Images of one size, and the captions of each."""
 
 
-def draw(settings: Settings, *, size: int, first: int, count: int) -> Drawn:
+def generate(settings: Settings, *, size: int, first: int, count: int) -> Captioned:
     """Images `first` … of the part "pretrain"."""
-    drawn = [
-        generator.pretrain_sample(index, size=size, seed=settings.seed)
-        for index in range(first, first + count)
-    ]
-    return np.stack([image for image, _ in drawn]), [captions for _, captions in drawn]
+    numbers = range(first, first + count)
+    samples = [generator.pretrain_sample(i, size=size, seed=settings.seed) for i in numbers]
+    return np.stack([image for image, _ in samples]), [captions for _, captions in samples]
 
 
 class Vocabulary:
@@ -106,7 +104,7 @@ class Vocabulary:
 
 
 def batches(
-    small: Drawn, large: Drawn, vocabulary: Vocabulary, settings: Settings
+    small: Captioned, large: Captioned, vocabulary: Vocabulary, settings: Settings
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(images, token rows, which text is true of which image) for every step."""
     for step in range(settings.steps):
@@ -240,15 +238,15 @@ def logit_scale(step: int, steps: int) -> np.float32:
 
 
 def train(settings: Settings) -> tuple[towers.Clip, np.ndarray, list[dict[str, float]]]:
-    """Draw the images and train: (towers, token ids that occurred, log of losses)."""
+    """Generates the images and trains: (towers, token ids that occurred, log of losses)."""
     started = time.monotonic()
     larger = settings.images // 5
-    small = draw(settings, size=SMALL, first=0, count=settings.images - larger)
-    large = draw(settings, size=LARGE, first=settings.images - larger, count=larger)
+    small = generate(settings, size=SMALL, first=0, count=settings.images - larger)
+    large = generate(settings, size=LARGE, first=settings.images - larger, count=larger)
     vocabulary = Vocabulary({text for captions in small[1] + large[1] for text in captions})
     print(
         f"{settings.images} images, {len(vocabulary.token_ids)} different tokens, longest caption "
-        f"{vocabulary.context} tokens, drawn in {time.monotonic() - started:.0f} s",
+        f"{vocabulary.context} tokens, generated in {time.monotonic() - started:.0f} s",
         flush=True,
     )
     model, optimizer = Model(settings, vocabulary), make_optimizer(settings)

@@ -21,13 +21,13 @@ from semivl_jax.reporting import page
 def main(argv: Sequence[str]) -> int:
     """Writes the report and returns the exit code."""
     options = parser().parse_args(argv)
+    return utils.run_command(lambda: _write(options))
+
+
+def _write(options: argparse.Namespace) -> int:
     workdirs = [Path(folder) for folder in options.workdir]
     default = workdirs[0] / page.NAME if len(workdirs) == 1 else Path(page.NAME)
-    try:
-        path = page.write(workdirs, Path(options.out) if options.out else default)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    path = page.write(workdirs, Path(options.out) if options.out else default)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 

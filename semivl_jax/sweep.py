@@ -190,27 +190,23 @@ def plan(options: argparse.Namespace) -> dict[str, list[Run]]:
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     command = utils.Parser("semivl_jax.sweep", __doc__)
-    command.add_argument("config", help="configuration FILE[:ARGUMENT] without the split")
-    command.add_argument("--splits", required=True, help="published splits, such as 92,183")
-    command.add_argument(
-        "--seeds", default="0", help="seeds of every split, such as 0,1,2; default: %(default)s"
-    )
-    command.add_argument(
-        "--out", default="", help="folder; default: runs/ and the name of the file"
-    )
-    command.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every run"
-    )
+    add = command.add_argument
+    add("config", help="configuration FILE[:ARGUMENT] without the split")
+    add("--splits", required=True, help="published splits, such as 92,183")
+    add("--seeds", default="0", help="seeds of every split, such as 0,1,2; default: %(default)s")
+    add("--out", default="", help="folder; default: runs/ and the name of the file")
+    add("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every run")
     return command
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser().parse_args(argv)
+    path, _, _ = options.config.partition(":")
     if options.jobs < 1:
         parser().error(f"--jobs {options.jobs} must be 1 or more")
-    if not Path(options.config.partition(":")[0]).is_file():
-        parser().error(f"there is no file {options.config.partition(':')[0]}")
+    if not Path(path).is_file():
+        parser().error(f"there is no file {path}")
     name = options.config.replace(":", "-").replace(",", "-")
     options.out = options.out or f"runs/{Path(name).name.replace('.py', '')}"
     return options
@@ -219,15 +215,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Trains, prints the table and returns the exit code."""
     options = _parse(argv)
-    try:
-        runs = plan(options)
-        failed = run_all([one for several in runs.values() for one in several], jobs=options.jobs)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes", file=sys.stderr)
-        return 130
+    return utils.run_command(lambda: _sweep(options), stopped="stopped; the same command resumes")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    runs = plan(options)
+    failed = run_all([one for several in runs.values() for one in several], jobs=options.jobs)
     print(f"\n{table(options.config, runs)}")
     return 1 if failed else 0
 

@@ -24,8 +24,12 @@ from tqdm import tqdm
 T = TypeVar("T")
 R = TypeVar("R")
 
-COMPILATION_CACHE = "~/.cache/semivl_jax/xla"
-"""Default folder of compiled programs."""
+CACHE = "~/.cache/semivl_jax"
+"""Default folders: prepared data sets, converted weights, text embeddings, compiled programs."""
+DATA_DIRECTORY = f"{CACHE}/data"
+WEIGHTS_DIRECTORY = f"{CACHE}/weights"
+TEXT_CACHE = f"{CACHE}/text"
+COMPILATION_CACHE = f"{CACHE}/xla"
 
 LINE_INTERVAL = 30.0
 """Seconds between two progress lines where no bar can be drawn."""
@@ -188,6 +192,21 @@ class Progress:
         if self._unit == "B":
             return tqdm.format_sizeof(value, "B")
         return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+def run_command(command: Callable[[], int], *, stopped: str = "stopped") -> int:
+    """Returns the exit code of a command: 2 after a ValueError or OSError, 130 after Ctrl-C.
+
+    The error is printed on one line, `stopped` instead of it after Ctrl-C.
+    """
+    try:
+        return command()
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
 
 
 class Parser(argparse.ArgumentParser):

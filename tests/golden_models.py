@@ -8,7 +8,6 @@ from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import ClassText
-from semivl_jax.weights import conversion
 from tests.golden_files import Golden
 from tests.weights import converted
 
@@ -64,8 +63,7 @@ def decoder_params(golden: Golden) -> dict:
     """The language-guided decoder's parameters, from a file that holds nothing else."""
     state = {f"decode_head.{name}": array for name, array in golden.weights().items()}
     sizes = {"vlg_decoder": {"num_heads": golden.meta["kwargs"]["num_heads"]}}
-    tree = conversion.translate_some(state, "semivl", sizes, source="the golden file")
-    return tree["params"]["decoder"]
+    return converted.some(state, "semivl", sizes)["params"]["decoder"]
 
 
 def segmenter(golden: Golden, *, crop: int, renormalize: bool) -> SegmentationModel:
@@ -114,7 +112,7 @@ def imported(golden: Golden, state: dict[str, np.ndarray]) -> dict:
         "vlg_decoder": {"num_heads": golden.meta["decode_head"]["num_heads"]},
         "conv_encoder": {},
     }
-    return conversion.translate_some(state, "semivl", sizes, source="the golden file")
+    return converted.some(state, "semivl", sizes)
 
 
 def guidance_params(golden: Golden) -> dict:

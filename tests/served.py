@@ -14,7 +14,7 @@ from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.text import class_text
 from semivl_jax.weights import towers
-from tests.models.drawn import drawn
+from tests.models.initialisation import random_variables
 
 INFO = DatasetInfo(
     name="toy",
@@ -31,12 +31,12 @@ def clip() -> towers.Clip:
     vision = VisionTransformer(**CLIP, **image, grid=(4, 4), out_indices=(image["depth"],))
     pixels = np.zeros((1, 32, 32, 3), np.float32)
     ids = np.zeros((1, text["context_length"]), np.int32)
-    words = drawn(TextTransformer(**text), ids)["params"]
+    words = random_variables(TextTransformer(**text), ids)["params"]
     # Drawn like a matrix it would be tiny, and all words the same.
     words["token_embedding"]["embedding"] *= 200
     return towers.Clip(
         image=image,
-        image_params=drawn(vision, pixels)["params"],
+        image_params=random_variables(vision, pixels)["params"],
         text=text,
         text_params=words,
         logit_scale=100.0,
@@ -62,7 +62,7 @@ def make(folder: Path, *, info: DatasetInfo = INFO, seed: int = 0, **fields) -> 
     image = np.zeros((1, changed.data.crop, changed.data.crop, 3), np.float32)
     bundle.save(
         folder,
-        drawn(model, image, about, seed=seed),
+        random_variables(model, image, about, seed=seed),
         text=about,
         tower=class_text.TextTower.of(clip()),
         clip_sizes=clip().image,

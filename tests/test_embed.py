@@ -31,13 +31,13 @@ def test_files_and_their_comparison(tmp_path, capsys):
     capsys.readouterr()
     same = ["--dataset", "cityscapes", "--out", str(tmp_path / "b.npy"), "--compare", str(npy)]
     assert run(*same) == 0
-    said = capsys.readouterr().out
-    assert "all rows alike" in said and "road" in said
+    printed = capsys.readouterr().out
+    assert "all rows alike" in printed and "road" in printed
     rows[7] = rows[7][::-1]
     np.save(npy, rows)
     assert run(*same) == 1
-    said = capsys.readouterr().out
-    assert "1 of 19 rows differ" in said and "traffic sign   differs" in said
+    printed = capsys.readouterr().out
+    assert "1 of 19 rows differ" in printed and "traffic sign   differs" in printed
 
 
 def test_own_classes_with_definitions(tmp_path):

@@ -87,9 +87,7 @@ def test_sizes_batches_inputs_and_outputs(model):
         (["--push_to_hub", "me"], "--push_to_hub=me is no repository; write USER/REPO"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(
-    model, tmp_path, monkeypatch, capsys, arguments, message
-):
+def test_errors_are_one_sentence(model, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert export.main(["--model", str(model), *arguments]) == 2
     error = capsys.readouterr().err

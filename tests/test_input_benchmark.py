@@ -10,7 +10,7 @@ from tests.data.photos import prepared
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("drawn") / "photos"
+    root = tmp_path_factory.mktemp("generated") / "photos"
     photos.make_folder(root, (48, 64), count=4, labelled=2, classes=3)
     return root
 

@@ -14,6 +14,7 @@ from semivl_jax.experiment import workdir
 from tests.data import archive_files
 from tests.data.archive_files import SIZES
 from tests.data.file_server import serve
+from tfds_builders import builders
 from tfds_builders.ade20k_semi import Ade20kSemi
 from tfds_builders.builders import PUBLISHED
 
@@ -33,13 +34,15 @@ def run(server, tmp_path, capsys, monkeypatch):
         server.files[f"{published_splits.FOLDERS[dataset]}/{path}"] = line
         monkeypatch.setitem(published_splits.LISTS, (dataset, path), pinned)
 
-    def make(dataset):
-        contents = archive_files.contents(dataset)
-        return functools.partial(archive_files.builder, dataset, contents, server)
+    monkeypatch.setattr(published_splits, "ADDRESS", server.address)
+    small = {
+        name: functools.partial(archive_files.builder, name, archive_files.contents(name), server)
+        for name in PUBLISHED
+    }
+    monkeypatch.setattr(builders, "PUBLISHED", small)
 
     def call(*arguments):
-        argv = [*arguments, f"--data_dir={tmp_path}"]
-        code = prepare.main(argv, make=make, address=server.address)
+        code = prepare.main([*arguments, f"--data_dir={tmp_path}"])
         return code, "".join(capsys.readouterr())
 
     return call
@@ -53,9 +56,9 @@ def test_one_data_set_and_again(run, server):
     assert server.requests == []
     code, text = run("voc")
     assert code == 0 and "voc: prepared in" in text and "and 5 published lists" in text
-    asked = len(server.requests)
+    requests = len(server.requests)
     assert run("voc")[0] == 0 and run("voc", "--check")[0] == 0
-    assert len(server.requests) == asked
+    assert len(server.requests) == requests
 
 
 def test_all_goes_on_after_an_error(run):
@@ -68,7 +71,7 @@ def test_all_goes_on_after_an_error(run):
     assert "cityscapes: not prepared yet" in text and "coco: prepared in" in text
 
 
-def test_damaged_copy_is_said(run, tmp_path):
+def test_check_reports_a_damaged_copy(run, tmp_path):
     run("ade20k")
     next((tmp_path / "ade20k_semi").glob("*/*train.array_record*")).unlink()
     code, text = run("ade20k", "--check")
@@ -86,7 +89,6 @@ def test_command_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
     done = subprocess.run([*command, "imagenet"], capture_output=True, text=True)
     assert done.returncode == 2 and "invalid choice: 'imagenet'" in done.stderr
-    assert default_config().data.directory == prepare.DATA_DIR
 
 
 def test_training_opens_a_public_data_set(server, tmp_path, monkeypatch):

@@ -42,10 +42,10 @@ def test_patch_similarity_goes_from_mean_to_maximum():
     np.testing.assert_allclose(best, cosine.max(axis=-1), rtol=1e-4)
 
 
-def test_batches_pair_pictures_with_their_captions():
+def test_batches_pair_images_with_their_captions():
     settings = pretrain.Settings(steps=4, images=20, batch=8)
-    small = pretrain.draw(settings, size=pretrain.SMALL, first=0, count=16)
-    large = pretrain.draw(settings, size=pretrain.LARGE, first=16, count=4)
+    small = pretrain.generate(settings, size=pretrain.SMALL, first=0, count=16)
+    large = pretrain.generate(settings, size=pretrain.LARGE, first=16, count=4)
     vocabulary = pretrain.Vocabulary({text for own in small[1] + large[1] for text in own})
     batches = list(pretrain.batches(small, large, vocabulary, settings))
     assert [len(images) for images, _, _ in batches] == [8, 8, 8, 1]
@@ -80,7 +80,7 @@ def demo():
     return towers.load("demo", "")
 
 
-def test_shipped_file_is_small_and_says_how_it_was_made(demo):
+def test_shipped_file_is_small_and_names_its_command(demo):
     assert towers.DEMO.stat().st_size < 5e6
     _, metadata = store.load_tree(towers.DEMO)
     assert metadata["command"].startswith("python -m semivl_jax.pretrain --out=demo_clip")
@@ -137,7 +137,7 @@ def test_definitions_beat_plain_names(zero_shot):
 @pytest.mark.parametrize(
     "pair", [("striped ball", "dotted ball"), ("tiger", "leopard"), ("crate", "gift")]
 )
-def test_text_tells_look_alikes_apart(zero_shot, pair):
+def test_similar_classes_are_distinguished(zero_shot, pair):
     """Of the pixels of a pair that are labelled as one of the pair, most get the right one."""
     labels, guided = zero_shot
     predicted = np.asarray(guided["concept"].label)
@@ -167,7 +167,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     tree, metadata = store.load_tree(towers.DEMO)
     damaged = tmp_path / "damaged.safetensors"
     store.save_tree(damaged, tree, metadata | {"token_seed": "?"})
-    with pytest.raises(ValueError, match="lacks or garbles"):
+    with pytest.raises(ValueError, match="lacks a part of its towers, or it is damaged"):
         towers.load(damaged, "")
     del tree["image"]["cls"]
     store.save_tree(damaged, tree, metadata)

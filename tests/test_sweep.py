@@ -33,8 +33,8 @@ def fake(folder, name, code=0):
 def test_finished_runs_are_skipped_and_a_failure_stops_no_other(tmp_path, capsys):
     runs = [fake(tmp_path, "a"), fake(tmp_path, "b", code=3), fake(tmp_path, "c")]
     assert sweep.run_all(runs) == [runs[1]]
-    said = capsys.readouterr().out
-    assert f"b: failed with exit code 3; see {runs[1].workdir / 'log.txt'}" in said
+    printed = capsys.readouterr().out
+    assert f"b: failed with exit code 3; see {runs[1].workdir / 'log.txt'}" in printed
     assert runs[0].result() == sweep.Result(best=30.0, last=20.0)
     assert runs[1].result() is None
     repaired = [runs[0], fake(tmp_path, "b"), runs[2]]

@@ -1,7 +1,7 @@
 """Members of archives by file name, read in place: zip, tar, or a folder they were unpacked into.
 
 Nothing is unpacked to disk. `read` may be called from many threads. Prepared masks of third parties are
-found by their file names wherever in the archive they lie, so an outer folder more or less does not matter.
+found by their file names in any folder of the archive.
 """
 
 from __future__ import annotations
@@ -21,11 +21,6 @@ class Archive:
     def __init__(self, path: Path, readers: Mapping[str, Callable[[], bytes]]) -> None:
         self.path = path
         self._readers = readers
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Paths of all files in it, sorted."""
-        return tuple(sorted(self._readers))
 
     def read(self, name: str) -> bytes:
         """Contents of a member.
@@ -51,7 +46,7 @@ class Archive:
         """
         found: dict[str, str] = {}
         inside = f"/{folder}/" if folder else "/"
-        for name in self.names:
+        for name in sorted(self._readers):
             path = PurePosixPath(name)
             if not path.name.endswith(suffix) or inside not in f"/{path.parent}/":
                 continue
@@ -85,17 +80,17 @@ def open_archive(path: Path) -> Archive:
         raise ValueError(
             f"{path} is no complete archive ({error}); delete it, and the file will be downloaded again"
         ) from error
-    return Archive(path, {name: reader for name, reader in readers.items() if not _litter(name)})
+    return Archive(path, {name: reader for name, reader in readers.items() if not _ignored(name)})
 
 
-def _litter(name: str) -> bool:
-    """Files that some packers add."""
+def _ignored(name: str) -> bool:
+    """Whether it is a file that some programs add to archives."""
     path = PurePosixPath(name)
     return "__MACOSX" in path.parts or path.name.startswith("._") or path.name == ".DS_Store"
 
 
 def _zip_readers(path: Path) -> dict[str, Callable[[], bytes]]:
-    # One handle for all threads: it takes turns at the file only, not at decompression.
+    # One handle for all threads: only reading the file is serialised, not decompression.
     archive = zipfile.ZipFile(path)
     members = [info for info in archive.infolist() if not info.is_dir()]
     return {info.filename: functools.partial(archive.read, info) for info in members}
@@ -109,6 +104,6 @@ def _tar_readers(path: Path) -> dict[str, Callable[[], bytes]]:
             raise EOFError(f"{len(data)} of {size} bytes")
         return data
 
-    with tarfile.open(path, "r:") as archive:  # uncompressed: members lie there as they are
+    with tarfile.open(path, "r:") as archive:  # uncompressed: members are stored as they are
         members = [info for info in archive if info.isreg()]
     return {m.name: functools.partial(read, m.offset_data, m.size) for m in members}

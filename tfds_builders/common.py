@@ -8,7 +8,7 @@ Records keep the order in which the builder yields them. The metadata holds, bes
 definitions, `ids` {part: [id, …]} in that order, `pixels` {part: [{value: count} | null, …]}, the
 label values of every image (null = no label), and `sizes` {part: [[rows, columns], …]}: choosing
 labelled images and reporting on them reads no record. Every image and label is decoded once before it is
-written. TFDS only gets encoded bytes, so that neither preparing nor reading needs TensorFlow.
+written. TFDS receives encoded bytes only, so that neither preparing nor reading needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NOTES = ("ids", "pixels", "sizes")
 
 
 class UnusableError(ValueError):
-    """A file that cannot be used: `where` names it, `what` says why.
+    """A file that cannot be used: its name `where` and the reason `what`.
 
     `alike` problems are the same in many files (a value that is not mapped) and need not all be listed.
     """
@@ -55,7 +55,7 @@ class Sample:
     """One image on its way into a data set: encoded bytes, or a path to them.
 
     `label` None means unlabelled. `origin` (by default the id) is what error messages call the image.
-    `problems` say why the sample cannot be used, if its builder knows.
+    `problems` are those that its builder has found.
     """
 
     id: str
@@ -73,11 +73,6 @@ class Inspected:
     sample: Sample
     size: tuple[int, int] = (0, 0)
     pixels: dict[str, int] | None = None
-
-    @property
-    def problems(self) -> tuple[UnusableError, ...]:
-        """Why it cannot be used; empty where it can."""
-        return self.sample.problems
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -105,7 +100,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     iterables of `Sample`. Ids must be unique within a part.
     """
 
-    HOMEPAGE: ClassVar[str | None] = None  # where the data come from
+    HOMEPAGE: ClassVar[str | None] = None
+    SIZES: ClassVar[
+        Mapping[str, int]
+    ] = {}  # images that a part must have; others may have any number
 
     @abc.abstractmethod
     def about(self) -> DatasetInfo:
@@ -115,11 +113,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def citation(self) -> str | None:
         """BibTeX of the data set, if it has one."""
         return None
-
-    @property
-    def expected_sizes(self) -> Mapping[str, int]:
-        """Images that each part must have; parts that are not named may have any number."""
-        return {}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -140,7 +133,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         After a sample that cannot be used nothing more is written, but all others are checked, and
         those of `then` (the other part) as well: one error names everything that is to be repaired.
 
-        Raises (while the records are drawn):
+        Raises (while the records are read):
           ValueError: an id that occurs twice in the part, a part without any image, and whatever
             `inspect` finds.
         """
@@ -148,14 +141,14 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         notes: dict[str, list[Any]] = {name: [] for name in _NOTES}
         seen: set[str] = set()
         problems: list[UnusableError] = []
-        total = self.expected_sizes.get(part)
+        total = self.SIZES.get(part)
         with utils.Progress(f"{self.name}, {part}", total=total, unit="images") as shown:
             for found in utils.ordered_map(check, samples):
                 shown.update()
-                problems += found.problems
+                sample = found.sample
+                problems += sample.problems
                 if problems:
                     continue
-                sample = found.sample
                 if sample.id in seen:
                     raise ValueError(
                         f"{self.name}: the id {sample.id!r} occurs twice in {part}; rename one image"
@@ -174,7 +167,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                     },
                 )
         if problems:
-            problems += (p for found in utils.ordered_map(check, then) for p in found.problems)
+            for found in utils.ordered_map(check, then):
+                problems += found.sample.problems
             _raise_all(problems)
         if not seen:
             raise ValueError(f"{self.name}: the part {part!r} has no image; add some")
@@ -250,7 +244,7 @@ def prepare(builder: SegmentationBuilder) -> Path:
     """
     directory = Path(builder.data_path)
     if directory.exists():  # no lock: the folder may be read-only
-        check_complete(directory, sizes=builder.expected_sizes)
+        check_complete(directory, sizes=builder.SIZES)
         return directory
     with download.only_one(directory.parent):
         if not directory.exists():
@@ -259,7 +253,7 @@ def prepare(builder: SegmentationBuilder) -> Path:
             print(f"preparing {builder.name} in {directory} (once)", flush=True)
             tfds.disable_progress_bar()  # `write` shows how far it is
             _write_records(builder)
-    check_complete(directory, sizes=builder.expected_sizes)
+    check_complete(directory, sizes=builder.SIZES)
     return directory
 
 
@@ -269,7 +263,7 @@ def _write_records(builder: SegmentationBuilder) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
     except (RuntimeError, OSError) as error:
-        # ArrayRecord reports what the operating system said of its files as RuntimeError.
+        # ArrayRecord raises errors of the operating system as RuntimeError.
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(
@@ -278,12 +272,12 @@ def _write_records(builder: SegmentationBuilder) -> None:
         ) from error
 
 
-def check_complete(directory: Path, *, sizes: Mapping[str, int] | None = None) -> None:
-    """Say what is missing in a prepared directory.
+def check_complete(directory: Path, *, sizes: Mapping[str, int]) -> None:
+    """Checks that nothing is missing in a prepared directory.
 
     Raises:
       ValueError: a missing description, metadata file or record shard, or another number of images in
-        a part than `sizes` says, with the remedy.
+        a part than in `sizes`; with the remedy.
     """
     remedy = "delete the directory and prepare it again"
     for needed in ("dataset_info.json", "features.json", "metadata.json"):
@@ -296,7 +290,7 @@ def check_complete(directory: Path, *, sizes: Mapping[str, int] | None = None) -
                 raise ValueError(
                     f"{directory} is no complete data set: {Path(shard).name} is missing; {remedy}"
                 )
-    for part, expected in (sizes or {}).items():
+    for part, expected in sizes.items():
         if info.splits[part].num_examples != expected:
             raise ValueError(
                 f"{directory} has {info.splits[part].num_examples} images for {part} instead of "

@@ -1,9 +1,9 @@
 """Base of the public data sets: archives in, checked records out.
 
-A data set says which files it needs (`FILES`), where images and masks lie in them (`LAYOUT`) and how many
-images it must have (`SIZES`). Files are looked for in `manual_dir`, if one is given, and else fetched into
-`data_dir`/downloads/NAME. In either place an archive may also lie unpacked, as a folder of its name without
-the suffix. Known checksums stand in the data set's checksums.tsv (the format of TFDS: address, bytes,
+A data set defines the files it needs (`FILES`), the folders of images and masks in them (`LAYOUT`) and how
+many images it must have (`SIZES`). Files are looked for in `manual_dir`, if one is given, and else fetched
+into `data_dir`/downloads/NAME. In either place an archive may also be unpacked, as a folder of its name
+without the suffix. Known checksums are in the data set's checksums.tsv (the format of TFDS: address, bytes,
 SHA-256, file name); for other files that of the first download is kept.
 """
 
@@ -64,25 +64,13 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
     CLASSES_OF: ClassVar[str] = ""  # whose classes it has, if not its own
     FILES: ClassVar[tuple[RemoteFile, ...]]
     LAYOUT: ClassVar[Mapping[str, tuple[Members, Members]]]  # part → images, masks
-    SIZES: ClassVar[Mapping[str, int]]
 
-    def __init__(
-        self,
-        *,
-        data_dir: str | Path,
-        manual_dir: str | Path = "",
-        files: tuple[RemoteFile, ...] | None = None,
-        sizes: Mapping[str, int] | None = None,
-    ) -> None:
-        """`files` (same names, other addresses) and `sizes` replace the published ones, for mirrors
-        and excerpts of a data set.
+    def __init__(self, *, data_dir: str | Path, manual_dir: str | Path = "") -> None:
+        """Names the folders; nothing is downloaded yet.
 
         Raises:
-          ValueError: `manual_dir` is no folder, or `files` have other names.
+          ValueError: `manual_dir` is no folder.
         """
-        known = {file.name for file in self.FILES}
-        if files is not None and {file.name for file in files} != known:
-            raise ValueError(f"files of {self.DATASET} are called {', '.join(sorted(known))}")
         root = Path(data_dir).expanduser()
         self.downloads = root / "downloads" / self.DATASET
         self.manual = Path(manual_dir).expanduser() if manual_dir else None
@@ -91,8 +79,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
                 f"data.manual_dir = {str(manual_dir)!r} is no folder; name the one with the files that "
                 "you downloaded yourself, or leave it empty"
             )
-        self.files = self.known_files() if files is None else files
-        self._sizes = dict(self.SIZES if sizes is None else sizes)
+        self.files = self.known_files()
         super().__init__(data_dir=root)
 
     @classmethod
@@ -117,11 +104,6 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
     def citation(self) -> str:
         """The papers of the data set."""
         return (self._folder() / "citation.bib").read_text(encoding="utf8")
-
-    @property
-    def expected_sizes(self) -> Mapping[str, int]:
-        """Images per part."""
-        return self._sizes
 
     def about(self) -> DatasetInfo:
         """Classes, definitions and colours of the data set."""
@@ -157,7 +139,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
         return archives.open_archive(self.path(name))
 
     def _by_hand(self, file: RemoteFile) -> Path | None:
-        """Where a person put the file or the folder it was unpacked into."""
+        """The file, or the folder it was unpacked into, that a user has put there."""
         stem = Path(file.name).stem
         for folder in filter(None, (self.manual, self.downloads)):
             if folder == self.manual and (folder / file.name).is_file():
@@ -167,11 +149,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
         return None
 
     def _check_logins(self) -> None:
-        """Asks for all files that need a login before anything is downloaded.
-
-        Raises:
-          ValueError: some are missing.
-        """
+        """ValueError for a missing file that needs a login, before anything is downloaded."""
         for file in self.files:
             here = self._by_hand(file) or (self.downloads / file.name).exists()
             if not file.url and not here:
@@ -182,7 +160,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
                 )
 
     def _masks(self, part: str, name: str) -> archives.Archive:
-        """The archive of the masks of a part."""
+        """Masks of a part."""
         return self.archive(name)
 
     def _ids(self, part: str) -> Sequence[str] | None:
@@ -194,11 +172,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
         return stored
 
     def _pairs(self, part: str) -> list[Pair]:
-        """Images of a part with their masks, sorted by id.
-
-        Raises:
-          ValueError: an image or mask that is missing, or another number of images than expected.
-        """
+        """Images of a part with their masks, sorted by id; ValueError where some are missing."""
         images_at, masks_at = self.LAYOUT[part]
         masks = self._masks(part, masks_at.archive)  # first: they are smaller than the images
         images = self.archive(images_at.archive)
@@ -213,7 +187,7 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
                     f"{archive.path} has no {what} for {missing[0]} ({len(missing)} images of {part} in "
                     "all); it is incomplete or another edition, delete it and start again"
                 )
-        expected = self.expected_sizes.get(part, len(ids))
+        expected = self.SIZES.get(part, len(ids))
         if len(ids) != expected:
             raise ValueError(
                 f"{self.DATASET}: {len(ids)} images for {part} instead of {expected}; {images.path} is "
@@ -256,7 +230,7 @@ def as_stored(image: bytes) -> bytes:
     try:
         turned = Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1) != 1
     except (OSError, SyntaxError, ValueError):
-        return image  # no image; the check of the records says so with its name
+        return image  # no image; the check of the records reports it
     return _without_exif(image) if turned else image
 
 

@@ -44,11 +44,7 @@ class Geometry:
     def __call__(
         self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray | None
     ) -> images.Crop:
-        """Scale and crop an image uint8 [h, w, 3] and its label uint8 [h, w], if there is one.
-
-        Raises:
-          ValueError: the label has another size than the image.
-        """
+        """Scales and crops an image uint8 [h, w, 3] and its label uint8 [h, w], if there is one."""
         shape, scale = image.shape[:2], (self.scale_min, self.scale_max)
         if self.resize == "ratio":
             size = window.draw_ratio_size(
@@ -64,15 +60,15 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CropLoader:
-    """Loads the crops of one stream; picklable.
+    """Loads the crops of one stream.
 
     Attributes:
       source: the images.
       indices: record indices of the stream's list, int64 [n].
-      sampler: which image of the list stands where.
+      sampler: the order of the list.
       geometry: how photos become crops.
       keys: names of the crops of the same photo.
-      labels: whether the label comes along.
+      labels: whether labels are loaded too.
     """
 
     source: Source

@@ -1,7 +1,7 @@
 """Classes of a data set: names, concepts that describe them, colours.
 
 A `DatasetInfo` is plain data (names, a uint8 [n, 3] palette, concepts per class). Builders store it as
-JSON beside the records, so that a prepared directory says by itself what its label values mean.
+JSON beside the records, so that a prepared directory is self-describing.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ import numpy as np
 IGNORE_INDEX = 255
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""By which images are found in folders."""
-
-MAX_CLASSES = IGNORE_INDEX  # labels are one byte, and 255 means "does not count"
+"""Suffixes of images in folders."""
 
 
 def distinct_palette(num_classes: int) -> np.ndarray:
     """Colours, uint8 [num_classes, 3], that neighbouring class numbers do not share.
 
-    Hues advance by the golden ratio, so any few consecutive classes lie far apart on the colour
-    circle; lightness and saturation alternate to tell the later ones from the earlier ones.
+    Hues advance by the golden ratio, so that consecutive classes are far apart on the colour circle;
+    lightness and saturation alternate so that later classes differ from earlier ones.
     """
     golden = (5**0.5 - 1) / 2
     colours = []
@@ -105,8 +103,8 @@ def _problem(
     """What is wrong with the fields of a `DatasetInfo`, and the remedy; empty: nothing."""
     if not classes:
         return "names no class; give a file with one name per line, or a,b,c"
-    if len(classes) > MAX_CLASSES:
-        return f"names {len(classes)} classes, a mask can tell {MAX_CLASSES} apart; remove some"
+    if len(classes) > IGNORE_INDEX:
+        return f"names {len(classes)} classes, a mask can hold {IGNORE_INDEX}; remove some"
     if len(definitions) != len(classes):
         return f"has {len(definitions)} definitions for {len(classes)} classes; give one per class"
     if palette.shape != (len(classes), 3):
@@ -128,9 +126,9 @@ def _problem(
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file of the user's; a byte order mark and Windows' line ends do no harm.
+    """Lines of a user's text file, with or without a byte order mark, Unix or Windows line ends.
 
-    Accented letters come composed, as keyboards write them, however the file has them.
+    Accented letters are composed (NFC).
 
     Raises:
       ValueError: text that is not UTF-8.

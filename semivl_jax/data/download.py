@@ -32,6 +32,9 @@ from semivl_jax import utils
 
 _CHUNK = 1 << 20
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP errors after which another attempt is made
+_TIMEOUT = 60.0  # seconds without an answer
+_ATTEMPTS = 5  # in a row that brought no new byte
+_WAIT = 2.0  # seconds before the second attempt; doubled every time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class RemoteFile:
       url: its address; empty: the download needs a login.
       sha256: 64 hexadecimal digits; empty: not known.
       size: bytes; 0: not known.
-      page: the web page on which a person finds it.
+      page: the web page that links to it.
     """
 
     name: str
@@ -53,24 +56,13 @@ class RemoteFile:
     page: str = ""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Patience:
-    """Seconds until a server that does not answer is given up, attempts in a row without a new byte, and
-    seconds before the second attempt (doubled every time).
-    """
-
-    timeout: float = 60.0
-    attempts: int = 5
-    wait: float = 2.0
-
-
-def fetch(file: RemoteFile, directory: Path, *, patience: Patience | None = None) -> Path:
+def fetch(file: RemoteFile, directory: Path) -> Path:
     """The verified file in `directory`, downloaded if it is not there yet.
 
-    Processes that want the same directory wait for each other.
+    Processes that download into the same directory wait for each other.
 
     Raises:
-      ValueError: the file cannot be downloaded (no address, no network, no such file, disk full) or is
+      ValueError: the file cannot be downloaded (no network, no such file, disk full) or is
         not the expected one. A download with a wrong checksum is removed.
     """
     path = directory / file.name
@@ -81,13 +73,8 @@ def fetch(file: RemoteFile, directory: Path, *, patience: Patience | None = None
         if path.exists():
             verify(file, path, notes=directory)
             return path
-        if not file.url:
-            raise ValueError(
-                f"{path} is missing and needs a login; download {file.name} from {file.page} and put it "
-                f"into {directory}"
-            )
         part = directory / f"{file.name}.part"
-        _download(file, part, patience or Patience())
+        _download(file, part)
         _accept(file, part, path)
     return path
 
@@ -113,7 +100,7 @@ def verify(file: RemoteFile, path: Path, *, notes: Path) -> None:
         checksum = sha256(path)
         if not file.sha256 and stored and stored["sha256"] != checksum:
             raise ValueError(
-                f"{wrong}: its SHA-256 is {checksum}, but {_note(named)} says {stored['sha256']}; "
+                f"{wrong}: its SHA-256 is {checksum}, but {_note(named)} has {stored['sha256']}; "
                 f"{remedy}"
             )
         _store_checksum(named, checksum, size=found)
@@ -146,13 +133,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _download(file: RemoteFile, part: Path, patience: Patience) -> None:
+def _download(file: RemoteFile, part: Path) -> None:
     """Appends to `part` until the file is complete."""
-    failures, wait = 0, patience.wait
+    failures, wait = 0, _WAIT
     while True:
         before = _size(part)
         try:
-            if _attempt(file, part, patience.timeout):
+            if _attempt(file, part):
                 return
             reason: object = "the connection ended early"
         except urllib.error.HTTPError as error:
@@ -168,15 +155,15 @@ def _download(file: RemoteFile, part: Path, patience: Patience) -> None:
                 _discard(part)
                 raise ValueError(
                     f"{part.parent} is full: {file.name} does not fit; make room or choose another "
-                    "directory, nothing half-made was left"
+                    "directory, no incomplete file was left"
                 ) from error
             reason = error
         except http.client.HTTPException as error:
             reason = error
         if _size(part) > before:
-            failures, wait = 0, patience.wait
+            failures, wait = 0, _WAIT
         failures += 1
-        if failures >= patience.attempts:
+        if failures >= _ATTEMPTS:
             raise ValueError(
                 f"{file.url} cannot be downloaded ({reason}; {_bytes(_size(part))} are here); start again "
                 f"when the network is back, it goes on from there, or put {file.name} into {part.parent}"
@@ -185,7 +172,7 @@ def _download(file: RemoteFile, part: Path, patience: Patience) -> None:
         wait *= 2
 
 
-def _attempt(file: RemoteFile, part: Path, timeout: float) -> bool:
+def _attempt(file: RemoteFile, part: Path) -> bool:
     """One connection; returns whether the file is complete."""
     start = _size(part)
     headers = {"User-Agent": "semivl_jax", "Accept-Encoding": "identity"}
@@ -196,12 +183,12 @@ def _attempt(file: RemoteFile, part: Path, timeout: float) -> bool:
             headers["If-Range"] = tag  # if the file has changed, all of it is sent
     request = urllib.request.Request(file.url, headers=headers)
     try:
-        answer = urllib.request.urlopen(request, timeout=timeout)
+        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
         error.close()
-        # Nothing comes after these bytes: the file is complete, or it is another one.
+        # There are no bytes after these: the file is complete, or it is another one.
         if error.headers.get("Content-Range") == f"bytes */{start}":
             return True
         _discard(part)
@@ -211,7 +198,12 @@ def _attempt(file: RemoteFile, part: Path, timeout: float) -> bool:
             start = 0
         length = answer.headers.get("Content-Length")
         total = None if length is None else start + int(length)
-        _check_room(file, part, missing=0 if length is None else int(length))
+        free = shutil.disk_usage(part.parent).free
+        if int(length or 0) > free:
+            raise ValueError(
+                f"{part.parent} has {_bytes(free)} free, but {_bytes(int(length))} of {file.name} are "
+                "still missing; make room or choose another directory"
+            )
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
         _tag_file(part).write_text("" if tag.startswith("W/") else tag, encoding="utf8")
         _copy(answer, part, start=start, total=total, name=file.name)
@@ -221,23 +213,14 @@ def _attempt(file: RemoteFile, part: Path, timeout: float) -> bool:
 def _copy(stream: Any, part: Path, *, start: int, total: int | None, name: str) -> None:
     bar = utils.Progress(name, total=total, unit="B", initial=start)
     with bar, part.open("ab" if start else "wb") as out:
-        # read1 hands on what has come: a broken connection loses nothing.
+        # read1 returns what has arrived: a broken connection loses nothing.
         while chunk := stream.read1(_CHUNK):
             out.write(chunk)
             bar.update(len(chunk))
 
 
-def _check_room(file: RemoteFile, part: Path, *, missing: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if missing > free:
-        raise ValueError(
-            f"{part.parent} has {_bytes(free)} free, but {_bytes(missing)} of {file.name} are still "
-            "missing; make room or choose another directory"
-        )
-
-
 def _accept(file: RemoteFile, part: Path, path: Path) -> None:
-    """Verifies a finished download and gives it its name, or removes it."""
+    """Verifies a finished download and renames it, or removes it."""
     checksum, size = sha256(part), _size(part)
     stored = _stored_checksum(path)
     expected = file.sha256 or (stored["sha256"] if stored else "")

@@ -21,10 +21,7 @@ class EvalExample:
 
 
 class EvalExamples:
-    """The labelled images of a source, as often as they are asked for.
-
-    With several processes, process p gets the images p, p + P, p + 2P, … of P.
-    """
+    """The labelled images of a source; of P processes, process p has the images p, p + P, p + 2P, …"""
 
     def __init__(self, source: Source, *, process_index: int = 0, process_count: int = 1) -> None:
         """Choose the images.
@@ -45,7 +42,7 @@ class EvalExamples:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Ids in the order in which the examples come."""
+        """Ids of the examples in their order."""
         return tuple(self._source.ids[index] for index in self._indices)
 
     def __getitem__(self, position: int) -> EvalExample:

@@ -8,8 +8,8 @@ The two ways to scale (METHOD section 6):
     OpenCV     bilinear without antialias for the image, nearest (rounds down) for the label
     Pillow     bilinear with antialias for the image, nearest (pixel centres) for the label
 
-Nothing here is random and no function uses JAX; `window` draws scales and places and computes only the
-part of the scaled image that a crop shows. Errors do not name the file: the caller adds its name.
+Nothing here is random; `window` draws scales and places and computes only the part of the scaled image that a
+crop shows. Errors do not name the file: the caller adds its name.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from PIL import Image, ImageOps
 from semivl_jax.data.dataset_info import IGNORE_INDEX
 
 HostImage = UInt8[np.ndarray, "h w 3"]
-# Its own dimension names: labels of another size reach `check_pair`, which says so.
+# Its own dimension names, so that labels of another size reach `check_pair`.
 HostLabel = UInt8[np.ndarray, "label_h label_w"]
 ScaledImage = UInt8[np.ndarray, "new_h new_w 3"]
-ScaledLabel = UInt8[np.ndarray, "new_h new_w"]
 
 # Modes of Pillow whose samples are no 8-bit values.
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -47,7 +46,7 @@ class Crop:
 
 
 def decode_image(data: bytes) -> HostImage:
-    """An image file of any kind as RGB, turned upright as its EXIF data says; transparency is dropped.
+    """An image file of any kind as RGB, turned upright by its EXIF data; transparency is dropped.
 
     Raises:
       ValueError: bytes that are no complete image, or samples of more than 16 bits.
@@ -133,7 +132,7 @@ def resize_short_side(image: HostImage, *, short: int) -> ScaledImage:
     """Bring the short side to `short`, without a limit for the long one (METHOD trap 17)."""
     height, width = image.shape[:2]
     long = short * max(height, width) / min(height, width)
-    return resize_opencv(image, None, size=fit_size(height, width, long=long, short=short))[0]
+    return resize_opencv(image, size=fit_size(height, width, long=long, short=short))
 
 
 def resize_for_windows(image: HostImage, *, short: int, least: int, most: int) -> ScaledImage:
@@ -150,7 +149,7 @@ def resize_for_windows(image: HostImage, *, short: int, least: int, most: int) -
         return resize_short_side(image, short=wanted)
     factor = max(1.0, (most / (height * width)) ** 0.5)
     size = max(int(height * factor), least), max(int(width * factor), least)
-    return image if size == (height, width) else resize_opencv(image, None, size=size)[0]
+    return image if size == (height, width) else resize_opencv(image, size=size)
 
 
 def resize_to_area(image: HostImage, *, most: int) -> ScaledImage:
@@ -160,28 +159,12 @@ def resize_to_area(image: HostImage, *, most: int) -> ScaledImage:
     if factor >= 1:
         return image
     size = max(int(height * factor), 1), max(int(width * factor), 1)
-    return resize_opencv(image, None, size=size)[0]
+    return resize_opencv(image, size=size)
 
 
-def resize_opencv(
-    image: HostImage, label: HostLabel | None, *, size: tuple[int, int]
-) -> tuple[ScaledImage, ScaledLabel | None]:
-    """To (height, width): bilinear without antialias; the label's nearest pixel, rounding down."""
-    scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    if label is None:
-        return scaled, None
-    return scaled, cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
-
-
-def resize_pillow(
-    image: HostImage, label: HostLabel | None, *, size: tuple[int, int]
-) -> tuple[ScaledImage, ScaledLabel | None]:
-    """To (height, width): bilinear with antialias; the label's nearest pixel centre."""
-    bilinear, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
-    scaled = np.asarray(Image.fromarray(image).resize(size[::-1], bilinear))
-    if label is None:
-        return scaled, None
-    return scaled, np.asarray(Image.fromarray(label).resize(size[::-1], nearest))
+def resize_opencv(image: HostImage, *, size: tuple[int, int]) -> ScaledImage:
+    """To (height, width), bilinear without antialias."""
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def padded(image: HostImage, label: HostLabel | None, *, crop: int) -> Crop:
@@ -210,7 +193,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
     try:
         image = Image.open(io.BytesIO(data))  # reads the header alone
         return image.mode == "RGB" and image.getexif().get(_ORIENTATION, 1) == 1
-    except Exception:  # `_open` will say what is wrong
+    except Exception:  # `_open` raises with the reason
         return False
 
 
@@ -232,13 +215,13 @@ def _at_least_one(length: float) -> int:
     return max(int(length + 0.5), 1)
 
 
-def check_pair(image: HostImage, label: HostLabel | None) -> None:
+def check_pair(image: HostImage, label: HostLabel) -> None:
     """Image and label must have one size.
 
     Raises:
       ValueError: they differ.
     """
-    if label is not None and label.shape != image.shape[:2]:
+    if label.shape != image.shape[:2]:
         (rows, columns), (height, width) = label.shape, image.shape[:2]
         turned = " (perhaps only one of them was turned upright)" * (
             (columns, rows) == (height, width)

@@ -4,7 +4,7 @@ Out: dicts of NumPy arrays, one batch of this process's share,
 
     labelled/image  uint8 [b, s, s, 3]    labelled/label  uint8 [b, s, s], 255 = void or padding
 
-and per `types.Stream` of the method NAME/image, NAME/size int32 [b, 2] and, if it wants labels, NAME/label;
+and per `types.Stream` of the method NAME/image, NAME/size int32 [b, 2] and, if it has labels, NAME/label;
 its second crop is NAME.1/image and so on. `prefetch` puts them on the devices as a `types.Batch`. Grain's
 worker processes load, each of them whole batches, or threads of this process (workers=0). The state of the
 stream is the next step.
@@ -30,8 +30,8 @@ from semivl_jax.types import Stream
 
 HostBatch = dict[str, np.ndarray]
 
-# Batches that a worker (or the threads) keeps ready beside the one it makes.
-_BUFFER = 2
+_BUFFER = 2  # batches that a worker (or the threads) keeps ready beside the one it makes
+_ENDLESS = 2**40  # only bounds the index arithmetic
 
 
 class TrainPipeline:
@@ -39,9 +39,9 @@ class TrainPipeline:
 
     Args:
       source: the training images.
-      labelled: record indices of the labelled images.
+      labelled: record indices of the labelled images, at least one.
       unlabelled: record indices of the unlabelled images.
-      streams: what the method wants beside labelled crops; empty = supervised training.
+      streams: of the method, beside labelled crops; empty = supervised training.
       batch: images of each stream per step, over all processes.
       geometry: random scale and crop.
       seed: of order and geometry.
@@ -51,8 +51,8 @@ class TrainPipeline:
       extra_sources: further images by the name in `Stream.source`; all of their records are used.
 
     Raises:
-      ValueError: no labelled image, an image in both lists, a batch that the processes cannot share, a
-        negative seed, a stream without images or with the name of another, an unknown source.
+      ValueError: a batch that the processes cannot share, a stream without images or with the name of
+        another, an unknown source.
     """
 
     def __init__(
@@ -70,18 +70,6 @@ class TrainPipeline:
         process_count: int = 1,
         extra_sources: Mapping[str, Source] | None = None,
     ) -> None:
-        if not labelled:
-            raise ValueError("config.data.split gives no labelled image; label at least one")
-        both = set(labelled) & set(unlabelled)
-        if both:
-            raise ValueError(
-                f"image {source.ids[min(both)]!r} is both labelled and unlabelled ({len(both)} images "
-                "are); take it out of one of the lists"
-            )
-        if seed < 0 or workers < 0:
-            raise ValueError(
-                f"config.seed={seed} and config.data.workers={workers} must be 0 or more"
-            )
         keys = ["labelled", *(key for stream in streams for key in stream.keys)]
         if len(set(keys)) != len(keys):
             raise ValueError(
@@ -122,19 +110,17 @@ class TrainPipeline:
             options = grain.ReadOptions(
                 num_threads=threads, prefetch_buffer_size=max(threads, _BUFFER * size)
             )
-            counter = workers_lib.Counter(start_step * size)
-            examples = grain.MapDataset.source(counter).map(self._load)
+            examples = grain.MapDataset.range(start_step * size, _ENDLESS).map(self._load)
             return BatchStream(iter(examples.to_iter_dataset(options).batch(size)))
         if not flags.FLAGS.is_parsed():
-            # Grain's workers read absl flags; in a notebook or a test nobody has parsed any.
+            # Grain's workers read absl flags, which a notebook or a test has not parsed.
             flags.FLAGS.mark_as_parsed()
-        # Every worker makes whole batches, dealt to them in turn: their number changes nothing.
-        counter = workers_lib.Counter(start_step)
-        batches = grain.MapDataset.source(counter).map(BatchLoader(self._load))
+        # Every worker makes whole batches, assigned in turn: their number changes nothing.
+        batches = grain.MapDataset.range(start_step, _ENDLESS).map(BatchLoader(self._load))
         dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         if not self._fits_shared_memory():
             dataset = grain.experimental.WithOptionsIterDataset(
-                dataset, grain.experimental.DatasetOptions(min_shm_size=workers_lib.ENDLESS)
+                dataset, grain.experimental.DatasetOptions(min_shm_size=_ENDLESS)
             )
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_BUFFER),
@@ -143,8 +129,9 @@ class TrainPipeline:
         return BatchStream(iter(dataset))
 
     def _fits_shared_memory(self) -> bool:
-        """Whether /dev/shm holds all batches under way; containers often have 64 MB, and a worker that
-        writes beyond it is killed. Without it batches travel through pipes, which is slower.
+        """Whether /dev/shm holds all batches in flight.
+
+        Containers often have 64 MB, and a worker that writes beyond it is killed. Pipes are slower.
         """
         shared = Path("/dev/shm")
         crop_bytes = sum(
@@ -201,8 +188,7 @@ class BatchStream:
         Raises:
           ValueError: an image or label that cannot be used, also when a worker process found it.
         """
-        # A copy, because arrays in shared memory are unmapped when the batch is let go, while JAX may
-        # still be reading views of them.
+        # A copy: arrays in shared memory are unmapped with the batch, while JAX may still read them.
         return {name: np.array(array) for name, array in next(self._iterator).items()}
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """From host batches to `types.Batch` on the devices, some batches ahead of the step.
 
 In: an iterator of host batches, dicts of this process's share as NumPy arrays (see `pipeline`). Out:
-`Batch`es of global jax.Arrays, uint8 and int32, split over their first axis as the sharding says.
+`Batch`es of global jax.Arrays, uint8 and int32, sharded over their first axis.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from semivl_jax.types import Batch, ImageBatch, LabelledBatch
 
 
 def to_device(batch: HostBatch, sharding: jax.sharding.NamedSharding) -> Batch:
-    """Put one host batch on the devices; every process gives its own share."""
+    """Puts this process's share of a batch on the devices."""
     streams: dict[str, dict[str, jax.Array]] = {}
     for key, local in batch.items():
         name, field = key.rsplit("/", 1)

@@ -70,32 +70,29 @@ def lists_of(dataset: str) -> dict[str, PublishedList]:
     }
 
 
-def labelled_ids(
-    dataset: str, split: str, directory: Path, *, address: str = ADDRESS
-) -> tuple[str, ...] | None:
+def labelled_ids(dataset: str, split: str, directory: Path) -> tuple[str, ...] | None:
     """Ids of a published labelled list in its order, or None if there is none of this name.
 
     Args:
       dataset: as in `config.data.dataset`.
       split: its published name, such as "92" or "1_512".
       directory: `config.data.directory`; the list is kept below it.
-      address: of the folder that holds the lists.
 
     Raises:
       ValueError: the list cannot be fetched, or is not the published one.
     """
     if split not in lists_of(dataset):
         return None
-    file = remote_list(dataset, f"{split}/labeled.txt", address=address)
+    file = remote_list(dataset, f"{split}/labeled.txt")
     return read_ids(download.fetch(file, lists_directory(dataset, directory)))
 
 
-def remote_list(dataset: str, path: str, *, address: str = ADDRESS) -> RemoteFile:
+def remote_list(dataset: str, path: str) -> RemoteFile:
     """Address and checksum of a list."""
     dataset = _images_of(dataset)
     return RemoteFile(
         name=path.replace("/", "-"),
-        url=f"{address}/{FOLDERS[dataset]}/{path}",
+        url=f"{ADDRESS}/{FOLDERS[dataset]}/{path}",
         sha256=LISTS[dataset, path].sha256,
         page=f"https://github.com/google-research/semivl/tree/{COMMIT[:7]}/splits",
     )

@@ -1,4 +1,4 @@
-"""Which image stands where in the endless training stream, and the random numbers of every crop.
+"""The order of images in the endless training stream, and the random numbers of every crop.
 
 All is a pure function of the seed and the global index i = step · batch + position in the batch, so the
 stream is the same for any number of processes and workers, and resuming needs nothing but the step.
@@ -31,11 +31,13 @@ def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
     return np.random.Generator(_bits(seed, purpose, index))
 
 
+# A batch may straddle two passes and workers run a little ahead: few orders are in use at a time.
+@functools.lru_cache(maxsize=16)
 def permutation(seed: int, purpose: str, index: int, length: int) -> np.ndarray:
     """A random order of 0 … length-1, int64 [length].
 
-    Sorts raw Philox output, which unlike NumPy's own `permutation` is promised to stay the same in
-    all NumPy versions: a run resumed after an update continues its pass.
+    Sorts raw Philox output, which unlike NumPy's own `permutation` is the same in all NumPy versions: a run
+    resumed after an update continues its pass.
     """
     return np.argsort(_bits(seed, purpose, index).random_raw(length), kind="stable")
 
@@ -71,12 +73,8 @@ class Sampler:
         """Position in the list of the image at a global index."""
         length = self.length or self.size
         number, offset = divmod(global_index, length)
-        order = _cached_permutation(self.seed, f"{self.name}/order", number, length)
+        order = permutation(self.seed, f"{self.name}/order", number, length)
         return int(order[offset]) % self.size
-
-
-# A batch may straddle two passes and workers run a little ahead: few orders are in use at a time.
-_cached_permutation = functools.lru_cache(maxsize=16)(permutation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +86,7 @@ class Shard:
     process_count: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.process_index < self.process_count:
-            raise ValueError(
-                f"process_index {self.process_index} is outside 0 … {self.process_count - 1}; give "
-                "jax.process_index() and jax.process_count()"
-            )
-        if self.batch < 1 or self.batch % self.process_count:
+        if self.batch % self.process_count:
             raise ValueError(
                 f"config.batch={self.batch} cannot be divided among {self.process_count} processes; "
                 f"choose a multiple of {self.process_count}"

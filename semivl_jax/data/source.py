@@ -22,19 +22,18 @@ from semivl_jax.data.dataset_info import DatasetInfo
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One image: encoded bytes of it and of its label (None = unlabelled), and its captions."""
+    """One image: encoded bytes of it and of its label (None = unlabelled)."""
 
     id: str
     image: bytes
     label: bytes | None
-    captions: tuple[str, ...]
 
 
 class Source:
     """The records of one part of a data set.
 
-    Cheap to pickle: only paths and ids travel to worker processes, which open the files when they read
-    the first record.
+    Cheap to pickle: worker processes receive only paths and ids, and open the files when they read the first
+    record.
     """
 
     def __init__(self, directory: Path, part: str, facts: dict[str, Any]) -> None:
@@ -62,26 +61,21 @@ class Source:
 
         Raises:
           IndexError: no such index.
-          ValueError: the records are not the ones that the metadata promise.
+          ValueError: the records are not those of the metadata.
         """
         if not 0 <= index < len(self.ids):
             raise IndexError(f"record {index} of {len(self.ids)} in {self.directory}")
         raw = self._open()[index]
-        name = _text(raw["id"])
+        name = raw["id"].decode()
         if name != self.ids[index]:
             raise ValueError(
                 f"{self.directory}: record {index} of {self.part} is {name!r} instead of "
                 f"{self.ids[index]!r}; delete the directory and prepare the data again"
             )
-        return Record(
-            id=name,
-            image=raw["image"],
-            label=raw["label"] or None,
-            captions=tuple(_text(caption) for caption in raw["captions"]),
-        )
+        return Record(id=name, image=raw["image"], label=raw["label"] or None)
 
     def decode(self, index: int, *, label: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """One image, uint8 RGB [h, w, 3], and, if asked for, its label, uint8 [h, w].
+        """One image, uint8 RGB [h, w, 3], and with `label` its label, uint8 [h, w].
 
         Raises:
           ValueError: an image or label that cannot be used; the message names it.
@@ -97,7 +91,7 @@ class Source:
             images.check_pair(image, values)
             images.check_labels(values, num_classes=self.info.num_classes)
             return image, values
-        except Exception as error:  # as an error that travels between processes
+        except Exception as error:  # as one that can be pickled
             reason = str(error) if isinstance(error, ValueError) else repr(error)
             part = "training" if self.part == "train" else self.part
             raise ValueError(
@@ -143,7 +137,7 @@ def open_source(directory: str | os.PathLike[str], part: str) -> Source:
 
 
 def _open_records(directory: Path, part: str, expected: int) -> Any:
-    import tensorflow_datasets as tfds  # here: processes that only look at ids do not need it
+    import tensorflow_datasets as tfds  # processes that only read ids do not need it
 
     raw = tfds.decode.SkipDecoding()
     builder = tfds.builder_from_directory(directory)
@@ -154,7 +148,3 @@ def _open_records(directory: Path, part: str, expected: int) -> Any:
             "directory and prepare the data again"
         )
     return records
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -23,10 +23,7 @@ _EVERY_LABEL = "all"
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Record indices of the labelled and the unlabelled images; no index is in both.
-
-    `origin` says where the labelled list comes from.
-    """
+    """Record indices of the labelled and the unlabelled images, and the origin of the labelled list."""
 
     labelled: tuple[int, ...]
     unlabelled: tuple[int, ...]
@@ -178,9 +175,7 @@ def _read_list(path: str, by_id: dict[str, int], *, key: str) -> list[int]:
 
 
 def _find(entry: str, by_id: dict[str, int]) -> int | None:
-    """Index of an entry: an id, or a file name or path whose stem is one, also followed by the path of the
-    mask as in published lists; None if there is none.
-    """
+    """Index of an id, or of a file name or path whose stem is one (the path of a mask may follow)."""
     path = PurePosixPath(entry)
     for name in (entry, str(path.with_suffix("")), path.stem, image_id(entry.split()[0])):
         if name in by_id:
@@ -189,11 +184,7 @@ def _find(entry: str, by_id: dict[str, int]) -> int | None:
 
 
 def describe_split(source: Source, split: Split) -> str:
-    """What a person should know before training, as lines of text.
-
-    Images and their sizes, classes that the labelled images show with their share of the labelled
-    pixels, and classes that no labelled image shows.
-    """
+    """Lines of text: images and their sizes, the classes' shares of the labelled pixels, missing classes."""
     info = source.info
     counts = np.zeros(256, np.int64)
     images = np.zeros(256, np.int64)

@@ -61,15 +61,11 @@ def crop_opencv(
     left: int,
     top: int,
 ) -> images.Crop:
-    """The crop at (top, left) of `images.resize_opencv`; black and 255 where there is no image.
+    """The crop at (top, left) of the image scaled by OpenCV; black and 255 where there is no image.
 
     OpenCV reads pixel (i + 0.5) · scale − 0.5 counted from the upper left corner, so what lies right of
-    and below the crop can be left away if the scale is given as a number instead of as a size.
-
-    Raises:
-      ValueError: the label has another size than the image.
+    and below the crop can be left out if the scale is given as a number instead of as a size.
     """
-    images.check_pair(image, label)
     (height, width), (rows, columns) = image.shape[:2], size
     bottom, right = min(top + crop, rows), min(left + crop, columns)
     # One pixel more is read and one is for the rounding.
@@ -95,18 +91,14 @@ def crop_pillow(
     left: int,
     top: int,
 ) -> images.Crop:
-    """The crop at (top, left) of `images.resize_pillow`; black and 255 where there is no image.
-
-    Raises:
-      ValueError: the label has another size than the image.
-    """
-    images.check_pair(image, label)
+    """The crop at (top, left) of the image scaled by Pillow; black and 255 where there is no image."""
     bottom, right = min(top + crop, size[0]), min(left + crop, size[1])
     place = np.s_[top:bottom, left:right]
     if _columns_first(image.shape[:2], size):
         pixels = _antialiased(image, size, place)
     else:
-        pixels = images.resize_pillow(image, None, size=size)[0][place]
+        whole = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+        pixels = np.asarray(whole)[place]
     if label is None:
         return images.padded(pixels, None, crop=crop)
     from_row = _nearest(label.shape[0], size[0])[top:bottom]
@@ -117,7 +109,7 @@ def crop_pillow(
 def _columns_first(shape: Size, size: Size) -> bool:
     """Whether Pillow scales along x first and along y after that, rounding in between.
 
-    All versions do to enlarge. To shrink, recent ones may turn it round, but not for an image that keeps
+    All versions do to enlarge. To shrink, recent ones may reverse the order, but not for an image that keeps
     its shape and is less than twice as high as wide.
     """
     (height, width), (rows, columns) = shape, size

@@ -1,4 +1,4 @@
-"""What Grain's worker processes import besides `crops`: their start, and the counter that drives them."""
+"""The start of Grain's worker processes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,6 @@ import signal
 import threading
 
 import cv2
-
-ENDLESS = 2**40
-"""Length of the stream, which has no end of its own; it only bounds the index arithmetic."""
-
-
-class Counter:
-    """A source whose elements are start, start + 1, …"""
-
-    def __init__(self, start: int) -> None:
-        self._start = start
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, index: int) -> int:
-        return self._start + int(index)
 
 
 def start(index: int, count: int) -> None:

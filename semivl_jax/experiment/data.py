@@ -99,7 +99,7 @@ def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
     settings = config.data
     if settings.dataset not in builders.PUBLISHED or settings.unlabelled:
         return None
-    train = builders.published_builder(settings.dataset).SIZES["train"]
+    train = builders.PUBLISHED[settings.dataset].SIZES["train"]
     labelled = splits.labelled_count(
         settings.split, train, published=published_splits.lists_of(settings.dataset)
     )
@@ -115,9 +115,8 @@ def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
     if settings.dataset == "folder":
         return _folder(settings, settings.folder)
     if settings.dataset in builders.PUBLISHED:
-        return builders.published_builder(settings.dataset)(
-            data_dir=directory, manual_dir=settings.manual_dir
-        )
+        make = builders.PUBLISHED[settings.dataset]
+        return make(data_dir=directory, manual_dir=settings.manual_dir)
     return ShapesBuilder(data_dir=directory)
 
 

@@ -1,1 +1,1 @@
-"""Trained models at work on images of any size."""
+"""Trained models applied to images of any size."""

@@ -8,7 +8,7 @@
     config.json              the configuration of the run
     metrics.json             scores of the weights on the validation part, by name
 
-The folder is replaced as a whole, so a reader never sees half of it. The text tower does not change during a
+The folder is replaced as a whole, so a reader never sees a mixture. The text tower does not change during a
 run: it is written once and then linked into every new folder.
 """
 
@@ -80,7 +80,7 @@ class Bundle:
     """The contents of the folder.
 
     Attributes:
-      folder: where it lies.
+      folder: its path.
       config: the keys that prediction reads as the run had them, all others with their defaults.
       info: classes and palette.
       variables: {"params", "batch_stats"}.

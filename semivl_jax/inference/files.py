@@ -90,7 +90,7 @@ def _inside(folder: Path, base: Path, without: Path) -> Iterator[tuple[Path, Pat
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:
-    """Case does not count, because on some disks it makes no difference."""
+    """Names that differ in more than their case, which some file systems ignore."""
     plain = Counter(str(path.with_suffix("")).lower() for path in paths)
     names: list[str] = []
     taken: set[str] = set()
@@ -145,7 +145,7 @@ class ResultFolder:
         return [image for image in images if existing != "skip" or image not in done]
 
     def write(self, image: ImageFile, found: Segmentation) -> None:
-        """Writes mask, overlay and scores; the mask last, because it says that the rest is there."""
+        """Writes mask, overlay and scores; the mask last, as the mark of a complete result."""
         overlay = found.overlay().convert("RGB")
         overlay.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
         with utils.atomic_write(self._path(image, "overlays", ".jpg")) as path:

@@ -18,13 +18,8 @@ PREFIX = "hf://"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def is_address(source: object) -> bool:
-    """Whether a model's source is on the hub."""
-    return str(source).startswith(PREFIX)
-
-
 def download(address: str | Path) -> Path:
-    """The local copy of a model on the hub; what is there already is not fetched again.
+    """The local copy of a model on the hub; files that are there already are not fetched again.
 
     Raises:
       ValueError: not an address, no such repository, no network, or the extra is not installed.

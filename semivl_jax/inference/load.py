@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from semivl_jax import utils
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.inference import bundle, hub
@@ -47,7 +48,7 @@ def open_model(
     *,
     classes: class_names.Classes | None = None,
     definitions: str | None = None,
-    cache: str = class_text.CACHE,
+    cache: str = utils.TEXT_CACHE,
     window: int | None = None,
 ) -> Model:
     """The model of a source, for its own classes or for others.
@@ -67,7 +68,8 @@ def open_model(
         return _zero_shot(weights, classes, definitions or "name", cache, window)
     if window is not None:
         raise ValueError(f"a window is for {CLIP}WEIGHTS; {source} has the windows of its training")
-    stored = bundle.load(hub.download(source) if hub.is_address(source) else source)
+    remote = str(source).startswith(hub.PREFIX)
+    stored = bundle.load(hub.download(source) if remote else source)
     info, text = _class_text(stored, classes, definitions, cache)
     segmenter = build.segmenter(
         stored.config, num_classes=info.num_classes, clip_sizes=stored.clip_sizes
@@ -135,7 +137,7 @@ def _zero_shot(
     text = class_text.class_text(info, mode=mode, tower=class_text.TextTower.of(clip), cache=cache)
     patch = clip.image["patch_size"]
     trained_at = clip.grid[0] * patch
-    # The method runs a CLIP trained at 224 pixels on windows of 512; others get the size of their training.
+    # The method runs a CLIP trained at 224 pixels on windows of 512; others on the size of their training.
     side = window or (_METHOD_WINDOW if trained_at == _CLIP_SIDE else trained_at)
     if side < patch:
         raise ValueError(

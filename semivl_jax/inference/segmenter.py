@@ -17,16 +17,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
+from semivl_jax import utils
 from semivl_jax.data import images as images_lib
 from semivl_jax.evaluation import visualize
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.inference.load import Model, open_model
-from semivl_jax.text import class_names, class_text
+from semivl_jax.text import class_names
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -36,7 +38,7 @@ OVERLAY_SIDE = 2048
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What was found in an image.
+    """The result for one image.
 
     Attributes:
       labels: class of every pixel, an index into `names`.
@@ -58,14 +60,15 @@ class Segmentation:
         if max(labels.shape) > OVERLAY_SIDE:
             factor = OVERLAY_SIDE / max(labels.shape)
             size = tuple(max(1, round(length * factor)) for length in labels.shape)
-            image, labels = images_lib.resize_opencv(image, labels, size=size)
+            image = images_lib.resize_opencv(image, size=size)
+            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
         tinted = visualize.overlay(image, labels, self.palette)
         return Image.fromarray(
             visualize.captioned(tinted, labels, classes=self.names, palette=self.palette)
         )
 
     def mask(self) -> Image.Image:
-        """The labels as a picture with palette."""
+        """The labels as a palette image."""
         picture = Image.fromarray(self.labels)
         picture.putpalette(self.palette.tobytes())
         return picture
@@ -113,7 +116,7 @@ class Segmenter:
         definitions: str | None = None,
         device: str | None = None,
         batch: int | None = None,
-        cache: str = class_text.CACHE,
+        cache: str = utils.TEXT_CACHE,
         window: int | None = None,
     ) -> Segmenter:
         """Loads a model.

@@ -24,10 +24,7 @@ _NORMAL = nn.initializers.normal(0.02)
 
 
 class MaskAttention(nn.Module):
-    """Attention of class queries to patches that also returns what its softmax is taken of.
-
-    Returns (attended values, scaled dot products averaged over the heads, float32).
-    """
+    """Cross attention that also returns its scores before the softmax."""
 
     num_heads: int
     dtype: DTypeLike = jnp.float32
@@ -36,7 +33,7 @@ class MaskAttention(nn.Module):
     def __call__(
         self, query: Float[Array, "b k d"], patches: Float[Array, "b t d"]
     ) -> tuple[Float[Array, "b k d"], Float32[Array, "b k t"]]:
-        """Every query looks at all patches."""
+        """(attended values, scaled dot products averaged over the heads)."""
         width = query.shape[-1]
         split = (self.num_heads, width // self.num_heads)
         q, k, v = (
@@ -53,7 +50,7 @@ class MaskAttention(nn.Module):
 
 
 class MaskLayer(nn.Module):
-    """Mask attention and an MLP, each with its residual and a norm behind it."""
+    """Post-norm block of mask attention and an MLP."""
 
     num_heads: int
     mlp_dim: int
@@ -79,8 +76,7 @@ class MaskLayer(nn.Module):
 class MaskDecoder(nn.Module):
     """ZegCLIP's ATM decoder; defaults are the published sizes (the MLP has 4·d channels).
 
-    Queries are made of the text and of its product with the image's embedding, the relationship
-    descriptor.
+    Queries are projections of the text and its product with the image's embedding.
     """
 
     num_layers: int = 3
@@ -91,15 +87,11 @@ class MaskDecoder(nn.Module):
     def __call__(
         self, features: Features, text: ClassText, *, train: bool = False
     ) -> Float32[Array, "b y x n"]:
-        """Decode. `train` changes nothing: dropout is off in the published training.
-
-        ValueError for features without an embedding of the image, of another dimension than the text, or
-        that the heads cannot share.
-        """
+        """Decode; `train` has no effect. ValueError unless `num_heads` divides d."""
         del train
         dense, embeddings = features.maps[-1], rows_in_class_order(text).astype(jnp.float32)
-        self._check(features, embeddings)
         batch, rows, cols, width = dense.shape
+        check_heads(self.num_heads, width=width)
         texts = jnp.broadcast_to(embeddings[None], (batch, *embeddings.shape))
         descriptor = jnp.concatenate([features.pooled[:, None] * texts, texts], axis=-1)
         query = nn.Dense(width, kernel_init=_NORMAL, dtype=self.dtype, name="query_projection")(
@@ -111,18 +103,3 @@ class MaskDecoder(nn.Module):
             query, masks = layer(query, patches)
         masks = masks.transpose(0, 2, 1).reshape(batch, rows, cols, -1)
         return classes_in_order(masks, text)
-
-    def _check(self, features: Features, embeddings: Array) -> None:
-        width = features.maps[-1].shape[-1]
-        if features.pooled is None:
-            raise ValueError(
-                "the mask decoder needs the embedding of the whole image, which this encoder does not "
-                "give: take a CLIP tower"
-            )
-        if not width == embeddings.shape[-1] == features.pooled.shape[-1]:
-            raise ValueError(
-                f"the dense map has {width} channels, the image's embedding "
-                f"{features.pooled.shape[-1]}, the text's {embeddings.shape[-1]}: the mask decoder needs "
-                "all three from one vision-language model; end the out_indices with the dense embedding"
-            )
-        check_heads(self.num_heads, width=width)

@@ -35,9 +35,9 @@ def attend(
 ) -> Float[Array, "b t h d"]:
     """Scaled dot-product attention whose t×t weights are recomputed in the backward pass.
 
-    GPUs with half precision and heads of a multiple of 8 channels up to 128 use cuDNN's fused kernel, which
-    never stores the weights. Elsewhere XLA's products and softmax are used: on TPUs head by head where there
-    are many tokens, so that the weights stay in the chip's fast memory.
+    In half precision with heads of a multiple of 8 channels up to 128 GPUs use cuDNN's fused kernel.
+    Otherwise XLA's products and softmax are used: on TPUs with many tokens head by head, so that the
+    weights stay in the chip's fast memory.
     """
     attention = functools.partial(jax.nn.dot_product_attention, is_causal=is_causal)
     tokens, heads, channels = query.shape[1:]
@@ -93,15 +93,11 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "b t c"], *, value_path: bool = False
     ) -> tuple[Float[Array, "b t c"], Float[Array, "b t-1 c"] | None]:
-        """(attention's output, with `value_path` out(value(x)) of all tokens but the first).
-
-        ValueError where the heads do not divide the channels.
-        """
+        """(attention's output, with `value_path` out(value(x)) of all tokens but the first)."""
         batch, tokens, channels = x.shape
         check_heads(self.num_heads, width=channels)
         heads = (self.num_heads, channels // self.num_heads)
-        # All tokens of the batch as rows of one matrix: a gradient that contracts batch and tokens as two
-        # axes makes XLA transpose both of its factors on CPUs.
+        # As one matrix: contracting batch and tokens as two axes makes XLA transpose both factors on CPUs.
         rows = x.reshape(-1, channels)
         query, key, value = (
             nn.DenseGeneral(heads, kernel_init=self.qkv_init, dtype=self.dtype, name=name)(

@@ -1,6 +1,5 @@
-"""From a configuration to a model: which encoder meets which decoder, at which sizes.
+"""Builds the model of a configuration, for training, evaluation and prediction.
 
-Training, evaluation and prediction build their model here, so that the weights of a run always fit it.
 It reads `config.model`, the decoders' sections, `config.dtype` and `config.data.crop`.
 """
 
@@ -53,8 +52,9 @@ def segmenter(
 ) -> SegmentationModel:
     """The model that a configuration describes.
 
-    `clip_sizes` are the constructor arguments of the CLIP image tower (`weights.towers.Clip.image`), for its
-    backbones only. ValueError for `out_indices` that the tower does not have or the decoder cannot use.
+    `clip_sizes` are the constructor arguments of the CLIP image tower (`weights.towers.Clip.image`), used
+    by its backbones only. ValueError for `out_indices` that the tower does not have or the decoder cannot
+    use.
     """
     model = config.model
     conv_encoder = None

@@ -1,8 +1,8 @@
-"""Zero-shot labels of the frozen CLIP: every pixel takes the class whose text it is closest to.
+"""Zero-shot labels of the frozen CLIP: for every pixel the class with the most similar text.
 
-In: dense embeddings B×y×x×D of unit length (the tower's last map) and `ClassText`, used as it is
-stored. Out: cosine scores per class at patch resolution (float32, −1 to 1), or labels at image
-resolution with the probability of the chosen class as confidence. Nothing here is trained.
+In: dense embeddings B×y×x×D of unit length (the tower's last map) and `ClassText`. Out: cosine scores per
+class at patch resolution (float32, −1 to 1), or labels at image resolution with the probability of the
+chosen class as confidence.
 
 Source: MaskCLIP; METHOD 2 and 4.3, traps 8 and 10 of section 9.
 """
@@ -17,7 +17,7 @@ from semivl_jax.models.resize import by_rows
 from semivl_jax.types import IGNORE_INDEX, ClassText, PseudoLabels
 
 TEMPERATURE = 100.0
-"""What CLIP multiplies cosines with before its softmax."""
+"""Factor of cosines before the softmax."""
 
 
 def max_over_concepts(scores: Float[Array, "*b k"], text: ClassText) -> Float[Array, "*b n"]:
@@ -30,7 +30,7 @@ def max_over_concepts(scores: Float[Array, "*b k"], text: ClassText) -> Float[Ar
 
 
 def rows_in_class_order(text: ClassText) -> Float[Array, "k d"]:
-    """The embeddings; sorted by class where every class has one, so that its logits need no sorting."""
+    """The embeddings, sorted by class if there is one per class, so that logits need no sorting."""
     if len(text.class_of) == text.num_classes:
         return text.embeddings[jnp.argsort(text.class_of)]
     return text.embeddings

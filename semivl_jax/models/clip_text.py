@@ -1,7 +1,7 @@
-"""CLIP's text tower (METHOD section 2).
+"""Text towers of CLIP (METHOD 2) and SigLIP.
 
-In: token ids k×T int32, padded with zeros behind the end-of-text token, which has the largest id of
-its row. Out: embeddings k×D float32, not normalised: callers average concepts before they normalise.
+In: token ids k×T int32; for CLIP padded with zeros after the end-of-text token, which has the largest id
+of its row. Out: embeddings k×D float32, not normalised.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from semivl_jax.models.transformer import Encoder
 
 
 class TextTransformer(nn.Module):
-    """Causal transformer that is read at the end-of-text token; CLIP's own size by default."""
+    """CLIP's causal transformer; the output is the end-of-text token. Defaults are CLIP's sizes."""
 
     vocab_size: int = 49408
     width: int = 512
@@ -61,3 +61,36 @@ class TextTransformer(nn.Module):
             name="projection",
         )
         return project(x).astype(jnp.float32)
+
+
+class SiglipText(nn.Module):
+    """SigLIP's transformer with full attention; the output is the last token. Named as in big_vision."""
+
+    vocab_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    out_dim: int
+    context_length: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, "k {self.context_length}"]
+    ) -> Float32[Array, "k {self.out_dim}"]:
+        """Embed token rows."""
+        embed = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="Embed_0")
+        table_shape = (1, self.context_length, self.width)
+        init = nn.initializers.normal(self.width**-0.5)
+        table = jnp.asarray(self.param("pos_embedding", init, table_shape), self.dtype)
+        tokens, _ = Encoder(
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            tanh_gelu=True,
+            dtype=self.dtype,
+            name="Encoder_0",
+        )(embed(ids) + table)
+        head = nn.Dense(self.out_dim, dtype=self.dtype, name="head")
+        return head(tokens[:, -1]).astype(jnp.float32)

@@ -1,12 +1,11 @@
-"""Convolutions; this module and no other chooses how each kind of machine computes them.
+"""Convolutions, and the choice of their implementation for each platform.
 
 In: maps B×H×W×C and kernels (rows, columns, in, out) of one float dtype. Out: maps of the same dtype. Values
 and gradients are those of `jax.lax.conv_general_dilated` up to rounding.
 
-GPUs and TPUs get that operation, CPUs matrix products (`conv_cpu`). Pointwise convolutions are products
-everywhere. `upsampled` joins a transposed convolution of stride 2 with the 3×3 convolution behind it: both
-are linear, so a 2×2 convolution of the small map does the work of the two with half the operations and no
-large map between them.
+GPUs and TPUs use that operation, CPUs matrix products (`conv_cpu`). Pointwise convolutions are products
+everywhere. `upsampled` joins a transposed convolution of stride 2 with the 3×3 convolution after it into one
+2×2 convolution of the small map, with half the operations.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def convolve(
 ) -> Float[Array, "b _ _ o"]:
     """Convolution with an odd square kernel, padded so that stride 1 keeps the size."""
     size, (rows, cols) = kernel.shape[0], x.shape[1:3]
-    # Taps further out than the map is long only meet padding: on small maps most of a dilated kernel.
+    # Taps that only read padding are cut off: on small maps most of a dilated kernel.
     centre = size // 2
     down, across = (min(centre, (side - 1) // dilation) for side in (rows, cols))
     kernel = kernel[centre - down : centre + down + 1, centre - across : centre + across + 1]
@@ -49,14 +48,14 @@ def upsampled(
     up: Float[Array, "2 2 i m"],
     kernel: Float[Array, "3 3 m o"],
 ) -> Float[Array, "b 2*y 2*x o"]:
-    """The 3×3 convolution of the map that a transposed convolution with `up`, stride 2, makes of x.
+    """Transposed convolution of x with `up`, stride 2, then a 3×3 convolution with `kernel`.
 
-    Kernels are float32 and joined as such; the arithmetic on maps has x's dtype.
+    Kernels are joined in float32; the arithmetic on maps has x's dtype.
     """
     joined = _joined_kernel(up, kernel).astype(x.dtype)
     plain = functools.partial(_plain, stride=1, dilation=1, padding=(1, 1))
     blocks = by_platform("cpu", conv_cpu.Thin(padding=1), Derived(plain), x, joined)
-    # Block i holds rows 2i-1 and 2i of the result, and columns likewise: half a block too much all around.
+    # Block i holds rows 2i-1 and 2i of the result, and columns likewise: one row too many on every side.
     b, rows, cols, _ = blocks.shape
     blocks = blocks.reshape(b, rows, cols, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
     return blocks.reshape(b, 2 * rows, 2 * cols, -1)[:, 1:-1, 1:-1]
@@ -65,7 +64,7 @@ def upsampled(
 def upsampled_constant(
     value: Float[Array, " m"], kernel: Float[Array, "3 3 m o"], *, size: tuple[int, int]
 ) -> Float[Array, "1 {size[0]} {size[1]} o"]:
-    """The 3×3 convolution of a map of `size` that is `value` everywhere: what a bias becomes."""
+    """The 3×3 convolution of a constant map, for the bias of the transposed convolution."""
     down, across = (_inside(side) for side in size)
     taps = jnp.einsum("m,stmo->sto", value, kernel, precision=jax.lax.Precision.HIGHEST)
     return jnp.einsum("ys,xt,sto->yxo", down, across, taps)[None]
@@ -80,7 +79,7 @@ def _inside(side: int) -> np.ndarray:
 def _joined_kernel(up: Array, kernel: Array) -> Array:
     """(2, 2, in, 4·out): from the 2×2 pixels around a corner to the 2×2 pixels of the result there."""
     middle, out = kernel.shape[2:]
-    # Result row s of a block meets rows s … s+2 of the four that its two pixels become.
+    # Row s of a block reads rows s … s+2 of the four that its two pixels become.
     moved = [
         jnp.pad(kernel, ((s, 1 - s), (t, 1 - t), (0, 0), (0, 0)))
         for s in range(2)
@@ -92,7 +91,7 @@ def _joined_kernel(up: Array, kernel: Array) -> Array:
 
 
 def _form(kernel: Array, *, stride: int, dilation: int, dtype: DTypeLike) -> Form | None:
-    """The form for CPUs; None where it is the plain operation."""
+    """The form for CPUs; None for the plain operation."""
     if stride > 1:
         return None
     if dilation > 1:

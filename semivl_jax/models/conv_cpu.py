@@ -1,7 +1,7 @@
 """Stride-1 convolutions as matrix products, for CPUs.
 
-In and out as in `conv`. XLA's convolutions for CPUs are slow for few channels and for their gradients, which
-spend most of their time on padding and transposition. docs/performance.md says what these forms save:
+In and out as in `conv`. XLA's CPU convolutions are slow for few channels and for gradients;
+docs/performance.md has the times of these forms:
 
     Thin       one input or output channel, and joined upsampling
     PerTap     dilated kernels
@@ -22,7 +22,7 @@ from jaxtyping import Array
 from semivl_jax.models.platforms import Form
 
 CHUNK_BYTES = 2**24
-"""Intermediate maps are computed for as many images at a time as fit the cache of a CPU."""
+"""Size of intermediate maps that are computed at a time, to fit the cache of a CPU."""
 
 Gradients = tuple[Array, Array]
 
@@ -41,7 +41,7 @@ def _turned(kernel: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Thin(Form):
-    """One input or output channel: all taps side by side in one product; the same padding on all sides."""
+    """One input or output channel: one product for all taps; the same padding on all sides."""
 
     padding: int
 
@@ -74,7 +74,7 @@ class Thin(Form):
 
     @staticmethod
     def _gathered(x: Array, size: tuple[int, int], padding: int) -> Array:
-        """What every tap sees, (b, h, w, rows·cols·channels)."""
+        """The input of every tap, (b, h, w, rows·cols·channels)."""
         padded = _pad(x, padding, padding)
         height, width = (
             side - taps + 1 for side, taps in zip(padded.shape[1:3], size, strict=True)
@@ -148,7 +148,7 @@ class PerTap(Form):
         return of_x, jnp.stack(of_kernel).reshape(kernel.shape)
 
     def _visits(self, sides: tuple[int, ...], size: tuple[int, ...]) -> list[tuple]:
-        """Per tap: its index, the pixels it reads, those it writes, and what these lack of the map."""
+        """Per tap: its index, slices of the pixels it reads and writes, and the padding of the latter."""
         visits = []
         for i in range(size[0]):
             for j in range(size[1]):
@@ -169,7 +169,7 @@ def _pad_back(x: Array, amounts: list[tuple[int, int]]) -> Array:
     return jnp.pad(x, ((0, 0), *amounts, (0, 0)))
 
 
-# Winograd's matrices for 2×2 results of a 3×3 kernel. Those of maps are in the sums of Winograd.
+# Winograd's matrix of kernels for 2×2 results of a 3×3 kernel; those of maps are sums in `Winograd`.
 _KERNEL_MATRIX = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
@@ -238,7 +238,7 @@ class Winograd(Form):
 
     @staticmethod
     def _spread(out: Array) -> list[Array]:
-        """16 maps of half the size: what the results' gradients are to the 16 products."""
+        """16 maps of half the size: the gradients of the 16 products from those of the results."""
         b, rows, cols, channels = out.shape
         out = out.reshape(b, rows // 2, 2, cols // 2, 2, channels)
 
@@ -251,7 +251,7 @@ class Winograd(Form):
 
 
 def _even(x: Array) -> Array:
-    """With a row and a column of zeros more where their number is odd."""
+    """Padded with zeros to even numbers of rows and columns."""
     rows, cols = (side % 2 for side in x.shape[1:3])
     return jnp.pad(x, ((0, 0), (0, rows), (0, cols), (0, 0))) if rows or cols else x
 
@@ -263,7 +263,7 @@ def _groups(x: Array, count: int) -> Array:
 def _group_count(x: Array, channels: int) -> int:
     """Number of groups of images so that a map of `channels` of one group fits `CHUNK_BYTES`.
 
-    1 where the number of images is symbolic, in a program for export.
+    1 if the number of images is symbolic (for export).
     """
     b, rows, cols, _ = x.shape
     if not isinstance(b, int):

@@ -1,5 +1,4 @@
-"""DeepLabV3+ head on two maps of a vision transformer or a residual network (METHOD 8): the decoder
-without language.
+"""DeepLabV3+ head on two maps of a vision transformer or a residual network (METHOD 8).
 
 In: `Features` with exactly two maps, a low-level and a high-level one, on grids that may differ. Out:
 float32 logits B×y×x×n on the grid of the low-level map. Running statistics of the batch norms live in
@@ -19,9 +18,9 @@ from semivl_jax.types import ClassText, Features
 
 
 class DeepLabHead(nn.Module):
-    """Pyramid pooling of the high-level map to an eighth of its channels, joined with the low-level one.
+    """ASPP of the high-level map to an eighth of its channels, fused with the low-level one.
 
-    As published, resizes keep the corners aligned behind a residual network only (METHOD 9, trap 21).
+    As published, `align_corners` is for residual networks only (METHOD 9, trap 21).
     """
 
     num_classes: int
@@ -37,7 +36,7 @@ class DeepLabHead(nn.Module):
     ) -> Float32[Array, "b y x {self.num_classes}"]:
         """Decode; `text` is ignored, `train` uses (and updates) batch statistics.
 
-        Raises ValueError unless there are exactly two maps.
+        ValueError unless there are two maps.
         """
         del text
         if len(features.maps) != 2:

@@ -35,7 +35,7 @@ class ResidualUnit(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """Adds a finer map to what was fused so far, and brings the sum to the size of the next one."""
+    """Adds a finer map to the fused one and resizes the sum."""
 
     dtype: DTypeLike = jnp.float32
 
@@ -43,7 +43,7 @@ class FusionBlock(nn.Module):
     def __call__(
         self, *maps: Float[Array, "b y x c"], size: tuple[int, int]
     ) -> Float[Array, "b {size[0]} {size[1]} c"]:
-        """Fuse one map (the coarsest) or two: the fused one and the finer one."""
+        """Fuse one map (the coarsest), or the fused map and a finer one."""
         x = maps[0]
         if len(maps) == 2:
             x = x + ResidualUnit(dtype=self.dtype, name="finer")(maps[1])
@@ -66,10 +66,7 @@ class DPTHead(nn.Module):
     def __call__(
         self, features: Features, text: ClassText | None = None, *, train: bool = False
     ) -> Float32[Array, "b _ _ {self.num_classes}"]:
-        """Decode; `text` is ignored, `train` changes nothing.
-
-        Raises ValueError unless there are exactly four maps on one grid.
-        """
+        """Decode; `text` and `train` are ignored. ValueError unless there are four maps on one grid."""
         del text, train
         rows, cols = self._grid(features)
         levels = [self._level(i, x) for i, x in enumerate(features.maps)]
@@ -94,7 +91,7 @@ class DPTHead(nn.Module):
         return grids.pop()
 
     def _level(self, i: int, x: Array) -> Array:
-        """A map of the encoder at its own scale, with the channels of the fusion."""
+        """A map of the encoder at its scale, with `channels` channels."""
         width = self.out_channels[i]
         x = self._conv(f"tap_{i}", width, 1)(x)
         if i < 2:

@@ -41,18 +41,6 @@ def l2_normalize(x: Float[Array, "... c"], *, eps: float = 1e-12) -> Float32[Arr
     return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))
 
 
-def check_out_indices(
-    out_indices: tuple[int, ...], *, last: int, meaning: str, name: str = "out_indices"
-) -> None:
-    """ValueError unless the indices ascend within 0 … `last`; the message says what `last` means."""
-    chosen = list(out_indices)
-    if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] > last:
-        raise ValueError(
-            f"{name} = {tuple(out_indices)}: choose one or more numbers from 0 to {last} ({meaning}), in "
-            "ascending order"
-        )
-
-
 def dense(features: int, *, fan_in: int, dtype: DTypeLike, name: str) -> nn.Dense:
     """Linear layer over the last axis of an input with `fan_in` channels."""
     init = uniform(fan_in**-0.5)
@@ -61,7 +49,7 @@ def dense(features: int, *, fan_in: int, dtype: DTypeLike, name: str) -> nn.Dens
 
 @struct.dataclass
 class Upsampled:
-    """The large map that `Upsample` describes but does not compute: a 3×3 `Conv` needs only the small one.
+    """The result of `Upsample`, not computed yet: a 3×3 `Conv` needs only the small map x.
 
     kernel  float32 (factor, factor, in, out), indexed by the position within a block
     """
@@ -72,7 +60,7 @@ class Upsampled:
 
     @property
     def shape(self) -> tuple[Any, int, int, int]:
-        """Of the large map; the number of images may be symbolic, in a program for export."""
+        """Of the large map; the number of images may be symbolic (for export)."""
         (b, rows, cols, _), (factor, _, _, out) = self.x.shape, self.kernel.shape
         return b, factor * rows, factor * cols, out
 
@@ -97,10 +85,9 @@ class Upsampled:
 class Conv(nn.Module):
     """Square convolution, padded so that stride 1 keeps the size.
 
-    Several inputs stand for their concatenation over channels, without computing it: each is convolved with
-    its share of the kernel and the results are added. An input of b images beside a first one of b·n (n
-    fastest) is convolved once per image; for pointwise kernels an input of 1×1 pixels is added everywhere.
-    With size 3, stride and dilation 1, an input may be `Upsampled`.
+    Several inputs are treated as concatenated over channels: each is convolved with its part of the kernel
+    and the results are added. An input of b images beside a first one of b·n (n fastest) is convolved once
+    per image; for pointwise kernels an input of 1×1 pixels is broadcast.
     """
 
     features: int
@@ -115,9 +102,9 @@ class Conv(nn.Module):
     def __call__(
         self, *inputs: Float[Array, "_ _ _ _"] | Upsampled
     ) -> Float[Array, "bn y x {self.features}"]:
-        """Convolve; the first input gives the output's batch and size.
+        """Convolve; the output has the batch and size of the first input.
 
-        Raises ValueError for a single pixel to be spread by a kernel that is not pointwise.
+        ValueError for inputs of different sizes unless the kernel is pointwise.
         """
         channels = [x.shape[-1] for x in inputs]
         shape = (self.kernel_size, self.kernel_size, sum(channels), self.features)
@@ -135,7 +122,7 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = jnp.asarray(self.param("bias", init, (self.features,)), self.dtype)
             parts.append(bias[None, None, None, :])
-        # The small ones first: what is shared by all images is added to what some of them share.
+        # From the smallest: what all images share is added to what some of them share.
         return functools.reduce(_add_shared, sorted(parts, key=lambda part: part.size))
 
     def _convolve(self, x: Array | Upsampled, kernel: Array) -> list[Array]:
@@ -154,18 +141,15 @@ class Conv(nn.Module):
 
 def _add_shared(part: Array, out: Array) -> Array:
     """Add a map of b images (of full size or 1×1) to one of b·n images."""
-    # The barrier keeps XLA from joining the gradients' sums over images, here and in what `part` is the
-    # sum of, to one sum over all images at once, which takes CPUs several times as long.
+    # Without the barrier XLA joins the gradients' sums over images, here and inside `part`, to one sum, which
+    # is several times slower on CPUs.
     part = jax.lax.optimization_barrier(part)
     copies = out.reshape(part.shape[0], -1, *out.shape[1:])
     return (copies + part[:, None]).reshape(out.shape)
 
 
 class Upsample(nn.Module):
-    """Transposed convolution with bias whose kernel is as large as its stride, `factor`.
-
-    Windows do not overlap: every pixel becomes its own block.
-    """
+    """Transposed convolution with bias; kernel size and stride are `factor`, so windows do not overlap."""
 
     features: int
     factor: int = 2
@@ -173,7 +157,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x c"]) -> Upsampled:
-        """The map of multiplied size, computed where it is used."""
+        """The map of multiplied size."""
         # torch takes its fan-in from the *output* side
         init = uniform((self.factor**2 * self.features) ** -0.5)
         shape = (self.factor, self.factor, x.shape[-1], self.features)
@@ -183,9 +167,9 @@ class Upsample(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, group or batch norm, and ReLU unless `relu` is off.
+    """Convolution without bias (of inputs as for `Conv`), group or batch norm, and ReLU unless `relu` is off.
 
-    `scale_init` starts the norm's scale. Several inputs as for `Conv`.
+    `scale_init` is for batch norms.
     """
 
     features: int
@@ -213,7 +197,7 @@ class ConvNorm(nn.Module):
             name="conv",
         )(*inputs)
         if self.norm == "group":
-            return GroupNorm(relu=self.relu, scale_init=self.scale_init, name="norm")(x)
+            return GroupNorm(self.relu, name="norm")(x)
         x = BatchNorm(scale_init=self.scale_init, dtype=self.dtype, name="norm")(x, train=train)
         return nn.relu(x) if self.relu else x
 
@@ -221,8 +205,7 @@ class ConvNorm(nn.Module):
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: dilated branches and the image mean, joined by a pointwise layer.
 
-    Dilation 1 means a pointwise branch, any other a 3×3 one. The mean of the map goes through its own
-    pointwise layer and is spread over the map again.
+    Dilation 1 means a pointwise branch, any other a 3×3 one.
     """
 
     features: int
@@ -234,7 +217,7 @@ class ASPP(nn.Module):
     def __call__(
         self, x: Float[Array, "b y x _"], *, train: bool = False
     ) -> Float[Array, "b y x {self.features}"]:
-        """Apply all branches and join them."""
+        """Apply; `train` is for batch norms."""
 
         def layer(name: str, *inputs: Array, kernel_size: int = 1, dilation: int = 1) -> Array:
             return ConvNorm(

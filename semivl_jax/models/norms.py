@@ -19,18 +19,18 @@ Initializer = Callable[..., Array]
 
 GROUP_SIZE = 16
 """Channels that a group norm normalises together (METHOD 3: C/16 groups)."""
+EPSILON = 1e-5
+MOMENTUM = 0.1
+"""Weight of the new batch in running statistics."""
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation with torch's bookkeeping (METHOD 3, conv features).
 
-    `train`: normalise with the statistics of this batch and move the running ones ("batch_stats",
-    which must be mutable) towards them; their variance takes the unbiased estimate. Under jit, "this
-    batch" is the global batch, however it is sharded. Otherwise the running statistics are used.
+    `train`: normalise with the statistics of this batch (under jit: of the global batch) and update the
+    running ones in "batch_stats", with the unbiased variance. Otherwise the running statistics are used.
     """
 
-    momentum: float = 0.1
-    epsilon: float = 1e-5
     scale_init: Initializer = nn.initializers.ones
     dtype: DTypeLike = jnp.float32
 
@@ -53,39 +53,35 @@ class BatchNorm(nn.Module):
                 )
             mean, var = jnp.mean(wide, (0, 1, 2)), jnp.var(wide, (0, 1, 2))
             if not self.is_initializing():
-                step, unbiased = self.momentum, var * (count / (count - 1))
-                running_mean.value = (1 - step) * running_mean.value + step * mean
-                running_var.value = (1 - step) * running_var.value + step * unbiased
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+                unbiased = var * (count / (count - 1))
+                running_mean.value = (1 - MOMENTUM) * running_mean.value + MOMENTUM * mean
+                running_var.value = (1 - MOMENTUM) * running_var.value + MOMENTUM * unbiased
+        factor = scale * jax.lax.rsqrt(var + EPSILON)
         out = (wide - mean[None, None, None, :]) * factor[None, None, None, :]
         return (out + bias[None, None, None, :]).astype(self.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def group_norm(
-    x: Float[Array, "b h w c"],
-    scale: Float32[Array, " c"],
-    bias: Float32[Array, " c"],
-    epsilon: float,
-    relu: bool,
+    x: Float[Array, "b h w c"], scale: Float32[Array, " c"], bias: Float32[Array, " c"], relu: bool
 ) -> Float[Array, "b h w c"]:
-    """Every image's groups of `GROUP_SIZE` channels normalised, scaled, shifted and, with `relu`, cut at 0.
+    """Group normalisation in groups of `GROUP_SIZE` channels, followed with `relu` by ReLU.
 
-    Statistics are float32 and made of sums per channel, so that maps never take another shape; the
-    backward pass keeps nothing but x.
+    Statistics are float32 and computed from means per channel, so that maps are never reshaped; the backward
+    pass keeps only x.
     """
-    mean, deviation = _group_statistics(x, epsilon)
+    mean, deviation = _group_statistics(x)
     factor, bias = scale[None, None, None, :] / deviation, bias[None, None, None, :]
     return _normalized(x, mean, factor, bias, relu).astype(x.dtype)
 
 
-def _group_statistics(x: Array, epsilon: float) -> tuple[Array, Array]:
+def _group_statistics(x: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of the groups, for each channel: b×1×1×c."""
     wide = x.astype(jnp.float32)
     mean = _group_mean(jnp.mean(wide, (1, 2), keepdims=True))
     # Not E[x²] − E[x]², which would lose digits.
     variance = _group_mean(jnp.mean(jnp.square(wide - mean), (1, 2), keepdims=True))
-    return mean, jnp.sqrt(variance + epsilon)
+    return mean, jnp.sqrt(variance + EPSILON)
 
 
 def _group_mean(of_channels: Float32[Array, "b 1 1 c"]) -> Float32[Array, "b 1 1 c"]:
@@ -101,17 +97,17 @@ def _normalized(x: Array, mean: Array, factor: Array, bias: Array, relu: bool) -
 
 
 def _group_norm_forward(
-    x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
+    x: Array, scale: Array, bias: Array, relu: bool
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    return group_norm(x, scale, bias, epsilon, relu), (x, scale, bias)
+    return group_norm(x, scale, bias, relu), (x, scale, bias)
 
 
 def _group_norm_backward(
-    epsilon: float, relu: bool, saved: tuple[Array, Array, Array], out: Array
+    relu: bool, saved: tuple[Array, Array, Array], out: Array
 ) -> tuple[Array, Array, Array]:
     x, scale, bias = saved
     scale, bias = scale[None, None, None, :], bias[None, None, None, :]
-    mean, deviation = _group_statistics(x, epsilon)
+    mean, deviation = _group_statistics(x)
     out = out.astype(jnp.float32)
     if relu:
         out = jnp.where(_normalized(x, mean, scale / deviation, bias, False) > 0, out, 0.0)
@@ -128,21 +124,19 @@ group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation and, with `relu`, ReLU; parameters as Linen's, for `group_norm`."""
+    """`group_norm` with Linen's parameters."""
 
-    epsilon: float = 1e-5
-    relu: bool = False
-    scale_init: Initializer = nn.initializers.ones
+    relu: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Normalise. ValueError for channels that are not whole groups."""
+        """Normalise. ValueError unless the channels are a multiple of `GROUP_SIZE`."""
         channels = x.shape[-1]
         if channels % GROUP_SIZE:
             raise ValueError(
                 f"group norm {'/'.join(self.path)} has groups of {GROUP_SIZE} channels, which {channels} "
                 "are not: choose a multiple"
             )
-        scale = self.param("scale", self.scale_init, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return group_norm(x, jnp.asarray(scale), jnp.asarray(bias), self.epsilon, self.relu)
+        return group_norm(x, jnp.asarray(scale), jnp.asarray(bias), self.relu)

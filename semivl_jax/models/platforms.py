@@ -1,7 +1,7 @@
-"""Functions with a special form for one platform.
+"""Functions with a special implementation for one platform.
 
-The form is chosen when a program is lowered, so that a CPU can compile for a TPU. Only the arguments are kept
-for the backward pass, whatever a form computes on its way.
+It is chosen when a program is lowered, so that a CPU can compile for a TPU. Only the arguments are kept for
+the backward pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Form(abc.ABC):
 
     @abc.abstractmethod
     def gradients(self, *args: Array) -> tuple[Array, ...]:
-        """Those of all arguments; the last array given is the gradient of the value."""
+        """Gradients of all arguments but the last, which is the gradient of the value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Derived(Form):
         return self.function(*args)
 
     def gradients(self, *args: Array) -> tuple[Array, ...]:
-        """Those of all arguments."""
+        """Gradients of all arguments but the last."""
         *given, out = args
         return jax.vjp(self.function, *given)[1](out)
 
 
 class Recomputed(Derived):
-    """The same for functions with large intermediate values: the backward pass recomputes them."""
+    """A function whose intermediate values are large: the backward pass recomputes them."""
 
     def gradients(self, *args: Array) -> tuple[Array, ...]:
-        """Those of all arguments."""
-        # Without the barrier XLA would find that it has computed the same before and keep the values.
+        """Gradients of all arguments but the last."""
+        # Without the barrier XLA would eliminate the common subexpressions and keep the values.
         return super().gradients(*jax.lax.optimization_barrier(args))
 
 

@@ -1,11 +1,9 @@
-"""Resizing and pooling of maps, to the last bit as the published networks do it.
+"""Resizing and pooling of maps as in the published networks.
 
 In and out: float maps B×H×W×C of any value range, same dtype out as in. Conventions are torch's
 (METHOD 1.3, 3.5, 3.10): half-pixel centres or aligned corners, the bicubic coefficient −0.75,
-border replicated, never an antialias filter. `jax.image.resize` differs in all of these.
-
-A resize is two small matrix products, rows first: known interpolation matrices are constants of the
-compiled function, products and their gradients run on the matrix unit, and nothing is gathered.
+border replicated, no antialias filter. `jax.image.resize` differs in all of these. A resize is two products
+with constant interpolation matrices, rows first.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ CUBIC = -0.75
 """The free coefficient of the cubic kernel."""
 
 BLOCK_BYTES = 2**26
-"""`by_rows` makes so much of a resized map at a time (over all devices that share the batch)."""
+"""Size of the blocks of `by_rows` (over all devices that share the batch)."""
 
 
 def resize_matrix(
@@ -41,8 +39,8 @@ def resize_matrix(
     """Weights of every input sample in every output sample of one axis; each row sums to 1.
 
     [n_out, n_in], or with `rows` = (start, stop) those rows of it. `offset` is added to the output's length
-    where the distance of its samples is computed (half-pixel centres only): torch does so for a scale
-    factor that is no ratio of two lengths. Raises ValueError for a length below 1.
+    for the distance of its samples (half-pixel centres only), as torch does for a scale factor that is no
+    ratio of two lengths. ValueError for a length below 1.
     """
     if n_in < 1 or n_out < 1:
         raise ValueError(f"cannot resize {n_in} samples to {n_out}: both must be at least 1")
@@ -74,7 +72,7 @@ def bicubic(
 ) -> Float[Array, "b {size[0]} {size[1]} c"]:
     """Bicubic resize (a = −0.75, half-pixel centres) to `size` = (rows, columns).
 
-    `offset` as for `resize_matrix`; with one, an axis that keeps its length is resized all the same.
+    `offset` as for `resize_matrix`; with one, axes that keep their length are resized too.
     """
     return _resize(x, size, "bicubic", False, offset)
 
@@ -85,10 +83,9 @@ def by_rows(
     *maps: Shaped[Array, "b h w"],
     size: tuple[int, int],
 ) -> PyTree:
-    """function(x resized bilinearly to `size` = (h, w), *maps), for a function of every pixel by itself.
+    """function(x resized bilinearly to `size` = (h, w), *maps) in blocks of rows, for pixelwise functions.
 
-    A large result of the resize is never there as a whole: the function gets blocks of its rows, and the
-    backward pass recomputes every block. What the function returns has the shape b×h×w.
+    The whole resized map is never in memory; the backward pass recomputes every block. Results are b×h×w.
     """
     batch, channels = x.shape[0], x.shape[-1]
     limit = max(1, BLOCK_BYTES // (4 * batch * size[1] * channels))
@@ -116,7 +113,7 @@ def by_rows(
 def avg_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "b _ _ c"]:
     """Mean of windows that do not overlap; rows and columns that do not fill a window are dropped.
 
-    Raises ValueError where the map is smaller than one window (METHOD 9, trap 4).
+    ValueError for a map smaller than one window (METHOD 9, trap 4).
     """
     (b, h, w, c), (rows, cols) = x.shape, window
     if h < rows or w < cols:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from semivl_jax.models.layers import ConvNorm, check_out_indices
+from semivl_jax.models.layers import ConvNorm
 from semivl_jax.types import Features
 
 EXPANSION = 4
@@ -50,8 +50,8 @@ class Stem(nn.Module):
 class Bottleneck(nn.Module):
     """Residual block 1×1, 3×3 (with stride and dilation), 1×1 (to 4·channels).
 
-    The shortcut is projected where it has another size or number of channels. With `zero_init` fresh
-    blocks are the identity on their branch.
+    The shortcut is projected where it has another size or number of channels. With `zero_init` the last
+    norm's scale starts at 0.
     """
 
     channels: int
@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
         return nn.relu(out + x)
 
 
-# Traced and lowered once for all blocks of equal options on maps of equal shape.
+# Traced once for all blocks of equal options and shapes.
 _SharedBottleneck = nn.jit(Bottleneck, static_argnames="train")
 
 
@@ -98,7 +98,7 @@ class ResNet(nn.Module):
     out_indices        stages whose maps are returned, ascending
     """
 
-    via_square = False  # as of `VisionTransformer`: logits get the image's size directly
+    via_square = False  # as of `VisionTransformer`
     padding_patch = None
 
     stem_channels: int = 128
@@ -110,11 +110,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
-        """Encode; `train` uses (and updates) batch statistics.
-
-        ValueError for options of different lengths, and for out_indices that are no stages or not in order.
-        """
-        self._check()
+        """Encode; `train` uses (and updates) batch statistics."""
         x = _stem_and_pool(image, self.stem_channels, self.dtype, train=train)
         maps, dilation = [], 1
         for stage, (count, width) in enumerate(zip(self.blocks, self.channels, strict=True)):
@@ -131,15 +127,6 @@ class ResNet(nn.Module):
                 )(x, train=train)
             maps.append(x)
         return Features(maps=tuple(maps[i] for i in self.out_indices))
-
-    def _check(self) -> None:
-        stages = len(self.blocks)
-        if not len(self.channels) == len(self.dilated) + 1 == stages:
-            raise ValueError(
-                f"blocks={self.blocks}, channels={self.channels} and dilated={self.dilated} do not "
-                "describe the same stages: give one of each per stage, dilated none for the first"
-            )
-        check_out_indices(self.out_indices, last=stages - 1, meaning="the last stage")
 
 
 class ResNetV1c(nn.Module):

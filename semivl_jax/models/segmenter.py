@@ -1,8 +1,7 @@
 """The whole model: image encoder, optional convolutional encoder, decoder, resizing.
 
 In: images B×H×W×3, float, normalised with the ImageNet statistics, and the text of the classes. Out:
-float32 logits. `encode` and `decode` can be called separately (`method="encode"`): one encoding
-serves clean and perturbed features, or many sets of class names.
+float32 logits. `encode` and `decode` can be called separately (`method="encode"`).
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from semivl_jax.types import ClassText, Features, Key, PyTree
 
 
 class SegmentationModel(nn.Module):
-    """Encoder and decoder of any kind with `Features` between them.
+    """Encoder and decoder with `Features` between them.
 
-    `crop` is the side of the training crop. With `renormalize` the backbone gets images of CLIP's statistics;
-    the convolutional encoder always gets those of ImageNet.
+    `crop` is the side of the training crop. With `renormalize` the backbone's input has CLIP's statistics;
+    that of the convolutional encoder always has those of ImageNet.
     """
 
     backbone: nn.Module
@@ -33,23 +32,23 @@ class SegmentationModel(nn.Module):
 
     @property
     def via_square(self) -> bool:
-        """Logits are first resized to the square of the crop, whatever the image's shape (METHOD 3.10).
+        """Logits are resized to the square of the crop before the image's size (METHOD 3.10).
 
-        Otherwise directly to the image's size with aligned corners, as published for DINOv2 and ResNet.
+        Otherwise only to the image's size, with aligned corners, as published for DINOv2 and ResNet.
         """
         return self.backbone.via_square
 
     @property
     def align_corners(self) -> bool:
-        """How logits are resized."""
+        """Of the resize of logits."""
         return not self.via_square
 
     @property
     def padding_patch(self) -> int | None:
-        """Whole patches that the host may fill a window up to, or None where that would change its logits.
+        """The patch size if windows padded to whole patches by the host have the same logits, else None.
 
-        An image is renormalised or convolved before the encoder pads it; logits of the window's size would be
-        those of the filled window.
+        Logits change if the image is renormalised or convolved before the encoder pads it, or if their size
+        is that of the window.
         """
         plain = self.conv_encoder is None and not self.renormalize and self.via_square
         return self.backbone.padding_patch if plain else None
@@ -57,8 +56,7 @@ class SegmentationModel(nn.Module):
     def encode(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
         """Image to features.
 
-        `train` uses the statistics of the batch in batch norms and, with a "dropout" key, enables dropout and
-        stochastic depth.
+        `train` uses batch statistics and, with a "dropout" key, dropout and stochastic depth.
         """
         features = self.backbone(renormalize(image) if self.renormalize else image, train=train)
         if self.conv_encoder is not None:
@@ -73,17 +71,16 @@ class SegmentationModel(nn.Module):
         size: tuple[int, int] | None = None,
         train: bool = False,
     ) -> Float32[Array, "b _ _ n"]:
-        """Features to logits of `size` = (rows, columns), None: of the crop's square."""
+        """Features to logits of `size` = (rows, columns); None: of the crop's square."""
         logits = self.decoder(features, text, train=train)
         return bilinear(logits, size or (self.crop, self.crop), align_corners=self.align_corners)
 
     def decode_grid(
         self, features: Features, text: ClassText | None, *, train: bool = False
     ) -> Float32[Array, "b _ _ n"]:
-        """Features to logits of the crop's square or of a smaller grid.
+        """Features to logits of the crop's square, or via the square of the decoder's grid.
 
-        Bilinearly resized to the square (half-pixel centres) the latter are what `decode` returns; the caller
-        can resize a part of the square at a time.
+        Resized to the square (bilinear, half-pixel centres) the latter equal those of `decode`.
         """
         if self.align_corners:
             return self.decode(features, text, train=train)
@@ -92,7 +89,7 @@ class SegmentationModel(nn.Module):
     def __call__(
         self, image: Float[Array, "b h w 3"], text: ClassText | None, *, train: bool = False
     ) -> Float32[Array, "b h w n"]:
-        """Image to logits of its size; via the square, one that is not crop×crop is resized twice."""
+        """Image to logits of its size."""
         size = image.shape[1:3]
         features = self.encode(image, train=train)
         logits = self.decode(features, text, size=None if self.via_square else size, train=train)
@@ -103,10 +100,7 @@ class SegmentationModel(nn.Module):
 def applied(
     segmenter: SegmentationModel, variables: PyTree, *arguments: PyTree, method: str
 ) -> PyTree:
-    """The output of a method of the segmenter, with running batch statistics.
-
-    This and the next function are traced once for all callers with equal segmenters and shapes.
-    """
+    """The output of a method of the segmenter, with running batch statistics; traced once for all callers."""
     return segmenter.apply(variables, *arguments, method=method)
 
 

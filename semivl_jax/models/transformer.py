@@ -21,12 +21,12 @@ from semivl_jax.models.attention import Attention
 from semivl_jax.models.layers import uniform
 
 Remat = Literal["none", "blocks", "dots"]
-"""What the backward pass rematerialises: only the cheap maps inside of blocks (norms, GELU, attention
-weights), whole blocks from their inputs, or all of a block but products with weights."""
+"""What the backward pass rematerialises: norms, GELU and attention weights; whole blocks from their inputs;
+or all of a block except products with weights."""
 
 
 def rematerialized(module: type[nn.Module], remat: Remat) -> type[nn.Module]:
-    """The same module; of its parts `remat` says what is not kept for the backward pass."""
+    """The module with `nn.remat` as `remat` requires."""
     if remat == "none":
         return module
     saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
@@ -34,7 +34,7 @@ def rematerialized(module: type[nn.Module], remat: Remat) -> type[nn.Module]:
 
 
 def layer_norm(name: str | None, *, eps: float, dtype: DTypeLike) -> nn.LayerNorm:
-    """LayerNorm over channels, rematerialised; the variance from differences, not from E[x²] − E[x]²."""
+    """Rematerialised LayerNorm; the variance is not computed as E[x²] − E[x]²."""
     make = nn.remat(nn.LayerNorm)
     return make(epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
 
@@ -53,7 +53,7 @@ class Mlp(nn.Module):
         init = nn.initializers.xavier_uniform()
         channels = x.shape[-1]
         x = nn.Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="Dense_0")(x)
-        # Of the widest map of a block only one copy is kept for the backward pass.
+        # Keeps one copy of the widest map for the backward pass.
         x = jax.checkpoint(self._gelu)(x)
         return nn.Dense(channels, kernel_init=init, dtype=self.dtype, name="Dense_1")(x)
 
@@ -66,10 +66,10 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One pre-LN block.
 
-    value_path    also return what the block makes of the patch tokens when every token attends to itself
-                  alone (METHOD 1.5); the first token, the class token, is left out
-    layer_scale   attention and MLP are multiplied with a trained factor per channel that starts at this value
-    drop_path     share of images that skip attention or MLP (stochastic depth); needs a "dropout" key
+    value_path    also return the output for the patch tokens when every token attends only to itself
+                  (METHOD 1.5), without the class token
+    layer_scale   initial value of a trained factor per channel for attention and MLP
+    drop_path     probability that an image skips attention or MLP (stochastic depth); needs a "dropout" key
     """
 
     num_heads: int
@@ -88,8 +88,8 @@ class Block(nn.Module):
         self, x: Float[Array, "b t c"]
     ) -> tuple[Float[Array, "b t c"], Float[Array, "b t-1 c"] | None]:
         """(normal output, output of the value path or None)."""
-        # Without the barrier XLA keeps the branches of all blocks and adds them up anew in every block, and
-        # their gradients as well: a third of a second per step of ViT-B/16 on two CPU cores.
+        # Without the barrier XLA keeps the branches of all blocks and adds them up again in every block, and
+        # their gradients too.
         x = jax.lax.optimization_barrier(x)
         scale_attention, scale_mlp = self._scale("LayerScale_0", x), self._scale("LayerScale_1", x)
         attention = Attention(
@@ -121,14 +121,14 @@ class Block(nn.Module):
 
 @functools.cache
 def _shared_block(remat: Remat) -> type[Block]:
-    """`Block`, traced and lowered once for all blocks of equal options on tokens of equal shape."""
+    """`Block`, traced once for all blocks of equal options and shapes."""
     return nn.jit(rematerialized(Block, remat))
 
 
 class Prompts(nn.Module):
     """Deep visual prompts: trained tokens for the first block and for `depth` blocks after it.
 
-    They pass one linear layer and dropout. `norm` is applied to all tokens after the last block.
+    They pass one linear layer and dropout. The encoder applies `norm` to all tokens after the last block.
     """
 
     count: int
@@ -155,9 +155,9 @@ class Prompts(nn.Module):
     def insert(
         self, x: Float[Array, "b t c"], block: int, *, patches: int, train: bool
     ) -> Float[Array, "b _ c"]:
-        """Tokens for a block: the class token, the block's prompts (if it has any), the patch tokens.
+        """Replaces the prompts of the block before, between class token and patches, by those of `block`.
 
-        Prompts of the block before are removed. Dropout acts if `train` and there is a "dropout" key.
+        Dropout acts if `train` and there is a "dropout" key.
         """
         cls, last = x[:, :1], x[:, -patches:]
         if block > self.depth:
@@ -167,10 +167,6 @@ class Prompts(nn.Module):
         rows = jnp.broadcast_to(rows[None], (x.shape[0], *rows.shape))
         rows = self.drop(rows, deterministic=not (train and self.has_rng("dropout")))
         return jnp.concatenate([cls, rows, last], axis=1)
-
-    def normalize(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
-        """The norm before the encoder's own."""
-        return self.norm(x)
 
 
 class Encoder(nn.Module):
@@ -230,7 +226,7 @@ class Encoder(nn.Module):
             if i in self.out_indices:
                 maps[i] = x if own is None else own
         norm = layer_norm("encoder_norm", eps=self.eps, dtype=self.dtype)
-        normed = norm(x if prompts is None else prompts.normalize(x))
+        normed = norm(x if prompts is None else prompts.norm(x))
         for i in maps:
             if self.norm_maps or (self.value_path and i == last):
                 maps[i] = norm(maps[i])

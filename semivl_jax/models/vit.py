@@ -23,10 +23,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
-from semivl_jax.models.attention import check_heads
-from semivl_jax.models.layers import check_out_indices, l2_normalize
+from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.normalization import symmetric
-from semivl_jax.models.pos_embed import Grid, Resizing, resize_table, stored_grid, table_at
+from semivl_jax.models.pos_embed import Grid, Resizing, resize_table, stored_grid
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.transformer import Encoder, Mlp, Prompts, Remat, layer_norm
 from semivl_jax.types import Features
@@ -39,8 +38,7 @@ CLIP: dict[str, Any] = {
     "value_path": True,
     "norm_maps": False,
 }
-"""CLIP with dense output: in the value path a token attends to itself only, so attention does not mix
-positions. Sizes, `quick_gelu` and `eps` come with the weights."""
+"""CLIP with dense output from the value path. Sizes, `quick_gelu` and `eps` come with the weights."""
 PROMPTED_CLIP: dict[str, Any] = {
     "fit": "crop",
     "patch_bias": False,
@@ -69,7 +67,6 @@ AUGREG: dict[str, Any] = {"symmetric_input": True, "class_position": False, "tan
 SIGLIP: dict[str, Any] = {**AUGREG, "class_token": False, "map_head": True}
 """big_vision's ViT with a map head, the image tower of SigLIP."""
 
-CLIP_B16 = {**CLIP, **_B16, "out_dim": 512}
 IMAGENET_B16 = {**IMAGENET, **_B16}
 DINOV2_S14 = {**DINOV2, **_B16, "patch_size": 14, "width": 384, "num_heads": 6, "mlp_dim": 1536}
 DINOV2_B14 = {**DINOV2, **_B16, "patch_size": 14}
@@ -113,12 +110,12 @@ class VisionTransformer(nn.Module):
 
     fit                images whose sides are no multiples of the patch: "pad" with zeros right and below,
                        "crop" the rest, "resize" to the nearest multiples (bilinear, corners aligned), or
-                       "resize_to_grid": every image gets grid · patch_size pixels (bilinear)
+                       "resize_to_grid": to grid · patch_size pixels (bilinear)
     symmetric_input    the network sees pixels in [−1, 1] instead of ImageNet-normalised ones
     patch_bias         the patch embedding has a bias
     class_token        there is a class token, multiplied with `class_token_scale`
     class_position     the position table has a row for the class token
-    table_resizing     how the position table gets to another grid
+    table_resizing     how the position table is resized, see `pos_embed`
     pre_norm           there is a norm before the first block
     prompts            trained tokens (0: none) for the first block, and for `prompt_depth` blocks after it
 
@@ -130,7 +127,7 @@ class VisionTransformer(nn.Module):
     out_dim            size of the projection into the space of texts; None: none
 
     via_square         not used here: whether a segmenter resizes logits to the square of the training crop
-                       before they get the size of the image
+                       before the size of the image
     """
 
     patch_size: int
@@ -175,24 +172,31 @@ class VisionTransformer(nn.Module):
         return self.patch_size if self.fit == "pad" and not self.symmetric_input else None
 
     def check_indices(self, *, name: str = "out_indices") -> None:
-        """ValueError, with that name, for `out_indices` that the tower does not have or not in order."""
+        """ValueError unless `out_indices` ascend and exist; `name` is for the message."""
         if self.out_dim is None:
             last, meaning = self.depth - 1, "the last block"
         else:
             last, meaning = self.depth, "the dense embedding"
-        check_out_indices(self.out_indices, last=last, meaning=meaning, name=name)
+        chosen = list(self.out_indices)
+        if not chosen or chosen != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] > last:
+            raise ValueError(
+                f"{name} = {self.out_indices}: choose one or more numbers from 0 to {last} ({meaning}), in "
+                "ascending order"
+            )
 
     def resized_table(
         self, table: Float[np.ndarray, "1 t c"], *, source: str, stored: Grid | None = None
     ) -> Float32[np.ndarray, "1 u c"]:
-        """A position table that was stored for the grid `stored` (None: not known), for this tower's grid.
+        """The position table for this tower's grid, from one of the grid `stored` (None: unknown).
 
-        ValueError, naming `source`, where the grid of the stored table cannot be told from its rows.
+        ValueError, naming `source`, if the grid of the stored table cannot be derived from its rows.
         """
         rows = self.class_rows
         if stored is None:
             stored = stored_grid(table.shape[1], like=self.grid, class_rows=rows, source=source)
-        return resize_table(table, stored, self.grid, resizing=self.table_resizing, class_rows=rows)
+        resizing = self.table_resizing
+        resized = resize_table(table, stored, self.grid, resizing=resizing, class_rows=rows)
+        return np.asarray(resized, np.float32)
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
@@ -253,7 +257,6 @@ class VisionTransformer(nn.Module):
         )
 
     def _check(self, size: tuple[int, int]) -> None:
-        check_heads(self.num_heads, width=self.width)
         self.check_indices()
         if not (self.class_token or self.map_head):
             raise ValueError(
@@ -300,7 +303,7 @@ class VisionTransformer(nn.Module):
         batch, rows, cols, width = patches.shape
         shape = (1, self.class_rows + self.grid[0] * self.grid[1], width)
         table = jnp.asarray(self.param("pos_embedding", nn.initializers.normal(width**-0.5), shape))
-        table = table_at(
+        table = resize_table(
             table,
             self.grid,
             (rows, cols),

@@ -4,10 +4,9 @@ In: `Features` of an encoder (the dense embedding last in `maps`, skips before i
 embeddings of the same dimension d. Out: float32 logits B×4y×4x×n for a patch grid of y×x; with other
 than two `up_channels` the factor is 2 per entry.
 
-The classes are as many images to the convolutions: batch and class are merged, the class fastest
-(b·k + class). What does not depend on the class (projections of skips and text, and their share of the
-first convolution behind them) is computed once per image. The number of classes is nowhere in the
-parameters: the decoder segments into whatever is described to it.
+Batch and class are merged to one axis, the class fastest (b·k + class). What does not depend on the class
+(projections of skips and text, and their part of the convolution after them) is computed once per image. No
+parameter depends on the number of classes.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Mix the n tokens of each sequence."""
+        """Apply the block."""
         channels = x.shape[-1]
         attention = Attention(
             self.num_heads,
@@ -85,11 +84,10 @@ class TransformerBlock(nn.Module):
 
 
 class SemanticLayer(nn.Module):
-    """Lets the classes see each other: attention over the classes at every pooled position.
+    """Attention over the classes at every position, pooled with `pool_size` (None: not pooled).
 
-    Positions are pooled with `pool_size` (None: not at all), each class token carries its projected
-    text, and the result, brought back to the grid, is added to the input (METHOD 3.5; the block
-    contains a residual of its own, METHOD 9 trap 3).
+    Class tokens are concatenated with their projected text; the result, resized to the grid, is added to the
+    input (METHOD 3.5; the block contains a residual of its own, METHOD 9 trap 3).
     """
 
     num_heads: int
@@ -101,7 +99,7 @@ class SemanticLayer(nn.Module):
     def __call__(
         self, x: Float[Array, "bk y x c"], text: Float[Array, "k t"]
     ) -> Float[Array, "bk y x c"]:
-        """Apply the layer. A grid smaller than the pooling window: ValueError."""
+        """Apply the layer. ValueError for a grid smaller than the pooling window."""
         grid, channels, classes = x.shape[1:3], x.shape[-1], text.shape[0]
         pooled = x if self.pool_size is None else avg_pool(x, self.pool_size)
         rows, cols = pooled.shape[1:3]
@@ -128,8 +126,8 @@ class UpBlock(nn.Module):
         own = x.shape[-1] - skip.shape[-1]
         if own < 1:
             raise ValueError(
-                f"skip_channels={skip.shape[-1]} leave nothing of the {x.shape[-1]} channels that "
-                "are upsampled: choose fewer"
+                f"skip_channels={skip.shape[-1]} leave none of the {x.shape[-1]} channels for the upsampled "
+                "map: choose fewer"
             )
         large = Upsample(own, dtype=self.dtype, name="up")(x)
         skip = bilinear(skip, large.shape[1:3], align_corners=True)
@@ -143,10 +141,9 @@ class UpBlock(nn.Module):
 class VLGDecoder(nn.Module):
     """The language-guided decoder; defaults are the published sizes.
 
-    Skips are taken deepest first: the maps before the dense embedding or, with `use_conv_features`,
-    those and then the map of the convolutional encoder. `skip_channels` and `up_channels` have one
-    entry per doubling of the grid. `remat` = "blocks": of every part (pyramid, semantic layers, upsampling)
-    only the input is kept for the backward pass.
+    Skips are, deepest first, the maps before the dense embedding and, with `use_conv_features`, the map of
+    the convolutional encoder. `skip_channels` and `up_channels` have one entry per doubling of the grid.
+    `remat` = "blocks": pyramid, semantic layers and upsampling are rematerialised from their inputs.
     """
 
     channels: int = 128
@@ -167,10 +164,10 @@ class VLGDecoder(nn.Module):
     def __call__(
         self, features: Features, text: ClassText, *, train: bool = False
     ) -> Float32[Array, "b y x n"]:
-        """Decode. `train` changes nothing: there are no batch norms and no dropout.
+        """Decode; `train` has no effect.
 
-        Raises ValueError for another number of skips than `skip_channels` and `up_channels` have, for
-        embeddings of two dimensions, and for a grid smaller than `pool_size`.
+        ValueError for another number of skips than `skip_channels` and `up_channels` have, for embeddings of
+        different dimensions, and for a grid smaller than `pool_size`.
         """
         del train
         skips = self._skips(features)
@@ -209,11 +206,6 @@ class VLGDecoder(nn.Module):
     def _skips(self, features: Features) -> list[Array]:
         skips = list(reversed(features.maps[:-1]))
         if self.use_conv_features:
-            if features.conv is None:
-                raise ValueError(
-                    "use_conv_features=True, but the features have no map of a convolutional "
-                    "encoder: give the segmenter a conv_encoder"
-                )
             skips.append(features.conv)
         if not len(skips) == len(self.skip_channels) == len(self.up_channels):
             raise ValueError(

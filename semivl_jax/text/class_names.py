@@ -1,8 +1,8 @@
 """Class names and definitions: of the four public data sets, and as a user gives them. Needs no JAX.
 
-One JSON file per public data set stands beside this module: `classes` in the order of the label values,
-`definitions` (the concepts that a class stands for; its name where the method defines none, METHOD
-section 2) and `palette` (RGB per class).
+Each public data set has a JSON file beside this module: `classes` in the order of the label values,
+`definitions` (the concepts of a class; its name where the method defines none, METHOD section 2) and
+`palette` (RGB per class).
 """
 
 from __future__ import annotations

@@ -33,14 +33,11 @@ from semivl_jax.weights.tree import flatten
 PROMPT = "a photo of a {}"
 """The one prompt template of the method."""
 
-CACHE = "~/.cache/semivl_jax/text"
-"""Default of `text.cache`."""
-
 Embed = Callable[[list[str]], np.ndarray]
 """Sentences to rows, float [k, d], not normalised."""
 
 _ROWS = 16  # sentences per call of the tower: any number of them runs through one compiled function
-_VERSION = 1  # of tokenizer, prompt and tower: raise it when the same sentences get other numbers
+_VERSION = 1  # of tokenizer, prompt and tower: raise it when the embeddings of a sentence change
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -121,10 +118,10 @@ def _embed_once(sentences: list[str], embed: Embed) -> np.ndarray:
     once = list(dict.fromkeys(sentences))
     rows = np.asarray(embed(once), np.float64)
     if rows.ndim != 2 or len(rows) != len(once):
-        raise ValueError(f"the text tower gave shape {rows.shape} for {len(once)} sentences")
+        raise ValueError(f"the text tower returned shape {rows.shape} for {len(once)} sentences")
     if not np.all(np.isfinite(rows)):
         bad = once[int(np.argmin(np.isfinite(rows).all(axis=1)))]
-        raise ValueError(f"the text tower gave a non-finite embedding for {bad!r}")
+        raise ValueError(f"the text tower returned a non-finite embedding for {bad!r}")
     return rows[[once.index(sentence) for sentence in sentences]]
 
 
@@ -133,7 +130,7 @@ def cached(embed: Embed, *, folder: str | os.PathLike[str], tower: str) -> Embed
 
     A file is named after the hash of `tower` (a digest of its weights and sizes) and the sentences. It holds
     the SHA-256 of the rest and an array in NumPy's format; a damaged file is replaced. A folder that cannot
-    be written is reported and does no harm.
+    be written is reported and otherwise ignored.
     """
     place = Path(folder).expanduser()
 

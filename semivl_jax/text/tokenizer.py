@@ -96,7 +96,7 @@ def _parts() -> tuple[pre_tokenizers.PreTokenizer, models.Model, dict[str, int]]
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte: visible Latin-1 characters for themselves, then U+0100 …"""
+    """The letter of each byte: visible Latin-1 characters for themselves, then U+0100 …"""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = 256 - len(visible)
     return [chr(code) for code in (*visible, *range(0x100, 0x100 + others))]

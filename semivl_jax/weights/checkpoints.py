@@ -1,10 +1,10 @@
-"""Other people's weight files, whatever their format, as NumPy arrays under the published names.
+"""Published weight files as NumPy arrays under the published names.
 
 In: a path to .safetensors, .npz, a file of torch (`weights.torch_files`), or a folder of the Hugging Face
-layout. What a file is, its first bytes and members decide, never its ending. Out: `Checkpoint`: arrays by
-name, prefixes that say nothing ("module.") and containers ("model", "state_dict") taken off.
+layout. The file type is detected from the content, not from the suffix. Out: `Checkpoint`: arrays by name,
+without the prefix "module." and containers such as "model" and "state_dict".
 
-A file that cannot be read for whatever reason is a ValueError that names it.
+A file that cannot be read is a ValueError that names it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import numpy as np
 
 from semivl_jax.weights import store, torch_files
 
-# Where training programs keep the weights beside optimiser and counters, in the order of preference.
+# Entries of training checkpoints that hold the weights, in the order of preference.
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "net")
 _FOLDER = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Weights as they were published.
+    """Published weights.
 
-    source   what an error names
-    state    arrays by published name
-    config   contents of the config.json of a Hugging Face repository, empty without one
-    metadata texts inside a safetensors file
+    source    name for errors
+    state     arrays by published name
+    config    contents of Hugging Face's config.json, if there is one
+    metadata  of a safetensors file
     """
 
     source: str
@@ -43,9 +43,9 @@ class Checkpoint:
 
 
 def read(path: Path, *, entry: str = "") -> Checkpoint:
-    """The weights in a file or folder; `entry` names the part of a training's checkpoint that holds them.
+    """The weights in a file or folder; `entry` names the part of a training checkpoint that holds them.
 
-    ValueError where there are none or they cannot be read.
+    ValueError if there are none or they cannot be read.
     """
     if path.is_dir():
         return _read_folder(path)
@@ -53,7 +53,6 @@ def read(path: Path, *, entry: str = "") -> Checkpoint:
         raise ValueError(f"{path}: no such file; check the path of the weights")
     state, metadata = _read_file(path, entry)
     beside = path.with_name("config.json")
-    # Only the layout of Hugging Face says more in a file beside the weights.
     config = _read_config(beside) if path.name in _FOLDER and beside.is_file() else {}
     state = {name: _storable(array) for name, array in _without_prefix(state).items()}
     return Checkpoint(source=str(path), state=state, config=config, metadata=metadata)
@@ -74,7 +73,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no table of settings; fetch it again")
+        raise ValueError(f"{path} holds no JSON object; fetch it again")
     return config
 
 
@@ -101,9 +100,9 @@ def _read_archive(path: Path, entry: str) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [Path(name).name for name in archive.namelist()]
-            # A wrong checksum anywhere: libraries would crash on what some bytes of these files mean.
+            # Checked here because libraries can crash on wrong bytes.
             broken = archive.testzip()
-    except Exception as error:  # of many kinds where bytes are wrong
+    except Exception as error:  # damaged files raise many types
         raise store.damaged(path, error) from error
     if broken is not None:
         raise store.damaged(path, f"wrong checksum of {broken}")
@@ -130,7 +129,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 "program; save the arrays alone"
             ) from error
         raise store.damaged(path, error) from error
-    # bfloat16 is written without its name, as bare pairs of bytes.
+    # NumPy writes bfloat16 as the type V2.
     return {
         name: array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
         for name, array in state.items()
@@ -138,7 +137,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _unpacked(content: Any, path: Path, entry: str) -> dict[str, np.ndarray]:
-    """The state dict in what torch saved: the content itself, or a part of it under a known name."""
+    """The state dict in the content of a torch file: the content itself, or a part of it."""
     if isinstance(content, Mapping):
         if entry and not isinstance(content.get(entry), Mapping):
             raise ValueError(
@@ -170,12 +169,12 @@ def _is_array(value: Any) -> bool:
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    """float64 and bfloat16 as float32; what others publish as float16 and float32 stays as it is."""
+    """float64 and bfloat16 as float32, other dtypes unchanged."""
     return array.astype(np.float32) if array.dtype in (np.float64, ml_dtypes.bfloat16) else array
 
 
 def _without_prefix(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names as the model's authors know them, without the wrapper of parallel training."""
+    """The names without the prefix of torch's parallel training."""
     while state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): array for name, array in state.items()}
     return state

@@ -37,12 +37,12 @@ from semivl_jax.weights.tree import flatten
 def convert_file(
     src: Path, out: Path, *, format: str = "", entry: str = "", options: Options | None = None
 ) -> files.Weights:
-    """Converts a file or folder to `out` (.safetensors; .npz exports), which appears complete or not at all.
+    """Converts a file or folder to `out` (.safetensors; .npz exports), written atomically.
 
     Args:
       src: a file or folder that `checkpoints.read` reads; for an export a file of this project.
-      format: name of the published format; "": it is detected.
-      entry: the part of a training's checkpoint that holds the weights; "": the usual ones.
+      format: name of the published format; "": detected.
+      entry: the part of a training checkpoint that holds the weights; "": the usual ones.
 
     Raises:
       ValueError: the weights cannot be read, are of no known format, or do not fit their model.
@@ -63,21 +63,16 @@ def convert(
 ) -> files.Weights:
     """The weights of a checkpoint in our form.
 
-    Raises:
-      ValueError: the format is unknown, tensors are missing, unexpected or misshapen (all of them are
-      listed), or
-        the sizes make no model.
+    ValueError if the format is unknown, tensors are missing, unexpected or misshapen (all are listed), or the
+    sizes make no model.
     """
     form, source = formats.detect_format(checkpoint, format), checkpoint.source
     state, options = form.prepare(checkpoint, options or Options())
     sizes = _sizes(form, state, options, source=source)
-    translation = translate(state, _rules(form, sizes), source=source)
+    translation = translate(state, rules(form, sizes), source=source)
     try:
         like = _shapes(form, sizes)
-    except (
-        ValueError,
-        TypeError,
-    ) as error:  # whatever module notices that sizes do not go together
+    except (ValueError, TypeError) as error:  # from any module
         raise ValueError(f"{source} has sizes that make no model ({error})") from error
     translation.check(like, source=source)
     tree = translation.tree if form.holds == files.CLIP else {"batch_stats": {}, **translation.tree}
@@ -85,20 +80,8 @@ def convert(
     return form.finish(weights, checkpoint, options)
 
 
-def translate_some(state: State, format: str, sizes: Sizes, *, source: str) -> PyTree:
-    """Some arrays of a model (gradients, statistics, single parts) as its format translates them.
-
-    `sizes` are those of the converted model, or num_heads of the parts; nothing need be complete. The tree
-    has the collections "params" and "batch_stats" (a CLIP has none). ValueError for names that are not of
-    the format.
-    """
-    form = formats.by_name(format)
-    tree = translate(state, _rules(form, sizes), source=source).tree
-    return tree if form.holds == files.CLIP else {"params": {}, "batch_stats": {}} | tree
-
-
 def _sizes(form: Format, state: State, options: Options, *, source: str) -> Sizes:
-    """Sizes by part, or those of the only part. ValueError where the shapes do not say them."""
+    """Sizes by part, or those of the only part. ValueError if they cannot be read from the shapes."""
     found = {}
     for part in form.parts:
         tensors = Tensors(state, source, part.prefix)
@@ -118,7 +101,8 @@ def _parts(form: Format, sizes: Sizes) -> Iterator[tuple[Part, Sizes]]:
             yield part, sizes[part.key]
 
 
-def _rules(form: Format, sizes: Sizes) -> Rules:
+def rules(form: Format, sizes: Sizes) -> Rules:
+    """The rules of a format for weights of these sizes (of which only `num_heads` is used)."""
     collections = form.holds != files.CLIP
     return (
         *(Rule(pattern, None) for pattern in form.dropped),
@@ -169,7 +153,7 @@ def _segmenter_shapes(parts: Mapping[str, tuple[Layout, Sizes]]) -> PyTree:
 
 
 def describe(weights: files.Weights, path: Path) -> str:
-    """What was detected, how large its parts are, and how the file at `path` is used."""
+    """Text for the user: detected format, sizes, and the configuration key for the file at `path`."""
     lines = [f"detected: {formats.by_name(weights.kind).title} ({weights.kind})"]
     for part, sizes in weights.sizes.items():
         if isinstance(sizes, dict):
@@ -188,7 +172,7 @@ def describe(weights: files.Weights, path: Path) -> str:
 
 
 def parameter_counts(weights: files.Weights) -> dict[str, int]:
-    """Parameters of every part and in total; running statistics are no parameters."""
+    """Parameters of every part and in total, without running statistics."""
     tree = weights.tree if weights.format == files.CLIP else weights.tree["params"]
     parts = {
         name: sum(math.prod(leaf.shape) for leaf in flatten({name: part}).values())

@@ -1,6 +1,6 @@
 """Tables of published decoders: SemiVL's, DeepLabV3+ of SemiVL's baselines and of UniMatch, ZegCLIP's, DPT.
 
-One `DecoderLayout` each. What the published models carry along and never use has rules that drop it.
+One `DecoderLayout` each. Rules drop what the published models do not use.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _VLG_HEADS, _MASK_HEADS = 4, 8
 """Attention heads of every published model."""
 
 
-def _heads(tensors: Tensors, width: int, told: int) -> int:
-    return num_heads(width, told, "decoder_heads", source=tensors.source)
+def _heads(tensors: Tensors, width: int, given: int) -> int:
+    return num_heads(width, given, "decoder_heads", source=tensors.source)
 
 
 # --- SemiVL's language-guided decoder ---
@@ -48,7 +48,7 @@ def _vlg_sizes(tensors: Tensors, sizes: Sizes, options: Options) -> Sizes:
 
 
 def _vlg_decoder(sizes: Sizes, conv_features: int) -> nn.Module:
-    # Neither pooling nor dilations show in the parameters, only how many branches there are.
+    # Parameters do not depend on pooling and dilations, only on the number of branches.
     sizes = dict(sizes)
     dilations = tuple(range(1, 1 + sizes.pop("branches")))
     return VLGDecoder(
@@ -138,7 +138,7 @@ MASK_DECODER = DecoderLayout(
         *norm(f"{_LAYER}.norm2", "layer_#/norm1"),
         *norm(f"{_LAYER}.norm3", "layer_#/norm2"),
         *layer("q_proj", "query_projection"),
-        # Self-attention and a norm that the forward pass never calls, and a buffer of the criterion.
+        # Unused self-attention and norm, and a buffer of the criterion.
         Rule(f"{_LAYER}.self_attn.*", None),
         Rule(f"{_LAYER}.norm1.*", None),
         Rule("loss_decode.criterion.empty_weight", None),
@@ -179,7 +179,7 @@ def _dpt_sizes(tensors: Tensors, *_: Sizes | Options) -> Sizes:
 
 DPT = DecoderLayout(
     rules=(
-        Rule("scratch.refinenet4.resConfUnit1.*", None),  # for a finer map that is not there
+        Rule("scratch.refinenet4.resConfUnit1.*", None),  # unused: there is no finer map
         *layer("projects.#", "tap_#", conv),
         *layer("resize_layers.0", "scale_0", transposed_conv),
         *layer("resize_layers.1", "scale_1", transposed_conv),

@@ -1,11 +1,10 @@
-"""CLIP's weights from where they are published, converted once: `python -m semivl_jax.prepare weights`.
+"""Download and conversion of CLIP's weights: `python -m semivl_jax.prepare weights`.
 
-In: the network, or a file that was downloaded elsewhere (`--from`). Out: `clip_vit_b16.safetensors`
-in the cache folder, which `model.weights = "clip_vit_b16"` means, and the configuration line that names it.
+In: the network, or a downloaded file (`--from`). Out: `clip_vit_b16.safetensors` in the cache folder, for
+`model.weights = "clip_vit_b16"`.
 
-OpenAI's file carries its SHA-256 in its address; the Hugging Face hub states that of its files when asked
-for them. With HF_HUB_OFFLINE=1 nothing is fetched: only files that are here already are used, of the hub also
-from its own cache (HF_HUB_CACHE, HF_HOME).
+The SHA-256 of OpenAI's file is part of its address; the Hugging Face hub sends that of its files in a header.
+With HF_HUB_OFFLINE=1 only existing files are used, also those in the hub's cache (HF_HUB_CACHE, HF_HOME).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from semivl_jax.data import download
-from semivl_jax.data.download import Patience, RemoteFile
+from semivl_jax.data.download import RemoteFile
 from semivl_jax.weights import checkpoints, conversion, files, towers
 
 SOURCES = ("openai", "huggingface")
@@ -68,26 +67,18 @@ CLIP_VIT_B16 = Published(
 
 
 def prepare(
-    published: Published,
-    directory: Path,
-    *,
-    given: Path | None = None,
-    source: str = "",
-    patience: Patience | None = None,
+    published: Published, directory: Path, *, given: Path | None = None, source: str = ""
 ) -> Path:
-    """The converted file, made if it is not there yet.
+    """The converted file, written if it does not exist.
 
-    `given` is a file or folder that somebody downloaded; `source` one of SOURCES, empty: the first that
-    answers.
-
-    Raises:
-      ValueError: the weights cannot be fetched, or are not those of this CLIP.
+    `given` is a downloaded file or folder; `source` one of SOURCES, empty: the first available. ValueError if
+    the weights cannot be fetched, or are not those of this CLIP.
     """
     path = prepared_path(published, directory)
     if path.exists() and given is None:
-        towers.load(path, published.name)  # raises where it is damaged
+        towers.load(path, published.name)  # raises if it is damaged
         return path
-    found = given or _fetch(published, directory / "downloads", source, patience or Patience())
+    found = given or _fetch(published, directory / "downloads", source)
     weights = conversion.convert(checkpoints.read(found))
     _check_sizes(weights, published, found)
     files.save(path, weights)
@@ -96,20 +87,20 @@ def prepare(
 
 
 def prepared_path(published: Published, directory: Path) -> Path:
-    """Where the converted file is or will be."""
+    """Path of the converted file."""
     return directory / f"{published.name}.safetensors"
 
 
 def status(published: Published, directory: Path) -> bool:
-    """Prints what is there and what is missing; returns whether nothing is."""
+    """Prints which files exist; returns whether the converted one does."""
     path = prepared_path(published, directory)
     if path.exists():
         towers.load(path, published.name)
         print(f"{published.name}: prepared in {path}")
         return True
     print(f"{published.name}: not prepared yet ({path})")
-    _, words = download.status(published.official, directory / "downloads")
-    print(f"  {published.official.name}: {words}")
+    _, text = download.status(published.official, directory / "downloads")
+    print(f"  {published.official.name}: {text}")
     return False
 
 
@@ -129,12 +120,12 @@ def _check_sizes(weights: files.Weights, published: Published, found: Path) -> N
             )
 
 
-def _fetch(published: Published, directory: Path, source: str, patience: Patience) -> Path:
+def _fetch(published: Published, directory: Path, source: str) -> Path:
     problems = []
     for name in (source,) if source else SOURCES:
         fetch = _from_openai if name == "openai" else _from_hub
         try:
-            return fetch(published, directory, patience)
+            return fetch(published, directory)
         except ValueError as error:
             problems.append(f"{name}: {error}")
             print(f"{name}: not available", file=sys.stderr, flush=True)
@@ -142,15 +133,15 @@ def _fetch(published: Published, directory: Path, source: str, patience: Patienc
     raise ValueError("; ".join([*problems, remedy]))
 
 
-def _from_openai(published: Published, directory: Path, patience: Patience) -> Path:
+def _from_openai(published: Published, directory: Path) -> Path:
     _needs_torch(published.official.name)
     path = directory / published.official.name
     if _offline() and not path.exists():
         raise ValueError(f"HF_HUB_OFFLINE is set and {path} is not there")
-    return download.fetch(published.official, directory, patience=patience)
+    return download.fetch(published.official, directory)
 
 
-def _from_hub(published: Published, directory: Path, patience: Patience) -> Path:
+def _from_hub(published: Published, directory: Path) -> Path:
     cached = _in_hubs_cache(published.repository)
     if cached is not None:
         return cached
@@ -169,13 +160,13 @@ def _from_hub(published: Published, directory: Path, patience: Patience) -> Path
         config = RemoteFile(name="config.json", url=f"{address}/config.json", page=published.hub)
         weights = RemoteFile(name=name, url=f"{address}/{name}", page=published.hub, **facts)
         for file in (config, weights):
-            download.fetch(file, folder, patience=patience)
+            download.fetch(file, folder)
         return folder
     raise ValueError(f"{address} has neither {' nor '.join(_HUB_FILES)}")
 
 
 def _hub_facts(address: str) -> dict[str, Any] | None:
-    """Checksum and size that the hub states for a large file; None if it has no such file."""
+    """Checksum and size of a large file of the hub; None if there is no such file."""
     request = urllib.request.Request(address, headers={"User-Agent": "semivl_jax"})
     opener = urllib.request.build_opener(_NoRedirect)
     try:
@@ -197,14 +188,14 @@ def _hub_facts(address: str) -> dict[str, Any] | None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The hub states checksum and size of a file in the answer that redirects to where it is stored."""
+    """The hub sends checksum and size of a file in the headers of the redirect to its storage."""
 
     def redirect_request(self, *_: Any) -> None:
         """Redirects are not followed."""
 
 
 def _in_hubs_cache(repository: str) -> Path | None:
-    """A snapshot that other programs have fetched already."""
+    """The snapshot of a repository in the hub's cache."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     snapshots = cache / f"models--{repository.replace('/', '--')}" / "snapshots"
@@ -221,7 +212,7 @@ def _offline() -> bool:
 
 
 def _needs_torch(name: str) -> None:
-    """Says before a download of hundreds of megabytes that it could not be read."""
+    """ValueError, before a large download, if the file cannot be read without torch."""
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
             f"reading {name} needs torch, once; pip install 'semivl_jax[torch]', or convert on another "

@@ -1,7 +1,6 @@
 """Tables of published encoders: CLIP's towers, timm's ViT, DINOv2, big_vision's towers, residual networks.
 
-One `Layout` each. What is known and not needed (classifiers of ImageNet, DINOv2's mask token) has rules that
-drop it.
+One `Layout` each. Rules drop what is not needed (classifiers of ImageNet, DINOv2's mask token).
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ from typing import Any
 from flax import linen as nn
 
 from semivl_jax.models import vit
-from semivl_jax.models.clip_text import TextTransformer
+from semivl_jax.models.clip_text import SiglipText, TextTransformer
 from semivl_jax.models.resnet import ResNet, ResNetV1c
-from semivl_jax.models.siglip import SiglipText
 from semivl_jax.weights.layouts import POSITIONS, Layout, Options, Sizes, Tensors, token_ids
 from semivl_jax.weights.translate import (
     Rule,
@@ -204,7 +202,7 @@ DINOV2 = Layout(
     },
 )
 
-# --- big_vision's towers, whose names and layouts are ours (`npz` brings older ones into this form) ---
+# --- big_vision's towers, whose names and layouts are ours (`npz` converts older ones) ---
 
 
 def _big_vision(encoder: str) -> Rules:

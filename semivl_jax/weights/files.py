@@ -1,11 +1,11 @@
-"""The project's own weight files: what they hold, how large it is, the parameters.
+"""The project's own weight files.
 
-In and out: safetensors files whose metadata say
+In and out: safetensors files with the metadata
 
-    format   what the tree is: CLIP, SIGLIP, BACKBONE or SEGMENTER below
+    format   kind of tree: CLIP, SIGLIP, BACKBONE or SEGMENTER below
     kind     the published format that the weights come from, or the decoder of a model trained here
-    sizes    JSON: constructor arguments of the module or modules, so that a file describes itself
-    (more)   texts for people: source, notes
+    sizes    JSON: constructor arguments of the module or modules
+    (more)   notes for people
 
 The trees: CLIP {"image", "text", "logit_scale"}; the others {"params", "batch_stats"}, for SIGLIP with
 "img", "txt", "t" and "b" in "params". Arrays may be float16; `load` gives float32.
@@ -19,12 +19,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from semivl_jax.models.pos_embed import Grid
 from semivl_jax.types import PyTree
 from semivl_jax.weights import store
-from semivl_jax.weights.tree import map_leaves
 
 CLIP = "semivl_jax clip 2"
 """Image and text tower that share an embedding space."""
@@ -64,7 +64,7 @@ class Weights:
 
     @property
     def grid(self) -> Grid | None:
-        """Rows and columns of the image encoder's position table, None where the file does not say them."""
+        """Rows and columns of the image encoder's position table, if the sizes include them."""
         parts = (self.sizes.get(part) for part in ("image", "img", "backbone"))
         sizes = next((part for part in parts if isinstance(part, dict)), self.sizes)
         match sizes.get("grid"):
@@ -74,20 +74,16 @@ class Weights:
 
 
 def save(path: str | os.PathLike[str], weights: Weights) -> None:
-    """Writes the file; it appears complete or not at all. Arrays keep their dtype."""
-    metadata = {
-        "format": weights.format,
-        "kind": weights.kind,
-        "sizes": json.dumps(weights.sizes),
-    }
+    """Writes the file atomically. Arrays keep their dtype."""
+    sizes = json.dumps(weights.sizes)
+    metadata = {"format": weights.format, "kind": weights.kind, "sizes": sizes}
     store.save_tree(path, weights.tree, weights.notes | metadata)
 
 
 def load(path: str | os.PathLike[str], *, expect: str | Sequence[str]) -> Weights:
-    """Reads a file of the format `expect`, or of one of them, float32.
+    """Reads a file of the format `expect`, or of one of them, as float32.
 
-    Raises:
-      ValueError: it is missing, damaged, or holds something else; the sentence says where it belongs.
+    ValueError if it is missing, damaged or of another format; the message names the key that takes it.
     """
     tree, metadata = store.load_tree(path)
     return parse(path, tree, metadata, expect=expect)
@@ -113,15 +109,13 @@ def parse(
     try:
         sizes = json.loads(metadata.get("sizes", "{}"))
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} states its sizes in broken JSON ({error}); make it again"
-        ) from error
+        raise ValueError(f"{path} has sizes in broken JSON ({error}); make it again") from error
     if not isinstance(sizes, dict):
-        raise ValueError(f"{path} states sizes that are no table ({sizes!r}); make it again")
+        raise ValueError(f"{path} has sizes that are no JSON object ({sizes!r}); make it again")
     missing = [part for part in _PARTS[found] if part not in tree]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; make it again")
-    tree = map_leaves(lambda array: np.asarray(array, np.float32), tree)
+    tree = jax.tree.map(lambda array: np.asarray(array, np.float32), tree)
     return Weights(
         format=found,
         kind=metadata.get("kind", ""),

@@ -1,7 +1,7 @@
-"""The published formats that can be converted, as a table, and which of them a checkpoint has.
+"""Table of the published formats that can be converted, and the detection of a checkpoint's format.
 
-In: `checkpoints.Checkpoint`. Out: a `Format`: its parts (`layouts.Layout`), what is known and not needed,
-and where the file that is written belongs. A format is detected from tensor names alone.
+In: `checkpoints.Checkpoint`. Out: a `Format`: its parts (`layouts.Layout`), names that are not needed, and
+the format of the converted file. Formats are detected from tensor names alone.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Part:
     """One module of a format.
 
     layout   its table
-    branch   where it is in our tree; "": it is the whole tree
-    prefix   what its published names begin with
+    branch   its branch of our tree; "": the whole tree
+    prefix   of its published names
     sizes    its name in the sizes; "": as the branch
-    only     the part is there if there is such a name below `prefix`
+    only     the part exists if there is such a name below `prefix`
     """
 
     layout: Layout
@@ -48,16 +48,16 @@ class Part:
 class Format:
     """One published format.
 
-    name      for --format, and the `kind` of the file that is written
+    name      for --format, and `kind` of the converted file
     title     for people
-    holds     format of the file that is written: CLIP, SIGLIP, BACKBONE or SEGMENTER of `files`
-    marks     names that every checkpoint of the format has …
-    without   … and names that none has; together no other format is like that
+    holds     format of the converted file: CLIP, SIGLIP, BACKBONE or SEGMENTER of `files`
+    marks     names that every checkpoint of the format has; unique together with
+    without   names that none has
     parts     its modules
     arrays    rules of arrays that belong to no part
-    dropped   names that are known and not needed
-    prepare   what is to be done before, to the arrays and the options
-    finish    … and after, with the weights, the config.json and the options
+    dropped   names that are not needed
+    prepare   arrays and options before the conversion
+    finish    the weights after it
     """
 
     name: str
@@ -83,7 +83,7 @@ class Format:
 
 
 def detect_format(checkpoint: Checkpoint, name: str = "") -> Format:
-    """The format of a checkpoint, or the one called `name`. ValueError where it is unknown or ambiguous."""
+    """The format of a checkpoint, or the one called `name`. ValueError if it is unknown or ambiguous."""
     if name:
         return by_name(name)
     if checkpoint.metadata.get("format", "").startswith("semivl_jax"):
@@ -98,12 +98,12 @@ def detect_format(checkpoint: Checkpoint, name: str = "") -> Format:
     choice = ", ".join(form.name for form in found) or ", ".join(names())
     raise ValueError(
         f"{checkpoint.source} {what} (its first tensors: {listed(sorted(checkpoint.state)[:6])}); if it is "
-        f"one of {choice}, say so with --format"
+        f"one of {choice}, name it with --format"
     )
 
 
 def by_name(name: str) -> Format:
-    """The format of that name; ValueError where there is none."""
+    """The format of that name; ValueError if there is none."""
     for form in FORMATS:
         if form.name == name:
             return form
@@ -115,14 +115,14 @@ def names() -> tuple[str, ...]:
     return tuple(form.name for form in FORMATS)
 
 
-# --- what single formats need besides their tables ---
+# --- steps of single formats before and after the conversion ---
 
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 """Whether an activation of Hugging Face's config.json is QuickGELU."""
 
 
 def _heads_of_config(checkpoint: Checkpoint, options: Options) -> tuple[State, Options]:
-    """Attention heads that the options do not say are those of Hugging Face's config.json."""
+    """Attention heads from Hugging Face's config.json unless the options have them."""
     found = {
         option: getattr(options, option) or _config_of(checkpoint, part).get("num_attention_heads")
         for option, part in (("image_heads", "vision_config"), ("text_heads", "text_config"))
@@ -131,28 +131,28 @@ def _heads_of_config(checkpoint: Checkpoint, options: Options) -> tuple[State, O
 
 
 def _config_of(checkpoint: Checkpoint, part: str) -> Mapping[str, Any]:
-    """Settings of one tower; OpenAI's facts are the default. ValueError for ones that cannot be used."""
+    """Settings of one tower, by default OpenAI's. ValueError for unusable ones."""
     source, settings = checkpoint.source, checkpoint.config.get(part, {})
     if not isinstance(settings, Mapping):
-        raise ValueError(f"{source}: config.json says no settings under {part}; fetch it again")
+        raise ValueError(f"{source}: config.json has no settings under {part}; fetch it again")
     defaults = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": None}
     settings = defaults | dict(settings)
     if settings["hidden_act"] not in _ACTIVATIONS:
         raise ValueError(
-            f"{source}: config.json says {part}.hidden_act = {settings['hidden_act']!r}, which the towers do "
-            f"not have; they have {' and '.join(_ACTIVATIONS)}"
+            f"{source}: config.json has {part}.hidden_act = {settings['hidden_act']!r}, which the towers do "
+            f"not support; they support {' and '.join(_ACTIVATIONS)}"
         )
     eps, heads = settings["layer_norm_eps"], settings["num_attention_heads"]
     if not isinstance(eps, float) or not (heads is None or isinstance(heads, int)):
         raise ValueError(
-            f"{source}: config.json says {part}.layer_norm_eps = {eps!r} and num_attention_heads = "
+            f"{source}: config.json has {part}.layer_norm_eps = {eps!r} and num_attention_heads = "
             f"{heads!r}, which are no numbers; fetch it again"
         )
     return settings
 
 
 def _finish_clip(weights: files.Weights, checkpoint: Checkpoint, options: Options) -> files.Weights:
-    """Activations and epsilons into the sizes, the exponential of the logit scale, a square grid left out."""
+    """Adds activations and epsilons to the sizes, removes a square grid, exponentiates the logit scale."""
     sizes, trained = weights.sizes, {}
     for tower in ("vision", "text"):
         settings = _config_of(checkpoint, f"{tower}_config")
@@ -183,7 +183,7 @@ def _finish_siglip(weights: files.Weights, checkpoint: Checkpoint, _: Options) -
 def _check_widths(checkpoint: Checkpoint, *, image: int, text: int) -> None:
     if image != text:
         raise ValueError(
-            f"{checkpoint.source}: images are embedded in {image} dimensions, words in {text}; these are not "
+            f"{checkpoint.source}: images are embedded in {image} dimensions, texts in {text}; these are not "
             "the towers of one model"
         )
 

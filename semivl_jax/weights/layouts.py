@@ -1,7 +1,7 @@
-"""How one module is published: the rules that translate it, and the sizes that its shapes tell.
+"""Published layout of one module: rules for its names and arrays, and sizes from its shapes.
 
-In: tensors by published name. Out: constructor arguments of our module ("sizes"), and the module. The
-tables of all layouts are in `encoder_layouts` and `decoder_layouts`.
+In: tensors by published name. Out: constructor arguments of our module ("sizes"), and the module. The tables
+are in `encoder_layouts` and `decoder_layouts`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,16 @@ Sizes = dict[str, Any]
 POSITIONS = "positions"
 """Name of the axis of position tables; it becomes the size "grid"."""
 _HEAD_CHANNELS = 64
-_SIDE = (
-    64  # of the images that modules are built with; their parameters are the same for every side
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the weights do not say, or what is to differ from it.
+    """What cannot be read from the weights.
 
     …_heads      attention heads; None: as published
-    grid         rows and columns of the image encoder's position table; None: it is square
-    as_trained   CLIP's image tower keeps the activation and LayerNorm epsilon that it was trained with;
-                 otherwise it gets exact GELU and 1e-6, as SemiVL runs it (METHOD 1.4)
+    grid         rows and columns of the image encoder's position table; None: square
+    as_trained   CLIP's image tower keeps the activation and LayerNorm epsilon of its training; otherwise it
+                 has exact GELU and 1e-6, as in SemiVL (METHOD 1.4)
     """
 
     image_heads: int | None = None
@@ -57,11 +54,11 @@ class Tensors:
     def axes(self, name: str, axes: str) -> dict[str, int]:
         """Lengths of a tensor's axes by name: `axes` = "width _ patch_size _" names two of four.
 
-        ValueError where the tensor is missing, has another number of axes or is empty.
+        ValueError if the tensor is missing, has another number of axes or is empty.
         """
         name, names = self.prefix + name, axes.split()
         if name not in self.state:
-            raise ValueError(f"{self.source} lacks {name}, which says the size of the model")
+            raise ValueError(f"{self.source} lacks {name}, which has the size of the model")
         shape = tuple(np.shape(self.state[name]))
         if len(shape) != len(names) or 0 in shape:
             raise ValueError(
@@ -75,7 +72,7 @@ class Tensors:
         return length
 
     def count(self, name: str) -> int:
-        """How many different numbers stand for the "#" of `name`: blocks, layers."""
+        """Number of different numbers at the "#" of `name`: blocks, layers."""
         found = map(pattern(self.prefix + name).fullmatch, self.state)
         return len({match[1] for match in found if match})
 
@@ -88,14 +85,13 @@ class Tensors:
 class Layout:
     """A module as it is published.
 
-    rules     how its names and arrays become ours, and most sizes
-    module    the module of these sizes; encoders return so many maps, the last of them the deepest
-    heads     the option that says how many attention heads `width` channels have; "": the module has none,
-              or the shapes say it
-    extra     further sizes, from the tensors, the sizes so far and the options
-    example   an input of the module, as shape and type
+    rules        from its names and arrays to ours, and most sizes
+    module       from sizes and number of maps (of encoders, the last is the deepest) to the module
+    heads        the option for the number of attention heads; "": not needed
+    extra        further sizes, from the tensors, the sizes so far and the options
+    example      an input of the module, as shape and type
     class_rows   rows of the position table that belong to no patch
-    refused   names of variants that are not supported, and what an error says of them
+    refused      names of variants that are not supported, and the error for them
     """
 
     rules: Rules
@@ -107,9 +103,9 @@ class Layout:
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def sizes(self, tensors: Tensors, options: Options) -> Sizes:
-        """Constructor arguments of the module, as JSON keeps them (lists, not tuples).
+        """Constructor arguments of the module, with lists for tuples as in JSON.
 
-        ValueError where a tensor that tells a size is missing or misshapen, and for what is `refused`.
+        ValueError if a tensor needed for a size is missing or misshapen, and for what is `refused`.
         """
         for name, reason in self.refused.items():
             if tensors.any(name):
@@ -124,8 +120,8 @@ class Layout:
             patches = found.pop(POSITIONS) - self.class_rows
             found["grid"] = list(table_grid(patches, options.grid, source=tensors.source))
         if self.heads:
-            told = getattr(options, self.heads)
-            found["num_heads"] = num_heads(found["width"], told, self.heads, source=tensors.source)
+            given = getattr(options, self.heads)
+            found["num_heads"] = num_heads(found["width"], given, self.heads, source=tensors.source)
         return found | self.extra(tensors, found, options)
 
     def params(self, sizes: Sizes) -> PyTree:
@@ -135,17 +131,17 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderLayout(Layout):
-    """A decoder: `module` takes 1 where there is a convolutional encoder, else 0, and so does `maps`.
+    """A decoder: second argument of `module` and `maps` is 1 with a convolutional encoder, else 0.
 
-    maps   how many maps of the backbone the decoder of these sizes takes
+    maps   number of maps of the backbone
     """
 
     maps: Callable[[Sizes, int], int]
 
 
 def image() -> jax.ShapeDtypeStruct:
-    """One image."""
-    return jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.float32)
+    """One image; parameters do not depend on its size."""
+    return jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
 
 
 def token_ids(sizes: Sizes) -> jax.ShapeDtypeStruct:
@@ -159,21 +155,21 @@ def variables(module: nn.Module, *inputs: Any) -> PyTree:
 
 
 def tupled(sizes: Mapping[str, Any]) -> Sizes:
-    """Constructor arguments: what JSON keeps as lists are tuples there."""
+    """The sizes with tuples for the lists of JSON."""
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()
     }
 
 
-def table_grid(patches: int, told: Grid | None, *, source: str) -> Grid:
-    """Rows and columns of a position table for so many patches: as told, else square.
+def table_grid(patches: int, given: Grid | None, *, source: str) -> Grid:
+    """Rows and columns of a position table: as given, else square.
 
-    ValueError where that is another number of patches.
+    ValueError if that is another number of patches.
     """
     side = math.isqrt(max(patches, 0))
-    rows, columns = told or (side, side)
+    rows, columns = given or (side, side)
     if rows * columns != patches or patches < 1:
-        what = f"{rows}×{columns} = {rows * columns} patches" if told else "a square"
+        what = f"{rows}×{columns} = {rows * columns} patches" if given else "a square"
         raise ValueError(
             f"{source}: the position table is for {patches} patches, not for {what}; give its rows and "
             "columns with --grid=ROWSxCOLUMNS"
@@ -181,16 +177,16 @@ def table_grid(patches: int, told: Grid | None, *, source: str) -> Grid:
     return rows, columns
 
 
-def num_heads(width: int, told: int | None, option: str, *, source: str) -> int:
-    """Attention heads of a layer of so many channels: as told by the option, else of 64 channels each.
+def num_heads(width: int, given: int | None, option: str, *, source: str) -> int:
+    """Attention heads of a layer: as given by the option, else of 64 channels each.
 
-    ValueError where that does not divide the width.
+    ValueError if they do not divide the width.
     """
-    heads = told or width // _HEAD_CHANNELS
-    if heads < 1 or width % heads or not (told or width % _HEAD_CHANNELS == 0):
-        wrong = f"{told} heads do not divide" if told else "heads of 64 channels do not divide"
+    heads = given or width // _HEAD_CHANNELS
+    if heads < 1 or width % heads or not (given or width % _HEAD_CHANNELS == 0):
+        wrong = f"{given} heads" if given else f"heads of {_HEAD_CHANNELS} channels"
         raise ValueError(
-            f"{source}: {wrong} the width {width}, and the weights do not say how many there are; give "
-            f"--{option}"
+            f"{source}: {wrong} do not divide the width {width}, and the weights do not contain their "
+            f"number; give --{option}"
         )
     return heads

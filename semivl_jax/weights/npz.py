@@ -2,12 +2,11 @@
 
 In: arrays under "/"-joined names: AugReg's ViT (also under the names of its first release), SigLIP and
 SigLIP 2 with image tower "img", text tower "txt", temperature "t" and bias "b"; below "params/" or
-"opt/target/", or bare; blocks one by one (encoderblock_3) or stacked (encoderblock, as scanned models keep
-them). `plain_names` gives today's names, bare, block by block.
+"opt/target/", or without prefix; blocks separate (encoderblock_3) or stacked as in scanned models
+(encoderblock). `plain_names` returns current names without prefix and separate blocks.
 
-Out of `save`: a .npz file of float32 arrays under "params/" and big_vision's names, which timm reads, too.
-What big_vision's ViT does not have: CLIP's `pre_norm` keeps its name, CLIP's projection becomes the
-classifier `head`.
+`save` writes float32 arrays under "params/" and big_vision's names, which timm reads too. CLIP's `pre_norm`,
+which big_vision does not have, keeps its name; CLIP's projection becomes the classifier `head`.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ _RENAMED = (
     ("LayerNorm_2/", "LayerNorm_1/"),
     ("MlpBlock_3/", "MlpBlock_0/"),
 )
-"""Names of AugReg's first release, and those since."""
+"""Names of AugReg's first release, and the current ones."""
 
 
 def plain_names(state: State, *, source: str) -> dict[str, np.ndarray]:
-    """The parameters alone under today's names, block by block; optimizer state is left out.
+    """The parameters under current names, with separate blocks, without optimizer state.
 
     ValueError for NaFlex towers and for stacked blocks without an axis.
     """
@@ -66,7 +65,7 @@ def _unstacked(name: str, array: np.ndarray, *, source: str) -> list[tuple[str, 
 
 
 def _merge_class_position(state: dict[str, np.ndarray], tower: str) -> None:
-    """Older tables have a first row for the class token, which is added to the token."""
+    """Adds the first row of older tables, for the class token, to the token."""
     table, token = f"{tower}pos_embedding", f"{tower}cls"
     if token in state and table in state and np.ndim(state[table]) == 3:
         rows = state[table].shape[1]
@@ -76,7 +75,7 @@ def _merge_class_position(state: dict[str, np.ndarray], tower: str) -> None:
 
 
 def save(path: Path, weights: files.Weights) -> None:
-    """Writes towers; the file appears complete or not at all. ValueError for weights that are no towers."""
+    """Writes towers atomically. ValueError for weights that are no towers."""
     tree = _towers(weights)
     with utils.atomic_write(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **flatten({"params": tree}))
@@ -94,16 +93,15 @@ def _towers(weights: files.Weights) -> PyTree:
     if weights.kind == "imagenet_vit":
         return _without_class_position(weights.tree["params"])
     raise ValueError(
-        f"weights of the kind {weights.kind!r} have no place in big_vision's layout, which is for vision "
+        f"weights of the kind {weights.kind!r} cannot be exported: big_vision's layout is for vision "
         "transformers and text towers"
     )
 
 
 def _clip_image(params: PyTree) -> PyTree:
     params = _without_class_position(params)
-    kernel = params["embedding"]["kernel"]
-    params["embedding"] = {"kernel": kernel, "bias": np.zeros(kernel.shape[-1], np.float32)}
-    params["head"] = _head(params.pop("projection"))
+    params["embedding"] = _with_bias(params["embedding"])
+    params["head"] = _with_bias(params.pop("projection"))
     return params
 
 
@@ -112,16 +110,16 @@ def _clip_text(params: PyTree) -> PyTree:
         "Embed_0": params["token_embedding"],
         "pos_embedding": params["pos_embedding"],
         "Encoder_0": params["Transformer"],
-        "head": _head(params["projection"]),
+        "head": _with_bias(params["projection"]),
     }
 
 
-def _head(projection: PyTree) -> PyTree:
-    kernel = projection["kernel"]
+def _with_bias(layer: PyTree) -> PyTree:
+    kernel = layer["kernel"]
     return {"kernel": kernel, "bias": np.zeros(kernel.shape[-1], np.float32)}
 
 
 def _without_class_position(params: PyTree) -> PyTree:
-    """big_vision adds positions before the class token is put in front: its own is part of the token."""
+    """In big_vision the class token has no row in the position table: its position is added to the token."""
     table = params["pos_embedding"]
     return {**params, "cls": params["cls"] + table[:, :1], "pos_embedding": table[:, 1:]}

@@ -1,7 +1,7 @@
 """Trees of named arrays in safetensors files.
 
-In and out: nested dicts of arrays (any dtype NumPy has, and bfloat16); in the file every array stands
-under its "/"-joined path, next to a table of texts (`metadata`).
+In and out: nested dicts of arrays (dtypes of NumPy and bfloat16). In the file arrays are named by their
+"/"-joined paths; `metadata` is a dict of strings.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
+import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -24,18 +24,18 @@ from semivl_jax.weights.tree import flatten, unflatten
 def save_tree(
     path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: dict[str, str]
 ) -> None:
-    """Writes the tree. The file appears complete or not at all."""
-    # Not np.ascontiguousarray, which turns a scalar into an array of shape (1,).
+    """Writes the tree atomically."""
+    # Not np.ascontiguousarray, which makes a scalar an array of shape (1,).
     flat = {name: np.asarray(leaf, order="C") for name, leaf in flatten(tree).items()}
     with utils.atomic_write(Path(path)) as temporary:
-        temporary.touch()  # with the usual permissions; the library's are private
+        temporary.touch()  # with the usual permissions; save_file would set private ones
         mode = temporary.stat().st_mode
         save_file(flat, temporary, metadata=metadata)
         temporary.chmod(mode)
 
 
 def load_tree(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, str]]:
-    """(tree of NumPy arrays, metadata). ValueError where the file is missing or not readable."""
+    """(tree of NumPy arrays, metadata). ValueError if the file is missing or not readable."""
     flat, metadata = load_flat(path)
     try:
         return unflatten(flat), metadata
@@ -63,7 +63,7 @@ def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The table of texts alone; empty where the file is not readable."""
+    """The metadata alone; empty if the file is not readable."""
     try:
         with safe_open(path, framework="np") as file:
             return file.metadata() or {}
@@ -72,6 +72,6 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def damaged(path: str | os.PathLike[str], reason: object) -> ValueError:
-    """The error for a file that a library cannot read; `reason` is what it raised, or a text."""
-    words = next(iter(str(reason).splitlines()), "") or type(reason).__name__
-    return ValueError(f"{path} cannot be read ({words}); it is damaged or cut off, fetch it again")
+    """The error for a file that a library cannot read; `reason` is its exception, or a string."""
+    text = next(iter(str(reason).splitlines()), "") or type(reason).__name__
+    return ValueError(f"{path} cannot be read ({text}); it is damaged or cut off, fetch it again")

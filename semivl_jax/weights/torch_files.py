@@ -1,12 +1,12 @@
 """Files that torch wrote, as NumPy arrays. The only module of the project that needs torch.
 
-In: files of `torch.save` (zip archives and the older pickles) and TorchScript archives. Out: what lies in
-them as nested dicts, tensors as NumPy arrays (bfloat16 as float32). torch is the optional extra `torch` and
-is imported when such a file is read, not before.
+In: files of `torch.save` (zip archives and the older pickles) and TorchScript archives. Out: their contents
+as nested dicts, tensors as NumPy arrays (bfloat16 as float32). torch is the optional extra `torch`, imported
+only when such a file is read.
 
-Nothing in a file is ever executed as Python: `torch.save` files are read with `weights_only=True`, where
-beside tensors only NumPy numbers are allowed (published checkpoints keep their best score as one), and
-TorchScript archives are not pickles of Python objects.
+No Python code in a file is executed: `torch.save` files are read with `weights_only=True`, which allows
+beside tensors only NumPy numbers (the best score in published checkpoints); TorchScript archives hold no
+pickles of Python objects.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INSTALL = "pip install 'semivl_jax[torch]'"
 
 
 def read_saved(path: Path) -> Any:
-    """What `torch.save` wrote. ValueError where torch is missing, or the file is damaged or unsafe."""
+    """Contents of a `torch.save` file. ValueError if torch is missing, or the file is damaged or unsafe."""
     torch = _torch(path)
     try:
         with _quiet(), torch.serialization.safe_globals(_numbers()):
@@ -66,14 +66,14 @@ def _torch(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings about the age of formats, which are not the reader's fault."""
+    """Ignores warnings about old formats."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _numbers() -> list[Any]:
-    """What a pickled NumPy number is made of, under the names of NumPy 1 and 2."""
+    """The globals of a pickled NumPy number, under the names of NumPy 1 and 2."""
     scalar = np._core.multiarray.scalar
     kinds = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")

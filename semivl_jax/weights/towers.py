@@ -1,12 +1,11 @@
-"""CLIP's two towers from a file: sizes and parameters, and where the small CLIP of the demo is.
+"""CLIP's two towers from a file.
 
-In: a safetensors file that states its sizes, written by `semivl_jax.convert` or `semivl_jax.pretrain`, or
-OpenAI's CLIP under its own names. Out: `Clip`, float32 NumPy parameters and the constructor arguments of
-`VisionTransformer` (grid and out_indices are the caller's) and `TextTransformer`.
+In: a safetensors file of `semivl_jax.convert` or `semivl_jax.pretrain`, or OpenAI's CLIP under its own names.
+Out: `Clip`, float32 NumPy parameters and the constructor arguments of `VisionTransformer` (without grid and
+out_indices) and `TextTransformer`.
 
-Files of `pretrain` are float16 and hold only the token embeddings that training saw. The others have their
-initial values, which are computed from the seed in the file, the same on every machine: every word can be
-embedded, although words that training never saw mean nothing.
+Files of `pretrain` are float16 and hold only the token embeddings that occurred in training. The others are
+initial values, computed from the seed in the file.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float32
 
+from semivl_jax import utils
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.pos_embed import Grid, Resizing, resize_table
 from semivl_jax.models.vit import CLIP, VisionTransformer
@@ -31,15 +31,15 @@ from semivl_jax.weights import conversion, files, store
 from semivl_jax.weights.checkpoints import Checkpoint
 from semivl_jax.weights.encoder_layouts import OPENAI_IMAGE, OPENAI_TEXT
 from semivl_jax.weights.layouts import table_grid
-from semivl_jax.weights.tree import check, map_leaves
+from semivl_jax.weights.tree import check
 
 FORMAT = "semivl_jax clip 1"
 """Format of the files of `pretrain`."""
 DEMO = Path(__file__).with_name("demo_clip.safetensors")
-"""The small CLIP of the demo, pretrained on pictures and captions of `shapes`."""
+"""The small CLIP of the demo, pretrained on images and captions of `shapes`."""
 
-PREPARED = Path("~/.cache/semivl_jax/weights")
-"""Where `python -m semivl_jax.prepare weights` puts what "clip_vit_b16" means."""
+PREPARED = Path(utils.WEIGHTS_DIRECTORY)
+"""Folder of the weights "clip_vit_b16", written by `python -m semivl_jax.prepare weights`."""
 
 _IMAGE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
 IMAGE_SIZES = {
@@ -51,7 +51,7 @@ TEXT_SIZES = {
     "clip_vit_b16": dict(zip(_TEXT, (49408, 512, 12, 8, 512, 77), strict=True)),
     "tiny": dict(zip(_TEXT, (49408, 8, 1, 2, 16, 77), strict=True)),
 }
-"""`tiny` is for trying out a configuration or the code; there are no trained weights of it."""
+"""`tiny` has no trained weights; it is for trying out a configuration or the code."""
 _GRID = (14, 14)  # of CLIP's own position table
 _TOKEN_STD = 0.02
 
@@ -60,7 +60,7 @@ _TOKEN_STD = 0.02
 class Clip:
     """Two towers: constructor arguments and parameters.
 
-    stored_grid   rows and columns of the image tower's position table; None: it is square
+    stored_grid   rows and columns of the image tower's position table; None: square
     """
 
     image: dict[str, Any]
@@ -72,16 +72,16 @@ class Clip:
 
     @property
     def grid(self) -> Grid:
-        """Rows and columns of the image tower's position table. ValueError where they are not known."""
+        """Rows and columns of the image tower's position table. ValueError if they are unknown."""
         patches = self.image_params["pos_embedding"].shape[1] - 1
         return table_grid(patches, self.stored_grid, source="the image tower")
 
 
 def load(weights: str | os.PathLike[str], tower: str) -> Clip:
-    """The towers in a file; "demo" is the one that comes with the project, "clip_vit_b16" the prepared one.
+    """The towers in a file, of "demo" (part of the package), of "clip_vit_b16" (prepared) or of "random".
 
-    `tower` names the sizes of `weights` = "random": towers that were never trained. ValueError for an empty
-    or missing path, an unknown tower, a file that is no CLIP or damaged.
+    `tower` names the sizes of "random". ValueError for an empty or missing path, an unknown tower, a file
+    that is no CLIP or damaged.
     """
     if not str(weights):
         raise ValueError(
@@ -95,7 +95,7 @@ def load(weights: str | os.PathLike[str], tower: str) -> Clip:
         return _load_pretrained(path, tree, metadata)
     if "visual.conv1.weight" in tree:
         openai = conversion.convert(Checkpoint(source=str(path), state=tree))
-        return _clip(path, dataclasses.replace(openai, tree=map_leaves(_single, openai.tree)))
+        return _clip(path, dataclasses.replace(openai, tree=jax.tree.map(_single, openai.tree)))
     clip = _clip(path, files.parse(path, tree, metadata, expect=files.CLIP))
     _check(clip, path)
     return clip
@@ -118,11 +118,11 @@ def _path(weights: str) -> Path:
 def resized(clip: Clip, grid: Grid, *, resizing: Resizing = "bicubic") -> PyTree:
     """The image tower's parameters with its position table for another grid."""
     table = resize_table(clip.image_params["pos_embedding"], clip.grid, grid, resizing=resizing)
-    return {**clip.image_params, "pos_embedding": table}
+    return {**clip.image_params, "pos_embedding": np.asarray(table)}
 
 
 def initialised(tower: str) -> Clip:
-    """Towers before any training, with CLIP's own 14×14 position table. ValueError for an unknown name."""
+    """Initialised towers with CLIP's 14×14 position table. ValueError for an unknown name."""
     image, text = _sizes(tower)
     vision = VisionTransformer(**{**CLIP, **image, "depth": 1}, grid=_GRID, out_indices=(1,))
     pixels = jnp.zeros((1, *(side * vision.patch_size for side in _GRID), 3))
@@ -137,9 +137,8 @@ def initialised(tower: str) -> Clip:
 
 
 def abstract_clip(tower: str) -> Clip:
-    """CLIP as shapes alone, to trace a step before any weights are there.
+    """CLIP to trace a step without weights: image parameters are shapes, there are no text parameters.
 
-    The image parameters are `jax.ShapeDtypeStruct`; there are no text parameters and nothing can be embedded.
     ValueError for an unknown name.
     """
     image, text = _sizes(tower)
@@ -172,7 +171,7 @@ def save(
     text = dict(towers.text_params)
     table = np.asarray(text.pop("token_embedding")["embedding"])
     text["token_embedding"] = {"rows": table[token_ids]}
-    half = map_leaves(
+    half = jax.tree.map(
         lambda array: np.asarray(array, np.float16), {"image": towers.image_params, "text": text}
     )
     tree = half | {
@@ -189,9 +188,9 @@ def save(
 
 
 def token_table(seed: int, vocab_size: int, width: int) -> Float32[np.ndarray, "v w"]:
-    """Token embeddings before training, standard deviation 0.02, the same on every machine.
+    """Initial token embeddings, standard deviation 0.02.
 
-    From raw random bits, whose sequence NumPy guarantees, unlike that of its distributions.
+    From random bits, whose sequence NumPy guarantees, unlike that of its distributions.
     """
     bits = np.random.Philox(seed).random_raw(vocab_size * width // 2 + 1).view(np.uint32)
     unit = bits[: vocab_size * width].astype(np.float32) / np.float32(2**32) - np.float32(0.5)
@@ -207,7 +206,7 @@ def _sizes(tower: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _initialise(tower: nn.Module, depth: int, seed: int, inputs: Array) -> PyTree:
-    """Parameters for so many blocks, from a tower with one: two small programs, one run for every block."""
+    """Parameters for `depth` blocks from a tower with one block, which compiles faster."""
     key = jax.random.key(seed)
     params = jax.jit(tower.init)(key, inputs)["params"]
     block = jax.jit(lambda key: tower.init(key, inputs)["params"]["Transformer"]["encoderblock_0"])
@@ -223,23 +222,22 @@ def _load_pretrained(path: Path, tree: PyTree, metadata: dict[str, str]) -> Clip
             int(metadata["token_seed"]), sizes["text"]["vocab_size"], sizes["text"]["width"]
         )
         table[tree["token_ids"]] = tree["text"]["token_embedding"]["rows"]
-        params = {tower: map_leaves(_single, tree[tower]) for tower in ("image", "text")}
+        params = {tower: jax.tree.map(_single, tree[tower]) for tower in ("image", "text")}
         params["text"]["token_embedding"] = {"embedding": table}
         params["logit_scale"] = tree["logit_scale"]
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
-            f"{path} lacks or garbles a part of its towers ({error}); "
+            f"{path} lacks a part of its towers, or it is damaged ({error}); "
             "write it again with python -m semivl_jax.pretrain"
         ) from error
-    weights = files.Weights(format=FORMAT, kind="", sizes=sizes, tree=params)
-    clip = _clip(path, weights)
+    clip = _clip(path, files.Weights(format=FORMAT, kind="", sizes=sizes, tree=params))
     _check(clip, path)
     return clip
 
 
 def _clip(path: Path, weights: files.Weights) -> Clip:
     if not {"image", "text"} <= weights.sizes.keys():
-        raise ValueError(f"{path} does not say the sizes of both towers; convert it again")
+        raise ValueError(f"{path} lacks the sizes of both towers; convert it again")
     tree, sizes = weights.tree, weights.sizes
     return Clip(
         image={name: size for name, size in sizes["image"].items() if name != "grid"},
@@ -252,12 +250,12 @@ def _clip(path: Path, weights: files.Weights) -> Clip:
 
 
 def _check(clip: Clip, path: Path) -> None:
-    """Whether the parameters are those of towers of these sizes."""
+    """ValueError unless the parameters are those of towers of these sizes."""
     try:
         like = image_shapes(clip.image, clip.grid), OPENAI_TEXT.params(clip.text)
-    except Exception as error:  # whatever modules raise for sizes that a file garbles
+    except Exception as error:  # from any module, for wrong sizes
         raise ValueError(
-            f"{path} states sizes that make no towers ({error}); make it again with "
+            f"{path} has sizes that make no towers ({error}); make it again with "
             "python -m semivl_jax.convert or python -m semivl_jax.pretrain"
         ) from error
     check(clip.image_params, like[0], source=f"{path} (image tower)")

@@ -1,11 +1,11 @@
-"""Arrays under published names -> parameter trees in our names and layouts, by tables of rules.
+"""Arrays under published names -> parameter trees in our names and layouts, by rules.
 
 In: state dicts of NumPy arrays. Torch's layouts are Linear (out, in), Conv (out, in, kh, kw), transposed Conv
 (in, out, kh, kw), and q, k, v stacked on axis 0 of fused attention projections. Out: nested dicts as Linen's
 Dense, Conv, LayerNorm and MultiHeadDotProductAttention name and shape their parameters.
 
-In names "#" stands for a number and "*" for any text: "blocks.#.norm1.weight". Every array is translated by
-itself, so some of them (gradients, say) translate as well as a complete model.
+In names "#" matches a number and "*" any text: "blocks.#.norm1.weight". Arrays are translated independently,
+so the model need not be complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from semivl_jax.weights.tree import check, listed, unflatten
 
 State = Mapping[str, np.ndarray]
 Transform = Callable[[np.ndarray, int], np.ndarray | dict[str, np.ndarray]]
-"""(array, attention heads) -> array, or arrays by what "<part>" in the path stands for."""
+"""(array, attention heads) -> array, or arrays by the value of "<part>" in the path."""
 
 _PART = "<part>"
 _QKV = ("query", "key", "value")
@@ -57,7 +57,7 @@ def pointwise(weight: np.ndarray, _: int = 0) -> np.ndarray:
 
 
 def add_axis(array: np.ndarray, _: int = 0) -> np.ndarray:
-    """An axis of length 1 in front, where the modules keep a batch."""
+    """An axis of length 1 in front."""
     return array[None]
 
 
@@ -90,22 +90,22 @@ def pattern(name: str) -> re.Pattern[str]:
 
 
 def _filled(name: str, values: Iterable[str]) -> str:
-    """The name with `values` for "#" and "*", as far as there are any."""
+    """The name with `values` for its first "#" and "*"."""
     rest = iter(values)
     return re.sub(r"[#*]", lambda found: next(rest, found[0]), name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which tensors, where they go, how they are laid out, and which sizes of the module they tell.
+    """Translation of tensors, and sizes of the module that follow from their shapes.
 
     name         published name
-    path         our path within the collection; None: the tensors are known and not needed
+    path         our path within the collection; None: the tensors are not needed
     transform    see `Transform`
     axes         sizes that are lengths of axes: "width _ patch_size _" names two of four
     count        the size that is the number of different "#"
-    collection   "params", "batch_stats"; "" where the tree has no collections
-    num_heads    attention heads of the module that the tensors belong to
+    collection   "params", "batch_stats"; "": the tree has no collections
+    num_heads    attention heads of the tensors' module
     """
 
     name: str
@@ -229,18 +229,18 @@ def place(
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
-    """Arrays in our names and layouts: `tree`; the published name of every path; the rules that were used."""
+    """Arrays in our names and layouts, the published name of every path, and the rules."""
 
     tree: PyTree
     origin: dict[str, str]
     rules: Rules
 
     def check(self, like: PyTree, *, source: str) -> None:
-        """Raises one ValueError that lists all missing, unexpected and misshapen tensors by their names."""
+        """Raises one ValueError that lists missing, unexpected and misshapen tensors by published name."""
         check(self.tree, like, source=source, name=self._published_name)
 
     def _published_name(self, path: str) -> str:
-        """The name that `path` came from, or would come from; `path` itself where no rule leads there."""
+        """The published name for `path`; `path` itself if no rule matches."""
         if path in self.origin:
             return f"{self.origin[path]} ({path})"
         for rule in self.rules:
@@ -252,11 +252,10 @@ class Translation:
 
 
 def translate(state: State, rules: Iterable[Rule], *, source: str) -> Translation:
-    """Every array by the first rule that matches its name.
+    """Translates every array by the first rule that matches its name.
 
-    Raises:
-      ValueError: names that no rule matches, arrays whose axes do not fit their transform or that are no
-        floating-point numbers, two arrays for one path: all of them are listed; `source` says where they are.
+    ValueError, naming `source`, that lists all names without a rule, arrays whose axes do not fit their
+    transform or that are no floating-point numbers, and pairs of arrays for one path.
     """
     rules = tuple(rules)
     flat: dict[str, np.ndarray] = {}

@@ -1,7 +1,6 @@
-"""Parameter trees as flat tables and back, and the strict comparison of two trees.
+"""Parameter trees as flat dicts and back, and the strict comparison of two trees.
 
-In and out: nested dicts of arrays (as Flax keeps them) and flat dicts whose keys are the same paths joined
-with "/". Arrays are never read or changed here.
+In and out: nested dicts of arrays, and flat dicts whose keys are the paths joined with "/".
 """
 
 from __future__ import annotations
@@ -9,25 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from semivl_jax.types import PyTree
 
 SHOWN = 12
-"""Names an error lists before it says how many more there are."""
+"""Number of names that an error lists."""
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dict -> {"a/b/c": leaf}, in the tree's order; empty branches vanish."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{name}/{path}": leaf for path, leaf in flatten(value).items()})
-        else:
-            flat[name] = value
-    return flat
+    """Nested dict -> {"a/b/c": leaf}, in the tree's order; empty branches are left out."""
+    return flatten_dict(tree, sep="/")
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b/c": leaf} -> nested dict. A path that is also the beginning of another: ValueError."""
+    """{"a/b/c": leaf} -> nested dict. ValueError for a path that is a prefix of another."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *branches, name = path.split("/")
@@ -42,16 +37,8 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def map_leaves(function: Callable[[Any], Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree with `function` applied to every leaf; empty branches stay."""
-    return {
-        name: map_leaves(function, value) if isinstance(value, Mapping) else function(value)
-        for name, value in tree.items()
-    }
-
-
 def listed(names: Iterable[str]) -> str:
-    """The names as text, the first few spelt out, each once."""
+    """The first names as text, without duplicates, and the number of further ones."""
     names = list(dict.fromkeys(names))
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
@@ -65,8 +52,8 @@ def check(
     Args:
       tree: arrays.
       like: arrays or `jax.ShapeDtypeStruct`s; only paths and shapes are compared.
-      source: where `tree` comes from, such as a file.
-      name: how the error calls a path; by default as it is.
+      source: origin of `tree`, such as a file, for the error.
+      name: from a path to its name in the error.
     """
     have, want = flatten(tree), flatten(like)
     shapes = {

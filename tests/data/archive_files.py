@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tests.data.file_server import FileServer
-from tfds_builders.builders import published_builder
+from tfds_builders.builders import PUBLISHED
 from tfds_builders.published import PublishedBuilder
 
 SIZES = {"train": 3, "validation": 2}
@@ -67,7 +67,7 @@ def dummy_data(dataset):
 def contents(dataset):
     """{file of the data set: {member: bytes}}; lists are single texts."""
     found = {}
-    for file in published_builder(dataset).FILES:
+    for file in PUBLISHED[dataset].FILES:
         place = dummy_data(dataset) / file.name
         folder = place.with_suffix("")
         found[file.name] = (
@@ -80,7 +80,7 @@ def contents(dataset):
             else place.read_bytes()
         )
     if dataset == "voc":
-        found["ground_truth_voc.zip"]["__MACOSX/SegmentationClass/._2007_000000.png"] = b"litter"
+        found["ground_truth_voc.zip"]["__MACOSX/SegmentationClass/._2007_000000.png"] = b"no image"
     return found
 
 
@@ -93,11 +93,13 @@ def pack(name, content):
 def builder(dataset, contents, server: FileServer, data_dir, **options) -> PublishedBuilder:
     """A builder whose files come from the server; its checksums are right."""
     files = []
-    for file in published_builder(dataset).FILES:
+    for file in PUBLISHED[dataset].FILES:
         data = pack(file.name, contents[file.name])
         url = ""
         if file.url:
             server.files[file.name] = data
             url = server.url(file.name)
         files.append(dataclasses.replace(file, url=url, sha256=sha256(data), size=len(data)))
-    return published_builder(dataset)(data_dir=data_dir, files=tuple(files), sizes=SIZES, **options)
+    build = PUBLISHED[dataset](data_dir=data_dir, **options)
+    build.files, build.SIZES = tuple(files), SIZES
+    return build

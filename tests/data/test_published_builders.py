@@ -1,4 +1,4 @@
-"""The public data sets from archives of the published layout: records, errors, nothing half-made."""
+"""The public data sets from archives of the published layout: records and errors."""
 
 import dataclasses
 import subprocess
@@ -13,10 +13,10 @@ from PIL import Image
 from semivl_jax.data import images
 from semivl_jax.data.source import open_source
 from tests.data import archive_files
-from tests.data.archive_files import mask, pack, photo
+from tests.data.archive_files import SIZES, mask, pack, photo
 from tests.data.file_server import serve
 from tfds_builders import archives, common, published
-from tfds_builders.builders import PUBLISHED, published_builder
+from tfds_builders.builders import PUBLISHED
 from tfds_builders.coco_semi import instances
 from tfds_builders.folder_semi import FolderSemi
 
@@ -89,7 +89,7 @@ def test_the_folder_builder_on_its_dummy_data(tmp_path):
 def test_prepares_what_the_archives_hold(dataset, server, tmp_path):
     build = make(dataset, server, tmp_path)
     directory = common.prepare(build)
-    assert_is_a_tfds_builder(build, archive_files.SIZES)
+    assert_is_a_tfds_builder(build, SIZES)
     train, validation = (open_source(directory, part) for part in common.PARTS)
     ids, val_ids, values = EXPECTED[dataset]
     assert sorted(train.ids) == sorted(ids) and validation.ids == val_ids
@@ -99,9 +99,9 @@ def test_prepares_what_the_archives_hold(dataset, server, tmp_path):
     assert sorted({*np.unique(label)} - {255}) == values
     assert images.decode_image(record.image).shape == (20, 28, 3)
     assert dataset.startswith(train.info.name) and build.info.citation and build.info.homepage
-    asked = len(server.requests)
+    requests = len(server.requests)
     assert common.prepare(build) == directory
-    assert len(server.requests) == asked
+    assert len(server.requests) == requests
     assert all(there for _, there, _ in build.status())
 
 
@@ -118,7 +118,7 @@ def test_wrong_checksum(server, tmp_path):
     assert len(server.requests) == 1  # the small file first
 
 
-def test_missing_manual_archive_is_said_before_anything_is_downloaded(server, tmp_path):
+def test_a_missing_manual_archive_is_reported_before_anything_is_downloaded(server, tmp_path):
     build = archive_files.builder(
         "cityscapes", archive_files.contents("cityscapes"), server, tmp_path
     )
@@ -146,7 +146,7 @@ def test_manual_dir_with_an_archive_and_an_unpacked_one(server, tmp_path):
     assert open_source(common.prepare(build), "train").ids == (EXPECTED["cityscapes"][0])
     assert server.requests == []
     with pytest.raises(ValueError, match=r"data\.manual_dir = '/no/such' is no folder"):
-        published_builder("voc")(data_dir=tmp_path, manual_dir="/no/such")
+        PUBLISHED["voc"](data_dir=tmp_path, manual_dir="/no/such")
 
 
 IMAGE = "ADEChallengeData2016/images/training/ADE_train_00000002.jpg"
@@ -190,7 +190,7 @@ def test_bad_contents(member, data, message, server, tmp_path):
 
 
 def test_damaged_archives(server, tmp_path):
-    """Without a known checksum only the contents tell."""
+    """Files without a known checksum."""
     for position, cut in enumerate((slice(0, 500), slice(None))):
         build = make("ade20k", server, tmp_path / str(position))
         build.files = tuple(dataclasses.replace(f, sha256="", size=0) for f in build.files)
@@ -220,7 +220,7 @@ def test_other_editions(server, tmp_path):
 def test_prepared_copy_of_another_size_is_refused(server, tmp_path):
     build = make("ade20k", server, tmp_path)
     common.prepare(build)
-    build._sizes["train"] = 4
+    build.SIZES = SIZES | {"train": 4}
     with pytest.raises(ValueError, match="has 3 images for train instead of 4; delete"):
         common.prepare(build)
 
@@ -249,7 +249,7 @@ def test_instances_are_drawn_like_their_outlines():
         instances.mask_archive(Path("a.json"), b"{}")
 
 
-def test_archives_know_only_what_they_can_open(tmp_path):
+def test_unknown_and_damaged_archives(tmp_path):
     (tmp_path / "a.rar").write_bytes(b"")
     (tmp_path / "a.tar").write_bytes(b"no tar")
     with pytest.raises(ValueError, match=r"neither \.zip nor \.tar"):
@@ -260,19 +260,16 @@ def test_archives_know_only_what_they_can_open(tmp_path):
 
 def test_preparing_needs_neither_jax_nor_tensorflow(tmp_path):
     script = (
-        "import sys; from tfds_builders.builders import published_builder;"
-        f"published_builder('voc')(data_dir={str(tmp_path)!r}).status();"
+        "import sys; from tfds_builders.builders import PUBLISHED;"
+        f"PUBLISHED['voc'](data_dir={str(tmp_path)!r}).status();"
         "assert not {'jax', 'tensorflow'} & set(sys.modules), 'imported'"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
 def test_known_checksums_are_read_also_by_tfds():
-    for dataset in PUBLISHED:
-        build = published_builder(dataset)
+    for build in PUBLISHED.values():
         known = {url: info.checksum for url, info in (build.url_infos or {}).items()}
         for file in build.known_files():
             if file.size:
                 assert known[file.url] == file.sha256
-    with pytest.raises(ValueError, match="'imagenet' is unknown; choose one of voc"):
-        published_builder("imagenet")

@@ -37,16 +37,17 @@ def test_lists_are_fetched_once_and_verified(tmp_path, monkeypatch):
     monkeypatch.setitem(LISTS, KEY, pinned)
     get = published_splits.labelled_ids
     with serve() as server:
+        monkeypatch.setattr(published_splits, "ADDRESS", server.address)
         server.files["cityscapes/1_30/labeled.txt"] = DATA
         for _ in range(2):
-            assert get("cityscapes", "1_30", tmp_path, address=server.address) == ("a_1", "b_2")
+            assert get("cityscapes", "1_30", tmp_path) == ("a_1", "b_2")
         assert len(server.requests) == 1
         (tmp_path / "splits/cityscapes/1_30-labeled.txt").write_bytes(b"edited")
         with pytest.raises(ValueError, match=r"1_30-labeled\.txt is not the expected file"):
-            get("cityscapes", "1_30", tmp_path, address=server.address)
+            get("cityscapes", "1_30", tmp_path)
         monkeypatch.setitem(LISTS, KEY, PublishedList(2, "0" * 64))
         with pytest.raises(ValueError, match="is not the expected file"):
-            get("cityscapes", "1_30", tmp_path / "other", address=server.address)
+            get("cityscapes", "1_30", tmp_path / "other")
     for dataset, name in (("voc", "1_20"), ("ade20k", "1_8"), ("folder", "92"), ("coco", "92")):
         assert get(dataset, name, tmp_path) is None
 

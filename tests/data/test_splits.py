@@ -3,6 +3,7 @@ import hashlib
 import pytest
 
 from semivl_jax.data.splits import describe_split, draw_ids, resolve_split
+from tests.data.photos import make_folder, prepared
 
 # SHA-256 of the published labelled ids of ADE20K, one per line.
 ADE_SHARES = {
@@ -81,8 +82,6 @@ def test_missing_unlabelled_list(toy_source):
 
 
 def test_nothing_left_unlabelled(tmp_path):
-    from tests.data.photos import make_folder, prepared
-
     source = prepared(make_folder(tmp_path / "photos", masks=2, without=0, validation=1))
     with pytest.raises(ValueError, match="leaves no unlabelled image; label fewer"):
         resolve_split(source, "all")

@@ -1,14 +1,28 @@
 """Crops equal scaling the whole image and cutting; the order of the draws."""
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from semivl_jax.data import images, window
 from semivl_jax.data.crops import Geometry
 
+
+def resize_opencv(image, label, *, size):
+    nearest = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR), nearest
+
+
+def resize_pillow(image, label, *, size):
+    rules = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+    both = zip((image, label), rules, strict=True)
+    return tuple(np.asarray(Image.fromarray(a).resize(size[::-1], rule)) for a, rule in both)
+
+
 RULES = {
-    "opencv": (window.crop_opencv, images.resize_opencv),
-    "pillow": (window.crop_pillow, images.resize_pillow),
+    "opencv": (window.crop_opencv, resize_opencv),
+    "pillow": (window.crop_pillow, resize_pillow),
 }
 
 
@@ -21,8 +35,12 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def cut_out(image, label, *, crop, left, top):
+    """Black and 255 on the right and below, where the image ends."""
     place = np.s_[top : top + crop, left : left + crop]
-    return images.padded(image[place], label[place], crop=crop)
+    rows, columns = size = label[place].shape
+    beyond = (0, crop - rows), (0, crop - columns)
+    padded = np.pad(image[place], (*beyond, (0, 0)))
+    return images.Crop(padded, np.pad(label[place], beyond, constant_values=255), size)
 
 
 def assert_same(ours, whole, message=""):
@@ -62,22 +80,12 @@ def test_equals_scaling_the_whole_image(rule, cases):
     draw = np.random.default_rng(0)
     for number, (shape, size, crop) in enumerate(cases(draw)):
         image, label = noise(*shape, 3, seed=number), noise(*shape, seed=number)
-        left, top = window.draw_corner(draw, size, crop=crop)
+        left, top = max(size[1] - crop, 0), max(size[0] - crop, 0)  # the last ones
+        if number % 4:
+            left, top = window.draw_corner(draw, size, crop=crop)
         place = {"crop": crop, "left": left, "top": top}
         whole = cut_out(*resize(image, label, size=size), **place)
         assert_same(cut(image, label, size=size, **place), whole, f"{shape} {size} {place}")
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("size", [(20, 30), (40, 60), (61, 90), (80, 120)])
-def test_edges_and_corners(rule, size):
-    cut, resize = RULES[rule]
-    image, label = noise(40, 60, 3), noise(40, 60)
-    for left in (0, max(size[1] - 24, 0)):
-        for top in (0, max(size[0] - 24, 0)):
-            place = {"crop": 24, "left": left, "top": top}
-            whole = cut_out(*resize(image, label, size=size), **place)
-            assert_same(cut(image, label, size=size, **place), whole)
 
 
 def test_draws_stay_in_their_order():
@@ -92,22 +100,15 @@ def test_draws_stay_in_their_order():
             if geometry.resize == "ratio":
                 factor = draws.uniform(0.5, 2.0)
                 size = images.fit_size(30, 50, long=int(240 * factor), short=int(60 * factor))
-                whole = images.resize_opencv(image, label, size=size)
+                whole = resize_opencv(image, label, size=size)
             else:
                 long = int(draws.integers(25, 100, endpoint=True))
                 size = images.long_side_size(30, 50, long=long)
-                whole = images.resize_pillow(image, label, size=size)
+                whole = resize_pillow(image, label, size=size)
             left = int(draws.integers(0, max(size[1] - 32, 0) + 1))
             top = int(draws.integers(0, max(size[0] - 32, 0) + 1))
             expected = cut_out(*whole, crop=32, left=left, top=top)
             assert_same(geometry(rng(seed), image, label), expected)
-
-
-def test_ratio_stays_in_its_range_and_keeps_the_shape():
-    for seed in range(20):
-        size = window.draw_ratio_size(rng(seed), (30, 50), long=400, short=60, scale=(0.5, 2.0))
-        assert 30 <= size[0] <= 120
-        assert abs(size[1] / size[0] - 50 / 30) < 0.1
 
 
 def test_long_side_draws_both_ends():
@@ -125,20 +126,3 @@ def test_every_place_of_the_crop_occurs():
     seen = {window.draw_corner(rng(seed), (6, 7), crop=5) for seed in range(200)}
     assert seen == {(left, top) for top in range(2) for left in range(3)}
     assert window.draw_corner(rng(), (3, 4), crop=5) == (0, 0)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_padding_of_a_small_image(rule):
-    cut, _ = RULES[rule]
-    crop = cut(noise(3, 9, 3), noise(3, 9), size=(3, 9), crop=6, left=2, top=0)
-    assert crop.size == (3, 6)
-    np.testing.assert_array_equal(crop.image[:3], noise(3, 9, 3)[:, 2:8])
-    assert not crop.image[3:].any() and (crop.label[3:] == 255).all()
-    assert cut(noise(4, 4, 3), None, size=(4, 4), crop=4, left=0, top=0).label is None
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_label_of_another_size(rule):
-    cut, _ = RULES[rule]
-    with pytest.raises(ValueError, match="4×5 pixels for an image of 5×4"):
-        cut(noise(4, 5, 3), noise(5, 4), size=(8, 8), crop=4, left=0, top=0)

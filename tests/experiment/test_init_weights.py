@@ -17,7 +17,7 @@ from semivl_jax.models.segmenter import SegmentationModel
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.weights import files, store
 from tests.models import hugging_face
-from tests.models.drawn import drawn
+from tests.models.initialisation import random_variables
 from tests.photos import make_folder
 from tests.weights import converted
 
@@ -37,7 +37,7 @@ def model(grid=(4, 4), classes=3, conv=False):
 
 def weights_of(segmenter, **changes):
     image = np.zeros((1, segmenter.crop, segmenter.crop, 3), np.float32)
-    tree = drawn(segmenter, image, None)
+    tree = random_variables(segmenter, image, None)
     contents = {"format": files.SEGMENTER, "kind": "semivl", "sizes": {}, "tree": tree}
     return files.Weights(**{**contents, **changes})
 
@@ -105,7 +105,7 @@ def test_encoders_start_alone(tmp_path):
     segmenter = model(conv=True).clone(backbone=backbone)
     image = np.zeros((1, 64, 64, 3), np.float32)
     trees = {
-        part: drawn(getattr(segmenter, part), image, seed=seed)
+        part: random_variables(getattr(segmenter, part), image, seed=seed)
         for seed, part in enumerate(("backbone", "conv_encoder"))
     }
     for part, tree in trees.items():
@@ -130,7 +130,7 @@ def test_towers_of_big_vision_start_at_the_grid_of_the_crop(tmp_path, backbone):
     config = encoder_config(backbone)
     segmenter = build.segmenter(config, num_classes=3, clip_sizes={})
     stored = segmenter.backbone.clone(grid=(6, 6))
-    params = drawn(stored, np.zeros((1, 48, 48, 3), np.float32))["params"]
+    params = random_variables(stored, np.zeros((1, 48, 48, 3), np.float32))["params"]
     kind, tree = files.BACKBONE, {"params": params}
     if backbone == "siglip_b16":  # both towers in one file
         kind, tree = files.SIGLIP, {"params": {"img": params, "txt": {}, "t": np.ones(1)}}

@@ -1,4 +1,4 @@
-"""As much of the hub's protocol as a model needs to get there and back, on this machine."""
+"""A server with the part of the hub's protocol that uploads and downloads of models use."""
 
 import base64
 import contextlib
@@ -12,7 +12,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """Keeps files by repository; `requests` lists what was asked for."""
+    """Keeps files by repository; `requests` lists all requests."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)

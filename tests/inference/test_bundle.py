@@ -51,12 +51,12 @@ def test_everything_comes_back(tmp_path):
         assert back.config.data.crop == 32 and back.config.evaluation.window_batch == 2
         assert back.clip_sizes == served.clip().image
         assert back.metrics == {"eval/miou": 1.5}
-        words_before = class_text.TextTower.of(served.clip()).embed(["a photo of a disc"])
+        expected = class_text.TextTower.of(served.clip()).embed(["a photo of a disc"])
         # float16 keeps 11 bits of every weight.
         np.testing.assert_allclose(
             back.tower.embed(["a photo of a disc"]),
-            words_before,
-            atol=2e-3 * abs(words_before).max(),
+            expected,
+            atol=2e-3 * abs(expected).max(),
         )
 
 
@@ -171,7 +171,7 @@ def test_a_run_before_its_first_evaluation(tmp_path):
         bundle.load(tmp_path)
 
 
-def test_a_model_without_words_leaves_no_text(tmp_path):
+def test_a_model_without_text_writes_no_text_files(tmp_path):
     bundle.save(
         tmp_path / "serving",
         variables(1.0),

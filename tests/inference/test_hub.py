@@ -1,4 +1,4 @@
-"""Models on the hub, through huggingface_hub and a server on this machine that speaks its protocol."""
+"""Models on the hub, through huggingface_hub and a server on this machine."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def python(script, server, home):
     )
 
 
-def test_a_model_gets_to_the_hub_and_back(folder, tmp_path):
+def test_a_model_is_uploaded_and_downloaded(folder, tmp_path):
     pytest.importorskip("huggingface_hub")
     with hub_server.serving() as server:
         done = python(
@@ -60,7 +60,7 @@ def test_a_model_gets_to_the_hub_and_back(folder, tmp_path):
     assert missing.startswith("hf://me/nothing cannot be fetched:")
 
 
-def test_the_card_says_what_the_model_is(folder):
+def test_the_card_describes_the_model(folder):
     library = pytest.importorskip("huggingface_hub")
     card = hub.card(bundle.load(folder), "me/photos")
     text = card.split("---\n", 2)[2]

@@ -12,7 +12,7 @@ from semivl_jax.types import ClassText, Features
 from semivl_jax.weights.tree import check
 from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.golden_models import class_text
-from tests.models.drawn import assert_initialised_as_published, drawn
+from tests.models.initialisation import assert_initialised_as_published, random_variables
 from tests.weights import converted
 
 TOLERANCE = 1e-5
@@ -121,21 +121,10 @@ def test_classes_of_several_concepts_take_their_best_mask():
     rows = jnp.asarray(rng.normal(size=(3, 8)), jnp.float32)
     decoder = MaskDecoder(num_layers=1, num_heads=2)
     each = ClassText(rows, jnp.arange(3), 3)
-    variables = drawn(decoder, features, each)
+    variables = random_variables(decoder, features, each)
     decode = jax.jit(decoder.apply)
     single = decode(variables, features, each)
     joined = decode(variables, features, ClassText(rows, jnp.array([1, 0, 1]), 2))
     np.testing.assert_allclose(joined[..., 0], single[..., 1], atol=1e-6)
     best = jnp.maximum(single[..., 0], single[..., 2])
     np.testing.assert_allclose(joined[..., 1], best, atol=1e-6)
-
-
-def test_a_decoder_without_what_it_needs_says_why():
-    text = class_text(np.zeros((3, 8), np.float32))
-    maps = (jnp.zeros((1, 2, 2, 8)),)
-    for features, sentence in (
-        (Features(maps=maps), "needs the embedding of the whole image"),
-        (Features(maps=maps, pooled=jnp.zeros((1, 6))), "from one vision-language model"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            MaskDecoder(num_heads=2).init(jax.random.key(0), features, text)

@@ -7,7 +7,7 @@ import pytest
 
 from semivl_jax.models.clip_text import TextTransformer
 from tests.golden_files import Golden, assert_close, files
-from tests.models.drawn import drawn
+from tests.models.initialisation import random_variables
 from tests.weights import converted
 
 
@@ -36,6 +36,6 @@ def test_text_embeddings_are_the_published_ones(file):
 def test_tokens_behind_the_end_do_not_matter():
     tower = TextTransformer(20, 16, 2, 2, 6, context_length=8)
     ids = jnp.asarray([[17, 3, 19, 0, 0, 0, 0, 0], [17, 3, 19, 4, 5, 6, 7, 8]])
-    variables = drawn(tower, ids)
+    variables = random_variables(tower, ids)
     out = jax.jit(tower.apply)(variables, ids)
     np.testing.assert_allclose(out[0], out[1], atol=1e-6)

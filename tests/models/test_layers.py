@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from semivl_jax.models.layers import Conv, l2_normalize
-from tests.models.drawn import drawn
+from tests.models.initialisation import random_variables
 
 
 def normal(seed, *shape):
@@ -16,7 +16,7 @@ def test_several_inputs_stand_for_their_concatenation(size):
     own, shared = normal(0, 6, 4, 5, 3), normal(1, 2, 4, 5, 2)
     joined = jnp.concatenate([own, jnp.repeat(shared, 3, axis=0)], axis=-1)
     layer = Conv(4, kernel_size=size, use_bias=True)
-    variables = drawn(layer, joined)
+    variables = random_variables(layer, joined)
     expected = jax.jit(layer.apply)(variables, joined)
     np.testing.assert_allclose(jax.jit(layer.apply)(variables, own, shared), expected, atol=1e-5)
 
@@ -25,7 +25,7 @@ def test_a_pixel_is_spread_by_pointwise_kernels_only():
     x, pixel = normal(0, 2, 4, 5, 3), normal(1, 2, 1, 1, 2)
     joined = jnp.concatenate([x, jnp.broadcast_to(pixel, (2, 4, 5, 2))], axis=-1)
     layer = Conv(4, kernel_size=1)
-    variables = drawn(layer, joined)
+    variables = random_variables(layer, joined)
     expected = jax.jit(layer.apply)(variables, joined)
     np.testing.assert_allclose(jax.jit(layer.apply)(variables, x, pixel), expected, atol=1e-5)
     with pytest.raises(ValueError, match="resize the second"):

@@ -1,11 +1,10 @@
 """Position tables on other grids, at load and at run time."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.models.pos_embed import resize_table, square_grid, stored_grid, table_at
+from semivl_jax.models.pos_embed import resize_table, stored_grid
 from tests.golden_files import Golden, assert_close, files, nhwc
 
 
@@ -13,24 +12,22 @@ from tests.golden_files import Golden, assert_close, files, nhwc
 @pytest.mark.parametrize("file", files("pos_embed_load*"))
 def test_tables_are_the_published_ones_after_loading_and_at_run_time(file):
     golden = Golden(file)
+    resize = jax.jit(resize_table, static_argnums=(1, 2))
     assert golden.meta["items"]
     for item in golden.meta["items"]:
         key = item["idx"]
         grid_from, grid_to = tuple(item["checkpoint_grid"]), tuple(item["target_grid"])
         table = golden[f"in/{key}/pos_embed"]
-        loaded = resize_table(table, grid_from, grid_to)
+        loaded = resize(table, grid_from, grid_to)
         assert_close(loaded, golden[f"out/{key}/pos_embed"], 1e-5, f"{key} loaded")
-        inside = jax.jit(table_at, static_argnums=(1, 2))(jnp.asarray(table), grid_from, grid_to)
-        assert_close(inside, golden[f"out/{key}/pos_embed"], 1e-5, f"{key} inside")
         if f"out/{key}/pos_embed_runtime" in golden:
-            again = table_at(jnp.asarray(loaded), grid_to, tuple(item["runtime_grid"]))
+            again = resize(loaded, grid_to, tuple(item["runtime_grid"]))
             assert_close(again, golden[f"out/{key}/pos_embed_runtime"], 1e-5, f"{key} run time")
 
 
 def test_equally_many_patches_take_the_table_as_it_is():
     table = np.random.default_rng(0).normal(size=(1, 13, 3)).astype(np.float32)
     np.testing.assert_array_equal(resize_table(table, (3, 4), (2, 6)), table)
-    np.testing.assert_array_equal(table_at(jnp.asarray(table), (3, 4), (2, 6)), table)
 
 
 @pytest.mark.parametrize("grid", [(3, 7), (5, 4), (9, 12)])
@@ -43,12 +40,9 @@ def test_dinov2_resizes_with_the_published_offset(grid):
         mode="bicubic",
     )
     expected = nhwc(expected.numpy()).reshape(1, -1, 3)
-    for resized in (
-        resize_table(table, (5, 5), grid, resizing="dinov2"),
-        table_at(jnp.asarray(table), (5, 5), grid, resizing="dinov2"),
-    ):
-        assert_close(resized[:, 1:], expected, 1e-5)
-        np.testing.assert_array_equal(resized[:, 0], table[:, 0])
+    resized = resize_table(table, (5, 5), grid, resizing="dinov2")
+    assert_close(resized[:, 1:], expected, 1e-5)
+    np.testing.assert_array_equal(resized[:, 0], table[:, 0])
 
 
 def test_the_grid_of_a_stored_table():
@@ -61,6 +55,6 @@ def test_wrong_row_counts_are_errors():
     with pytest.raises(ValueError, match="10 rows does not belong to a grid of 2×4"):
         resize_table(np.zeros((1, 10, 3), np.float32), (2, 4), (4, 4))
     with pytest.raises(ValueError, match=r"w\.npz: a position table of 9 rows is not 1"):
-        square_grid(9, source="w.npz")
+        stored_grid(9, like=(2, 5), source="w.npz")
     with pytest.raises(ValueError, match="is not 0 \\+ a square number"):
         stored_grid(11, like=(2, 5), source="w.npz", class_rows=0)

@@ -16,7 +16,7 @@ from semivl_jax.weights.tree import check
 from tests import golden_models
 from tests.golden_files import Golden, assert_close, files, nhwc
 from tests.golden_models import class_text
-from tests.models.drawn import drawn
+from tests.models.initialisation import random_variables
 
 TOLERANCE = 2e-5
 FILES = files("vlm_forward*")
@@ -102,7 +102,7 @@ def tiny():
     decoder = DeepLabHead(num_classes=3, channels=8, low_channels=4)
     model = SegmentationModel(backbone=tower, decoder=decoder, crop=16)
     image = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
-    return model, drawn(model, image, None), image
+    return model, random_variables(model, image, None), image
 
 
 def test_encode_and_decode_apart(tiny):
@@ -116,15 +116,3 @@ def test_encode_and_decode_apart(tiny):
     logits = decode(variables, jax.tree.map(lambda maps: jnp.roll(maps, -1, axis=0), features))
     resized = bilinear(logits, image.shape[1:3], align_corners=False)
     np.testing.assert_allclose(resized, np.roll(whole, -1, axis=0), atol=1e-5)
-
-
-def test_training_needs_and_moves_batch_statistics(tiny):
-    model, variables, image = tiny
-    _, state = jax.eval_shape(
-        lambda variables, image: model.apply(
-            variables, image, None, train=True, mutable=["batch_stats"]
-        ),
-        variables,
-        image,
-    )
-    assert jax.tree.structure(state["batch_stats"]) == jax.tree.structure(variables["batch_stats"])

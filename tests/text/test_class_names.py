@@ -1,4 +1,4 @@
-"""The class tables of the public data sets are complete and say what the label values mean."""
+"""Class names and definitions: of the public data sets, and as users give them."""
 
 import subprocess
 import sys
@@ -36,3 +36,47 @@ def test_host_code_reads_them_without_jax():
         "assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("", "gives class 0 no name"),
+        ("a,,b", "gives class 1 no name"),
+        ("a, b, a ", r"names the class 'a' twice \(values 0 and 2\)"),
+        ("names.txt", "names.txt is no file; correct the path"),
+        ([], "names no class"),
+        ({"a": []}, "class 'a' an empty concept"),
+        ({"a": ["b", " "]}, "class 'a' an empty concept"),
+        ([str(i) for i in range(256)], "names 256 classes, a mask can hold 255"),
+    ],
+)
+def test_classes_that_cannot_be_used(classes, message):
+    with pytest.raises(ValueError, match=message):
+        class_names.read_classes(classes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("car: \n", r"names\.txt line 1: class 'car' has an empty concept"),
+        ("car\ntruck: van,, lorry", r"line 2: class 'truck' has an empty concept"),
+        ("car\n\ncar: van", r"line 3 names the class 'car' twice"),
+        (": van", "line 1 has concepts but no class name"),
+        ("\n\n", "names no class"),
+    ],
+)
+def test_class_files_that_cannot_be_used(tmp_path, text, message):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        class_names.read_classes(tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ValueError, match="cannot be read as text"):
+        class_names.read_classes(tmp_path / "names.txt")
+
+
+def test_class_files_hold_names_and_concepts(tmp_path):
+    (tmp_path / "names.txt").write_text("\ufefftree\n  two-wheeler : bicycle,  motor  bike,\n")
+    info = class_names.read_classes(str(tmp_path / "names.txt"))
+    assert info.classes == ("tree", "two-wheeler")
+    assert info.definitions == (("tree",), ("bicycle", "motor bike"))

@@ -136,7 +136,7 @@ def test_a_damaged_cache_file_is_replaced(tmp_path, capsys, damage):
     assert entry.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path, capsys):
+def test_a_cache_that_cannot_be_written_is_ignored(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     look_up = class_text.cached(ones, folder=tmp_path / "file", tower="a")
     assert look_up(["x"]).shape == (1, 4)

@@ -1,4 +1,4 @@
-"""Weights as a user gets them: saved in a published format, converted by the command's function, loaded."""
+"""Weights saved in a published format, converted by the command's function, and loaded."""
 
 import tempfile
 from pathlib import Path
@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from semivl_jax.weights import conversion, files, towers
+from semivl_jax.weights import conversion, files, formats, towers
 from semivl_jax.weights.layouts import Options
+from semivl_jax.weights.translate import translate
 from tests.weights import published
 
 
 def through(folder: Path, state: dict, **options) -> Path:
-    """The file that the command makes of a state dict saved as safetensors."""
+    """The file that the command writes for a state dict saved as safetensors."""
     save_file({name: np.array(array, order="C") for name, array in state.items()}, folder / "in")
     out = folder / "ours.safetensors"
     conversion.convert_file(folder / "in", out, options=Options(**options))
@@ -41,10 +42,10 @@ def clip(state: dict, **options) -> towers.Clip:
 
 
 def image_tower(semivl: dict, *, num_heads: int, grid: tuple[int, int] | None = None):
-    """A tower named as SemiVL names it, brought into OpenAI's layout first; its words are random."""
+    """A tower under SemiVL's names, as part of a CLIP of OpenAI; the text tower is random."""
     out_dim = semivl["proj.weight"].shape[0]
-    words = published.random_like(published.openai_text_shapes(64, 1, out_dim))
-    return clip(published.openai_image(semivl) | words, image_heads=num_heads, grid=grid)
+    text = published.random_like(published.openai_text_shapes(64, 1, out_dim))
+    return clip(published.openai_image(semivl) | text, image_heads=num_heads, grid=grid)
 
 
 def text_tower(openai: dict, *, num_heads: int) -> towers.Clip:
@@ -52,6 +53,12 @@ def text_tower(openai: dict, *, num_heads: int) -> towers.Clip:
     out_dim = openai["text_projection"].shape[1]
     image = published.random_like(published.openai_image_shapes(64, 1, out_dim))
     return clip(openai | image, text_heads=num_heads)
+
+
+def some(state: dict, format: str, sizes: dict) -> dict:
+    """Some arrays of a model (gradients, single parts), translated by the rules of its format."""
+    rules = conversion.rules(formats.by_name(format), sizes)
+    return {"params": {}, "batch_stats": {}} | translate(state, rules, source="golden file").tree
 
 
 def assert_equal_trees(one: dict, other: dict) -> None:

@@ -1,4 +1,4 @@
-"""Weights in the layouts that others publish, made by explicit tables that know nothing of our importers."""
+"""Weights in published layouts, from explicit tables that are independent of our importers."""
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def huggingface(openai: dict) -> dict:
         len(openai["positional_embedding"]),
         len(openai["visual.positional_embedding"]),
     )
-    # Older files carry these buffers along.
+    # Buffers of older files.
     state["text_model.embeddings.position_ids"] = np.arange(length)[None]
     state["vision_model.embeddings.position_ids"] = np.arange(patches)[None]
     return state

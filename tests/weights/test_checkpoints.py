@@ -1,4 +1,4 @@
-"""Files of torch, NumPy and Hugging Face: read alike, and refused with a sentence where they must be."""
+"""Files of torch, NumPy and Hugging Face are read alike; unusable ones are errors."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 
 class Payload:
-    """Something that a pickle of weights has no business to hold."""
+    """An object that a pickle of weights must not contain."""
 
 
 def assert_same_state(found, expected):
@@ -38,7 +38,7 @@ def assert_refused(path, sentence, **options):
 
 @pytest.mark.parametrize("file_format", file_formats.FORMATS)
 def test_every_format_gives_the_same_arrays(tmp_path, state, file_format):
-    path = tmp_path / "weights"  # no ending says what it is
+    path = tmp_path / "weights"  # without suffix
     file_formats.write(state, path, file_format)
     assert_same_state(checkpoints.read(path).state, state)
 
@@ -125,7 +125,7 @@ def hugging_face(folder, state, config):
     return folder
 
 
-def test_a_folder_of_hugging_face_says_heads_and_activations(tmp_path, state):
+def test_heads_and_activations_come_from_the_config_of_hugging_face(tmp_path, state):
     config = {
         "vision_config": {"num_attention_heads": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-3},
         "text_config": {"num_attention_heads": 2, "hidden_act": "gelu"},
@@ -145,7 +145,7 @@ def test_a_folder_of_hugging_face_says_heads_and_activations(tmp_path, state):
     ("config", "sentence"),
     [
         ("{", r"config\.json is not valid JSON"),
-        ("[1]", "holds no table of settings"),
+        ("[1]", "holds no JSON object"),
         ({"vision_config": 3}, "no settings under vision_config"),
         ({"text_config": {"hidden_act": "relu"}}, r"text_config\.hidden_act = 'relu'"),
         ({"text_config": {"num_attention_heads": "two"}}, "which are no numbers"),

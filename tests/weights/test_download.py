@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save as to_bytes
 
 from semivl_jax import prepare
-from semivl_jax.data.download import Patience, RemoteFile
+from semivl_jax.data.download import RemoteFile
 from semivl_jax.weights import download, towers
 from semivl_jax.weights.download import CLIP_VIT_B16, Published
 from tests.data.file_server import serve
@@ -31,16 +31,15 @@ def server():
 
 @pytest.fixture
 def clean(monkeypatch, tmp_path):
-    """No cache of the hub, no settings for it, and nobody waits for a server that is not there."""
+    """No cache of the hub, no settings for it, and no waiting for a server."""
     for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    quick = Patience(timeout=5, attempts=1, wait=0.0)
-    monkeypatch.setattr(download, "Patience", lambda: quick)
+    monkeypatch.setattr("semivl_jax.data.download._ATTEMPTS", 1)
 
 
 @pytest.fixture
-def run(server, clean, tmp_path, capsys):
+def run(server, clean, tmp_path, capsys, monkeypatch):
     def call(*arguments):
         where = sha(server.files.get("ViT-B-16.pt", b""))
         official = RemoteFile(name="ViT-B-16.pt", url=server.url("ViT-B-16.pt"), sha256=where)
@@ -52,7 +51,8 @@ def run(server, clean, tmp_path, capsys):
             sizes=SIZES,
         )
         argv = ["weights", f"--weights_dir={tmp_path / 'weights'}", *arguments]
-        return prepare.main(argv, published=clip), "".join(capsys.readouterr())
+        monkeypatch.setattr(download, "CLIP_VIT_B16", clip)
+        return prepare.main(argv), "".join(capsys.readouterr())
 
     return call
 
@@ -174,4 +174,3 @@ def test_the_published_address_carries_its_checksum():
     file = CLIP_VIT_B16.official
     assert file.url.split("/")[-2] == file.sha256 and len(file.sha256) == 64
     assert CLIP_VIT_B16.sizes["image"]["width"] == 768
-    assert str(towers.PREPARED) == prepare.WEIGHTS_DIR

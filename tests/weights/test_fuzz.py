@@ -1,4 +1,4 @@
-"""Damaged weight files: a sentence that names the file, never anything else.
+"""Damaged weight files are a ValueError that names the file.
 
 A flipped byte may hit a weight's value, which no format but zip archives notices; then the file loads.
 """

@@ -35,15 +35,11 @@ TINY = {
     },
     "projection_dim": 24,
 }
-B16 = {"vision_config": {"patch_size": 16}, "text_config": {}, "projection_dim": 512}
 
 
-@pytest.mark.parametrize(
-    "config", [TINY, pytest.param(B16, marks=pytest.mark.slow)], ids=["tiny", "b16"]
-)
-def test_both_towers_agree(tmp_path, config):
+def test_both_towers_agree(tmp_path):
     torch, transformers = hugging_face.libraries()
-    facts = transformers.CLIPConfig(**config)
+    facts = transformers.CLIPConfig(**TINY)
     theirs = hugging_face.randomize(transformers.CLIPModel(facts), torch)
     theirs.save_pretrained(tmp_path)
     out = tmp_path / "ours.safetensors"
@@ -65,8 +61,8 @@ def test_both_towers_agree(tmp_path, config):
     assert tower.quick_gelu and tower.eps == facts.vision_config.layer_norm_eps
     features = jax.jit(tower.apply)({"params": clip.image_params}, image)
     assert_close(features.pooled, out.image_embeds.numpy(), TOLERANCE, "image")
-    words = TextTransformer(**clip.text)
-    text = jax.jit(words.apply)({"params": clip.text_params}, jnp.asarray(ids, jnp.int32))
+    text_tower = TextTransformer(**clip.text)
+    text = jax.jit(text_tower.apply)({"params": clip.text_params}, jnp.asarray(ids, jnp.int32))
     text = text / jnp.linalg.norm(text, axis=-1, keepdims=True)
     assert_close(text, out.text_embeds.numpy(), TOLERANCE, "text")
     assert clip.logit_scale == pytest.approx(float(theirs.logit_scale.detach().exp()), rel=1e-5)

@@ -42,6 +42,6 @@ class Ade20kSemi(PublishedBuilder):
 
     def _label(self, stored: bytes) -> bytes:
         label = images.decode_label(stored)
-        if label.max() > 150:  # 255 would become 254, which is no class either but says less
+        if label.max() > 150:  # 255 would become 254, with a less clear error
             raise ValueError(f"it has the value {label.max()}; ADE20K stores 0 to 150")
         return common.encode_png(label - np.uint8(1))  # 0 - 1 = 255 in 8 bits

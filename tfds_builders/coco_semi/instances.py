@@ -1,9 +1,9 @@
-"""Masks from COCO's instance annotations, drawn when they are asked for.
+"""Masks from COCO's instance annotations, drawn when they are read.
 
 In: the JSON of instances_{train,val}2017 (images with sizes, annotations with outlines or run lengths).
 Out: an `Archive` of PNG masks, 0 = background, 1 to 80 = categories in the order of their numbers.
 
-Objects are drawn from large to small, so that a small one stays visible on a large one; crowds get their
+Objects are drawn from large to small, so that a small one stays visible on a large one; crowds have their
 class.
 """
 

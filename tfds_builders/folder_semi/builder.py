@@ -1,4 +1,4 @@
-"""Builder for a folder of the user's own images; `scan` says how the folder is laid out.
+"""Builder for a folder of the user's own images; see `scan` for its layout.
 
 Photos go into the records as they are (other formats than PNG and JPEG are stored as PNG); masks
 become one-channel PNG with the label map applied.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,13 @@ class FolderSemi(common.SegmentationBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        label_map: Mapping[int, int] | str = "",
-        data_dir: str | Path,
-    ) -> None:
-        """Scan `folder`; the prepared copy goes below `data_dir`, one for every state of the folder.
+    def __init__(self, folder: str | Path, *, label_map: str = "", data_dir: str | Path) -> None:
+        """Scans `folder`; the prepared copy goes below `data_dir`, one for every state of the folder.
 
-        `label_map` changes mask values, as pairs or as text (see `parse_label_map`).
+        `label_map` changes mask values, see `parse_label_map`.
 
         Raises:
-          ValueError: the folder lacks something (see `scan`), or the label map leads to a value that
+          ValueError: the folder lacks something (see `scan`), or the label map contains a value that
             is neither a class nor ignored.
         """
         self.folder = scan(folder)
@@ -53,9 +47,7 @@ class FolderSemi(common.SegmentationBuilder):
                 flush=True,
             )
         about = self.folder.about
-        if isinstance(label_map, str):
-            label_map = parse_label_map(label_map, num_classes=about.num_classes)
-        self.label_map = dict(label_map)
+        self.label_map = parse_label_map(label_map, num_classes=about.num_classes)
         for old, new in self.label_map.items():
             if new >= about.num_classes and new != about.ignore:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Find what a user's folder holds: images, the masks that belong to them, classes, validation images.
+"""Finds the images of a user's folder, their masks, the classes and the validation images.
 
     classes.txt            one class per line, `name` or `name: concept, concept`; line i is mask value i
     images/…               photos; with images/val (or images/validation) those are for validation and
@@ -25,7 +25,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from semivl_jax.data.dataset_info import (
-    IGNORE_INDEX,
     IMAGE_SUFFIXES,
     DatasetInfo,
     parse_classes,
@@ -72,8 +71,8 @@ class Folder:
 def parse_label_map(text: str, *, num_classes: int) -> dict[int, int]:
     """Mask values to change, from text such as "11:255,12:3"; empty text changes none.
 
-    "n" stands for the number of classes, the first value that is no class: many tools write it where
-    nothing is labelled, and "n:255" ignores it.
+    "n" is the number of classes, the first value that is no class: many tools write it where nothing is
+    labelled, and "n:255" ignores it.
 
     Raises:
       ValueError: something that is not VALUE:VALUE with both in 0 … 255, or a value mapped twice.
@@ -96,12 +95,12 @@ def parse_label_map(text: str, *, num_classes: int) -> dict[int, int]:
 
 
 def scan(root: str | Path) -> Folder:
-    """Look at a folder laid out as this module's docstring says.
+    """Scans a folder of the layout above.
 
     Raises:
       ValueError: no such folder, no images/, classes.txt or validation images, two images with one
         id or one mask, masks none of which belongs to an image or that are no PNG, a validation image
-        without a mask, an unlabelled/ without images, a name or link that leads nowhere.
+        without a mask, an unlabelled/ without images, a broken link, a name that is not UTF-8.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -148,7 +147,6 @@ def _read_classes(root: Path) -> DatasetInfo:
         name=root.resolve().name,
         classes=tuple(names),
         definitions=tuple(definitions),
-        ignore=IGNORE_INDEX,
     )
 
 
@@ -260,11 +258,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _name(path: Path, folder: Path) -> str:
-    """Path below a folder without its suffix, accented letters composed.
-
-    Raises:
-      ValueError: a name that is not UTF-8 (an archive of another system was unpacked).
-    """
+    """Path below a folder without its suffix, accented letters composed; ValueError if not UTF-8."""
     name = path.relative_to(folder).with_suffix("").as_posix()
     try:
         name.encode()

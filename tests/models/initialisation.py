@@ -1,4 +1,4 @@
-"""Random variables for tests, and how published modules are initialised."""
+"""Random variables for tests, and the published distributions of initial values."""
 
 import jax
 import numpy as np
@@ -8,11 +8,8 @@ from tests.golden_files import OWN, Golden
 from tests.weights import converted
 
 
-def drawn(model, *args, seed=0):
-    """Variables of the shapes that `model.init(key, *args)` gives; variances are positive.
-
-    Its own initialisers take long to compile.
-    """
+def random_variables(model, *args, seed=0):
+    """Random variables with the shapes of `model.init(key, *args)`, which takes long to compile."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *args)
 
@@ -26,10 +23,9 @@ def drawn(model, *args, seed=0):
 
 
 def assert_initialised_as_published(model, *args, part, having):
-    """Fresh parameters have the distributions that param_groups states for a part of a published model.
+    """Initial parameters have the distributions that param_groups has for a part of a published model.
 
-    `having` is a name that only the model meant here has in this part. The items of the file are asked first,
-    those of tests/golden where none has it.
+    `having` is a name that only this model has in this part. Without it in the file, tests/golden is used.
     """
     item = published_item(part + having)
     stats = {name: values for name, *values in item["init_stats"] if name.startswith(part)}
@@ -59,19 +55,19 @@ def published_item(name):
 
 
 def is_kept(name):
-    """Two blocks of the backbone are enough, and the frozen tower is not converted."""
+    """Whether a tensor is converted: of the backbone only two blocks, of the frozen tower nothing."""
     parts = name.split(".")
     blocks = [int(part) for part in parts if part.isdigit()][:1] if parts[0] == "backbone" else []
     return parts[0] != "clip_encoder" and "loss_decode" not in parts and blocks < [3]
 
 
 def cut(name, shape):
-    """Prompts of as many blocks as are left."""
+    """The shape for the prompts of the remaining blocks."""
     return [2, *shape[1:]] if name.endswith("deep_prompt_embeddings") else shape
 
 
 def assert_same_distribution(value, stats, what):
-    """Constants equal; draws of at least 100 numbers alike up to five standard errors."""
+    """Constants are equal; distributions of at least 100 numbers agree to five standard errors."""
     _, std, low, high = stats
     if std == 0 and value.size > 1:
         assert value.min() == low and value.max() == high, what
@@ -80,5 +76,5 @@ def assert_same_distribution(value, stats, what):
     error = 5 / np.sqrt(value.size)
     assert abs(value.std() / std - 1) < error, what
     assert abs(value.mean()) < error * std, what
-    if high < 2 * std:  # uniform: its bounds show, too
+    if high < 2 * std:  # uniform: the bounds agree too
         np.testing.assert_allclose(np.abs(value).max(), max(-low, high), rtol=error, err_msg=what)
