@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from semivl_jax.data import window
+from semivl_jax.data import crop_window
 
 CROPS = 3  # labelled, weak, partner
 _AHEAD = 2  # batches per worker
@@ -31,10 +31,12 @@ Pair = tuple[Image.Image, Image.Image]
 def _scaled(rng: np.random.Generator, photo: Image.Image, mask: Image.Image, rule: str) -> Pair:
     shape = photo.height, photo.width
     if rule == "ratio":
-        height, width = window.draw_ratio_size(rng, shape, long=2048, short=512, scale=(0.5, 2.0))
+        height, width = crop_window.draw_ratio_size(
+            rng, shape, long=2048, short=512, scale=(0.5, 2.0)
+        )
         photo = Image.fromarray(cv2.resize(np.array(photo), (width, height)))
     else:
-        height, width = window.draw_long_side_size(rng, shape, scale=(0.5, 2.0))
+        height, width = crop_window.draw_long_side_size(rng, shape, scale=(0.5, 2.0))
         photo = photo.resize((width, height), Image.Resampling.BILINEAR)
     return photo, mask.resize((width, height), Image.Resampling.NEAREST)
 
@@ -43,7 +45,7 @@ def _weak(rng: np.random.Generator, photo: Image.Image, mask: Image.Image, job: 
     photo, mask = _scaled(rng, photo, mask, job.rule)
     right, below = max(job.crop - photo.width, 0), max(job.crop - photo.height, 0)
     photo = ImageOps.expand(photo, (0, 0, right, below), fill=0)
-    left, top = window.draw_corner(rng, (photo.height, photo.width), crop=job.crop)
+    left, top = crop_window.draw_corner(rng, (photo.height, photo.width), crop=job.crop)
     box = (left, top, left + job.crop, top + job.crop)
     photo = photo.crop(box)
     mask = ImageOps.expand(mask, (0, 0, right, below), fill=255).crop(box)

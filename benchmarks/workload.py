@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from semivl_jax.data.dataset_info import DatasetInfo
-from semivl_jax.experiment import step_modules
+from semivl_jax.experiment import build_step
 from semivl_jax.models import vit
 from semivl_jax.text import class_names, class_text
 from semivl_jax.train import methods, sharding
@@ -81,7 +81,7 @@ class Workload:
 
     def abstract_arguments(self, mesh: Mesh) -> tuple[Frozen, TrainState, Batch]:
         """Arguments of the step, sharded as in training."""
-        batch = placed(step_modules.abstract_batch(self.config), sharding.batch_sharding(mesh))
+        batch = placed(build_step.abstract_batch(self.config), sharding.batch_sharding(mesh))
         frozen = sharding.abstract(mesh, self.frozen)
         return frozen, sharding.abstract(mesh, self.abstract_state()), batch
 
@@ -91,13 +91,13 @@ class Workload:
         frozen = self.frozen.replace(guidance_params=draw(jax.random.key(0, impl="rbg")))
         state = jax.jit(self._create_state)(frozen.guidance_params)
         pixels = functools.partial(self._pixels, np.random.default_rng(0))
-        batch = jax.tree.map(pixels, step_modules.abstract_batch(self.config))
+        batch = jax.tree.map(pixels, build_step.abstract_batch(self.config))
         return frozen, state, batch
 
     def _create_state(self, guidance_params: PyTree | None) -> TrainState:
         clip = guidance_params if self.config.model.init == "clip" else None
         start = None if clip is None else {"params": {"backbone": clip}}
-        return step_modules.create_state(self.modules, self.frozen.text, start)
+        return build_step.create_state(self.modules, self.frozen.text, start)
 
     def _pixels(self, rng: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if leaf.dtype == jnp.int32:  # sizes: three quarters of the columns are image
@@ -130,10 +130,10 @@ def build(config: ConfigDict) -> Workload:
     frozen = Frozen(text=text(mode=config.text.decoder))
     if methods.create(config.method).guided:
         frozen = frozen.replace(
-            guidance_params=step_modules.cast(tower_params, config.model.guidance_dtype),
+            guidance_params=build_step.cast(tower_params, config.model.guidance_dtype),
             guidance_text=text(mode=config.text.guidance),
         )
-    modules, own = step_modules.build_modules(
+    modules, own = build_step.build_modules(
         config,
         num_classes=info.num_classes,
         clip_sizes=clip_sizes,

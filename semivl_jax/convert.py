@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semivl_jax import utils
-from semivl_jax.weights import conversion, formats
-from semivl_jax.weights.layouts import Options
+from semivl_jax.weights import convert, detect_format
+from semivl_jax.weights.layout import Options
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,13 +34,13 @@ def main(argv: Sequence[str]) -> int:
         as_trained=parsed.as_trained,
     )
     try:
-        weights = conversion.convert_file(
+        weights = convert.convert_file(
             parsed.src, parsed.out, format=parsed.format, entry=parsed.entry, options=options
         )
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(conversion.describe(weights, parsed.out))
+    print(convert.describe(weights, parsed.out))
     return 0
 
 
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--format",
         default="",
-        help=f"published format of the weights, if it is not detected: {', '.join(formats.names())}",
+        help=f"published format of the weights, if it is not detected: {', '.join(detect_format.names())}",
     )
     made.add_argument(
         "--entry",

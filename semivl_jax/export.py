@@ -29,7 +29,7 @@ from jax import export as jax_export
 
 from semivl_jax import utils
 from semivl_jax.inference import hub, load
-from semivl_jax.models import normalization
+from semivl_jax.models import image_normalization
 from semivl_jax.models.resize import bilinear
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -101,7 +101,7 @@ def export_model(
 
     def segment(images: jax.Array) -> jax.Array:
         if images.dtype == jnp.uint8:
-            images = normalization.normalize(images)
+            images = image_normalization.normalize(images)
         logits = bilinear(model.network(variables, images), size, align_corners=False)
         return logits.argmax(-1).astype(jnp.uint8) if output == "labels" else logits
 

@@ -36,8 +36,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from semivl_jax import utils
 from semivl_jax.models.clip_text import TextTransformer
+from semivl_jax.models.image_normalization import normalize
 from semivl_jax.models.layers import l2_normalize
-from semivl_jax.models.normalization import normalize
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.text import tokenizer
 from semivl_jax.types import PyTree

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from semivl_jax.models.resnet import ResNetV1c
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import ClassText

@@ -12,7 +12,7 @@ import pytest
 from semivl_jax import export
 from semivl_jax.inference import load
 from semivl_jax.inference.segmenter import Segmenter
-from semivl_jax.models import normalization
+from semivl_jax.models import image_normalization
 from tests import served
 from tests.inference.test_segmenter import photo
 
@@ -66,7 +66,7 @@ def test_sizes_batches_inputs_and_outputs(model):
     images = np.stack([photo((24, 40), seed) for seed in range(3)])
     logits = export.export_model(opened, images="uint8", output="logits", **options).call(images)
     assert logits.shape == (3, 24, 40, 3)
-    normal = normalization.normalize(jax.numpy.asarray(images))
+    normal = image_normalization.normalize(jax.numpy.asarray(images))
     again = export.export_model(opened, images="float32", output="labels", **options).call(normal)
     assert again.dtype == np.uint8
     agree = np.asarray(again) == np.asarray(logits).argmax(-1)

@@ -10,7 +10,7 @@ import pytest
 from semivl_jax import pretrain
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.models.clip_guidance import guidance_labels
-from semivl_jax.models.normalization import normalize
+from semivl_jax.models.image_normalization import normalize
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.text import class_text
 from semivl_jax.weights import store, towers

@@ -14,7 +14,7 @@ import pytest
 from configs import ade, arguments, cityscapes, coco, unimatch_v2, voc, voc_ablation
 from semivl_jax.config import default_config, validate
 from semivl_jax.data import published_splits
-from semivl_jax.experiment import data, experiment, run, step_modules
+from semivl_jax.experiment import build_step, data, experiment, run
 from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import sharding
 from tests.checked_recipes import config_of
@@ -140,7 +140,7 @@ def test_models_rates_and_decays_are_the_published_ones(model, published):
         groups = {owner for path, owner in owners.items() if path.startswith(part + "/")}
         assert groups
         for group in groups:
-            assert step_modules.base_lr(config) * group.lr == pytest.approx(rate, rel=1e-9)
+            assert build_step.base_lr(config) * group.lr == pytest.approx(rate, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_unimatch_v2_is_the_published_one(backbone, finetune, logged, unused, ex
     everything = count((state.params, state.frozen_params)) + unused
     assert round(everything / 1e6, 1) == logged
     rates = {
-        path.split("/")[0]: step_modules.base_lr(built.config) * owner.lr
+        path.split("/")[0]: build_step.base_lr(built.config) * owner.lr
         for path, owner in groups_lib.assign(state.params, built.modules.groups).items()
     }
     assert rates == pytest.approx(expected)
@@ -274,6 +274,6 @@ def test_unknown_arguments_are_refused_with_the_right_ones(spec, sentence):
 def test_learning_rate_rule():
     config = config_of("voc:92")
     config.batch = 16
-    assert step_modules.base_lr(config) == 1e-4
+    assert build_step.base_lr(config) == 1e-4
     config.optim.lr_scaling = "linear"
-    assert step_modules.base_lr(config) == 2e-4
+    assert build_step.base_lr(config) == 2e-4

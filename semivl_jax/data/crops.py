@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from semivl_jax.data import images, window
+from semivl_jax.data import crop_window, images
 from semivl_jax.data.sampler import Sampler, Shard, generator
 from semivl_jax.data.source import Source
 
@@ -47,14 +47,14 @@ class Geometry:
         """Scales and crops an image uint8 [h, w, 3] and its label uint8 [h, w], if there is one."""
         shape, scale = image.shape[:2], (self.scale_min, self.scale_max)
         if self.resize == "ratio":
-            size = window.draw_ratio_size(
+            size = crop_window.draw_ratio_size(
                 rng, shape, long=self.ratio_long, short=self.ratio_short, scale=scale
             )
-            cut = window.crop_opencv
+            cut = crop_window.crop_opencv
         else:
-            size = window.draw_long_side_size(rng, shape, scale=scale)
-            cut = window.crop_pillow
-        left, top = window.draw_corner(rng, size, crop=self.crop)
+            size = crop_window.draw_long_side_size(rng, shape, scale=scale)
+            cut = crop_window.crop_pillow
+        left, top = crop_window.draw_corner(rng, size, crop=self.crop)
         return cut(image, label, size=size, crop=self.crop, left=left, top=top)
 
 

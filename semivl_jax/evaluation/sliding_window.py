@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from semivl_jax.data import images
 from semivl_jax.models.resize import resize_matrix
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 
 MODES = (
     "zegclip_sliding_window",

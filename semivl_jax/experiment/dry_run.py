@@ -13,7 +13,7 @@ import jax
 from clu import parameter_overview
 from jax.stages import Compiled
 
-from semivl_jax.experiment import flops, step_modules
+from semivl_jax.experiment import build_step, flops
 from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.train import param_groups as groups_lib
 from semivl_jax.train import sharding
@@ -35,7 +35,7 @@ def report(experiment: Experiment) -> str:
     table = groups_lib.parameter_table(
         params,
         experiment.modules.groups,
-        lr=step_modules.base_lr(config),
+        lr=build_step.base_lr(config),
         decay=config.optim.weight_decay,
     )
     sizes = {
@@ -67,7 +67,7 @@ def report(experiment: Experiment) -> str:
         f"{flops.of_traced(traced) / 1e9:,.1f} GFLOP per step in products and convolutions, "
         f"{length:,} steps of {images} images, "
         f"{len(experiment.schedule.evaluation_steps | {length})} evaluations",
-        f"learning rate {step_modules.base_lr(config):g} (published: {config.optim.lr:g} at batch "
+        f"learning rate {build_step.base_lr(config):g} (published: {config.optim.lr:g} at batch "
         f"{config.optim.published_batch}; optim.lr_scaling = {config.optim.lr_scaling})",
         f"{devices} device(s): {experiment.mesh.devices.flat[0].device_kind}",
     ]

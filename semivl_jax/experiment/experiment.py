@@ -19,7 +19,7 @@ from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.evaluation.sliding_window import SlidingWindow
-from semivl_jax.experiment import init_weights, step_modules
+from semivl_jax.experiment import build_step, init_weights
 from semivl_jax.experiment.data import Data
 from semivl_jax.models import build as build_lib
 from semivl_jax.models.vit import VisionTransformer
@@ -53,7 +53,7 @@ class Experiment:
 
     def init_state(self) -> state_lib.TrainState:
         """State before the first step, on the mesh."""
-        create = functools.partial(step_modules.create_state, self.modules, self.frozen.text)
+        create = functools.partial(build_step.create_state, self.modules, self.frozen.text)
         # Initialised whole: the random generator gives other numbers to an array that is split.
         state = jax.jit(create, out_shardings=sharding.replicated(self.mesh))(self.start)
         return jax.device_put(state, sharding.shardings(self.mesh, state))
@@ -71,7 +71,7 @@ class Experiment:
 
     def abstract_state(self) -> state_lib.TrainState:
         """Shapes, dtypes and shardings of the state, without computing it."""
-        create = functools.partial(step_modules.create_state, self.modules, self.frozen.text)
+        create = functools.partial(build_step.create_state, self.modules, self.frozen.text)
         return sharding.abstract(self.mesh, jax.eval_shape(create, None))
 
     @functools.cached_property
@@ -84,7 +84,7 @@ class Experiment:
         place = sharding.batch_sharding(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            step_modules.abstract_batch(self.config),
+            build_step.abstract_batch(self.config),
         )
 
     def pipeline(self, data: Data) -> TrainPipeline:
@@ -136,7 +136,7 @@ def build(
     if guided or build_lib.needs_clip(config.model):
         clip = _clip_parts(config, info, guided=guided, abstract=abstract)
         _check_classes(config, clip.frozen.text)
-    modules, own = step_modules.build_modules(
+    modules, own = build_step.build_modules(
         config,
         num_classes=info.num_classes,
         clip_sizes=clip.sizes,
@@ -219,7 +219,7 @@ def _clip_parts(
     frozen = state_lib.Frozen(text=text(config.text.decoder))
     if guided:
         frozen = frozen.replace(
-            guidance_params=step_modules.cast(
+            guidance_params=build_step.cast(
                 params(build_lib.guidance_tower(config, clip.image)), config.model.guidance_dtype
             ),
             guidance_text=text(config.text.guidance),

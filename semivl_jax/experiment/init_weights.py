@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from semivl_jax.experiment import step_modules
+from semivl_jax.experiment import build_step
 from semivl_jax.models.pos_embed import Grid
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import files
@@ -38,7 +38,7 @@ def variables(
     """
     model = config.model
     if model.checkpoint:
-        like = jax.eval_shape(lambda: step_modules.init_variables(segmenter, text, config.seed))
+        like = jax.eval_shape(lambda: build_step.init_variables(segmenter, text, config.seed))
         return _load_segmenter(_file_in(model.checkpoint), segmenter, like)
     start: PyTree = {"params": {} if clip is None else {"backbone": clip}, "batch_stats": {}}
     for part in ("backbone", "conv_encoder"):

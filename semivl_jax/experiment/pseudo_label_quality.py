@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64, UInt8
 from semivl_jax.data import images as images_lib
 from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
-from semivl_jax.models import normalization
+from semivl_jax.models import image_normalization
 from semivl_jax.train import distributed
 from semivl_jax.train.state import Frozen, TrainState
 from semivl_jax.train.step import StepModules
@@ -120,7 +120,7 @@ def _compiled(modules: StepModules) -> PyTree:
         frozen: Frozen, state: TrainState, image: UInt8[jax.Array, "1 s s 3"]
     ) -> dict[str, Float[jax.Array, "1 s s"] | jax.Array]:
         networks = modules.networks(frozen, state)
-        view = normalization.normalize(image)
+        view = image_normalization.normalize(image)
         return modules.method.image_labels(networks, view, state.method)
 
     return jax.jit(label_maps)

@@ -19,7 +19,7 @@ from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.inference import bundle, hub
 from semivl_jax.models import build, clip_guidance, vit
 from semivl_jax.models.resize import bilinear
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.text import class_names, class_text
 from semivl_jax.types import ClassText, PyTree

@@ -18,7 +18,7 @@ from semivl_jax.models.atm import MaskDecoder
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.dpt import DPTHead
 from semivl_jax.models.resnet import ResNet, ResNetV1c
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import ClassText, PyTree

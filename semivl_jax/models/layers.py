@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from semivl_jax.models import conv
-from semivl_jax.models.norms import BatchNorm, GroupNorm
+from semivl_jax.models.norm_layers import BatchNorm, GroupNorm
 
 Initializer = Callable[..., Array]
 Norm = Literal["group", "batch"]

@@ -23,8 +23,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
+from semivl_jax.models.image_normalization import symmetric
 from semivl_jax.models.layers import l2_normalize
-from semivl_jax.models.normalization import symmetric
 from semivl_jax.models.pos_embed import Grid, Resizing, resize_table, stored_grid
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.transformer import Encoder, Mlp, Prompts, Remat, layer_norm

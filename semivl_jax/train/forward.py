@@ -20,9 +20,9 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int32
 
-from semivl_jax.models import clip_guidance, normalization
-from semivl_jax.models import segmenter as segmenter_lib
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models import clip_guidance, image_normalization
+from semivl_jax.models import segmentation_model as segmenter_lib
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.train.pseudo_labels import pseudo_labels
 from semivl_jax.train.state import Frozen
 from semivl_jax.types import ClassText, Features, Key, PseudoLabels, PyTree
@@ -163,7 +163,7 @@ class Networks:
         """Labels of the frozen CLIP; 255 below the confidence `threshold` and where `ignore` is true."""
         size = image.shape[1:3]
         if self.model.renormalize:
-            image = normalization.renormalize(image)
+            image = image_normalization.renormalize(image)
         params = jax.tree.map(lambda x: x.astype(jnp.float32), self.frozen.guidance_params)
         dense = self.guidance_tower.apply({"params": params}, image).maps[-1]
         labels = clip_guidance.guidance_labels(

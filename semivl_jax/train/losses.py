@@ -6,7 +6,7 @@ The divisors are part of the weights, so losses of parts of a batch add up to th
 
 In: logits [b, h, w, n] of any float dtype, or of a smaller grid, from which they are resized bilinearly to
 the labels, a block of rows at a time; labels [b, h, w] of class indices, where 255 does not count;
-confidences [b, h, w] in [0, 1]; ignore maps [b, h, w], true where a pixel is padding. Out: weights
+ignore maps [b, h, w], true where a pixel is padding. Out: weights
 float32 [b, h, w]; losses float32 scalars that are finite whatever the labels are: a criterion without any
 pixel to average over is 0, and so is its gradient.
 
@@ -25,7 +25,6 @@ from jaxtyping import Array, Bool, Float, Float32, Integer
 from semivl_jax.models.resize import by_rows
 from semivl_jax.types import IGNORE_INDEX
 
-ConfidenceMode = Literal["pixelwise", "pixelratio", "pixelavg"]
 GuidanceReduction = Literal["mean", "mean_valid", "mean_all"]
 
 
@@ -66,31 +65,7 @@ def weighted_cross_entropies(
 def supervised_weights(label: Integer[Array, "b h w"]) -> Float32[Array, "b h w"]:
     """Weights of the mean over all pixels that are not 255."""
     labelled = label != IGNORE_INDEX
-    return _ratio(labelled, jnp.sum(labelled))
-
-
-def consistency_weights(
-    confidence: Float[Array, "b h w"],
-    ignore: Bool[Array, "b h w"],
-    *,
-    mode: ConfidenceMode,
-    threshold: float | Float[Array, "b h w"],
-) -> Float32[Array, "b h w"]:
-    """Weights of pseudo-labels by the teacher's confidence.
-
-    `pixelwise` counts the pixels with confidence >= threshold. `pixelratio` weights every image with its
-    share of such pixels. `pixelavg` weights all pixels of the *whole batch* with the mean confidences of the
-    images, added up, as published: it grows with the batch and does not use the threshold. In the last two,
-    padding stays in the numerator. All divide by the number of pixels that are no padding.
-    """
-    valid = ~ignore
-    if mode == "pixelwise":
-        weight = valid & (confidence >= threshold)
-    elif mode == "pixelratio":
-        weight = image_mean(confidence >= threshold, valid)[:, None, None]
-    else:
-        weight = jnp.sum(image_mean(confidence, valid))
-    return jnp.broadcast_to(_ratio(weight, jnp.sum(valid)), confidence.shape)
+    return ratio(labelled, jnp.sum(labelled))
 
 
 def guidance_weights(
@@ -106,7 +81,7 @@ def guidance_weights(
     """
     labelled = label != IGNORE_INDEX
     counts = {"mean": labelled, "mean_valid": ~ignore, "mean_all": jnp.ones_like(labelled)}
-    return _ratio(labelled, jnp.sum(counts[reduction]))
+    return ratio(labelled, jnp.sum(counts[reduction]))
 
 
 def ohem(
@@ -132,7 +107,7 @@ def ohem(
         bound = jnp.maximum(jnp.sort(probability.ravel())[min_kept - 1], threshold)
         hard = valid & (probability <= bound)
         kept = jnp.where(min_kept > jnp.sum(valid), valid, hard)
-    return _ratio(jnp.sum(jnp.where(kept, loss, 0.0)), jnp.sum(kept))
+    return ratio(jnp.sum(jnp.where(kept, loss, 0.0)), jnp.sum(kept))
 
 
 def share_of_valid(
@@ -140,18 +115,10 @@ def share_of_valid(
 ) -> Float32[Array, ""]:
     """Share of the batch's pixels that are chosen, among those that are no padding."""
     valid = ~ignore
-    return _ratio(jnp.sum(valid & chosen), jnp.sum(valid))
+    return ratio(jnp.sum(valid & chosen), jnp.sum(valid))
 
 
-def image_mean(
-    values: Float[Array, "b h w"] | Bool[Array, "b h w"], valid: Bool[Array, "b h w"]
-) -> Float32[Array, " b"]:
-    """Mean of each image over its valid pixels, 0 for an image without any."""
-    total = jnp.sum(jnp.where(valid, values, 0), axis=(1, 2), dtype=jnp.float32)
-    return _ratio(total, jnp.sum(valid, axis=(1, 2)))
-
-
-def _ratio(value: Array, count: Array) -> Float32[Array, "..."]:
+def ratio(value: Array, count: Array) -> Float32[Array, "..."]:
     """value / count, and 0 where nothing was counted (also for a value that is not 0)."""
     value = jnp.asarray(value, jnp.float32)
     return jnp.where(count > 0, value / jnp.maximum(count, 1), 0.0)

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int32
 
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.train import ema, sharding
 from semivl_jax.train.augment.views import make_views
 from semivl_jax.train.forward import Networks, forward

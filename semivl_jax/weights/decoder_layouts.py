@@ -13,8 +13,8 @@ from semivl_jax.models.atm import MaskDecoder
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.dpt import DPTHead
 from semivl_jax.models.vlg_decoder import VLGDecoder
-from semivl_jax.weights.layouts import DecoderLayout, Options, Sizes, Tensors, num_heads
-from semivl_jax.weights.translate import (
+from semivl_jax.weights.layout import DecoderLayout, Options, Sizes, Tensors, num_heads
+from semivl_jax.weights.rename import (
     Rule,
     Rules,
     attention,

@@ -22,7 +22,7 @@ from typing import Any
 
 from semivl_jax.data import download
 from semivl_jax.data.download import RemoteFile
-from semivl_jax.weights import checkpoints, conversion, files, towers
+from semivl_jax.weights import convert, files, foreign_files, towers
 
 SOURCES = ("openai", "huggingface")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first of them that a repository has
@@ -79,10 +79,10 @@ def prepare(
         towers.load(path, published.name)  # raises if it is damaged
         return path
     found = given or _fetch(published, directory / "downloads", source)
-    weights = conversion.convert(checkpoints.read(found))
+    weights = convert.convert(foreign_files.read(found))
     _check_sizes(weights, published, found)
     files.save(path, weights)
-    print(conversion.describe(weights, path), flush=True)
+    print(convert.describe(weights, path), flush=True)
     return path
 
 

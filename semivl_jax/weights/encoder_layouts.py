@@ -13,8 +13,8 @@ from flax import linen as nn
 from semivl_jax.models import vit
 from semivl_jax.models.clip_text import SiglipText, TextTransformer
 from semivl_jax.models.resnet import ResNet, ResNetV1c
-from semivl_jax.weights.layouts import POSITIONS, Layout, Options, Sizes, Tensors, token_ids
-from semivl_jax.weights.translate import (
+from semivl_jax.weights.layout import POSITIONS, Layout, Options, Sizes, Tensors, token_ids
+from semivl_jax.weights.rename import (
     Rule,
     Rules,
     add_axes,

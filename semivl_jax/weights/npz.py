@@ -19,7 +19,7 @@ import numpy as np
 from semivl_jax import utils
 from semivl_jax.types import PyTree
 from semivl_jax.weights import files
-from semivl_jax.weights.translate import State
+from semivl_jax.weights.rename import State
 from semivl_jax.weights.tree import flatten
 
 ROOTS = ("params/", "opt/target/")

@@ -27,10 +27,10 @@ from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.pos_embed import Grid, Resizing, resize_table
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.types import PyTree
-from semivl_jax.weights import conversion, files, store
-from semivl_jax.weights.checkpoints import Checkpoint
+from semivl_jax.weights import convert, files, store
 from semivl_jax.weights.encoder_layouts import OPENAI_IMAGE, OPENAI_TEXT
-from semivl_jax.weights.layouts import table_grid
+from semivl_jax.weights.foreign_files import Checkpoint
+from semivl_jax.weights.layout import table_grid
 from semivl_jax.weights.tree import check
 
 FORMAT = "semivl_jax clip 1"
@@ -94,7 +94,7 @@ def load(weights: str | os.PathLike[str], tower: str) -> Clip:
     if metadata.get("format") == FORMAT:
         return _load_pretrained(path, tree, metadata)
     if "visual.conv1.weight" in tree:
-        openai = conversion.convert(Checkpoint(source=str(path), state=tree))
+        openai = convert.convert(Checkpoint(source=str(path), state=tree))
         return _clip(path, dataclasses.replace(openai, tree=jax.tree.map(_single, openai.tree)))
     clip = _clip(path, files.parse(path, tree, metadata, expect=files.CLIP))
     _check(clip, path)

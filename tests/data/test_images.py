@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semivl_jax.data import images, window
+from semivl_jax.data import crop_window, images
 from tests.golden_files import Golden
 
 
@@ -32,14 +32,14 @@ class TestGolden:
 
     @pytest.mark.parametrize("item", items("pil_resize"), ids=lambda item: item["name"])
     def test_pillow(self, item, golden):
-        self.compare(window.crop_pillow, tuple(item["size_wh"][::-1]), item, golden)
+        self.compare(crop_window.crop_pillow, tuple(item["size_wh"][::-1]), item, golden)
 
     @pytest.mark.parametrize("item", items("mmseg_resize"), ids=lambda item: item["name"])
     def test_opencv(self, item, golden):
         shape, scale = golden["in/mask"].shape, item["scale"]
         size = images.fit_size(*shape, long=max(scale), short=min(scale))
         assert size == tuple(item["out_wh"][::-1])
-        self.compare(window.crop_opencv, size, item, golden)
+        self.compare(crop_window.crop_opencv, size, item, golden)
 
     def compare(self, cut, size, item, golden):
         """A crop that holds the whole scaled image."""
@@ -54,7 +54,7 @@ class TestGolden:
     def test_crop(self, item, golden):
         place = {"crop": item["size"], "left": item["x"], "top": item["y"]}
         image, label = golden["in/img"], golden["in/mask"]
-        crop = window.crop_opencv(image, label, size=label.shape, **place)
+        crop = crop_window.crop_opencv(image, label, size=label.shape, **place)
         np.testing.assert_array_equal(crop.image, golden[f"out/{item['name']}/img"])
         # The published padding of unlabelled images is another value; here it is a size.
         rows, columns = crop.size

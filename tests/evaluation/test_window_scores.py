@@ -8,7 +8,7 @@ import pytest
 from semivl_jax.evaluation import sliding_window, window_scores
 from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.evaluation.window_scores import WindowScores
-from semivl_jax.models import build, normalization
+from semivl_jax.models import build, image_normalization
 from semivl_jax.models.resize import bilinear
 from tests import golden_models
 from tests.evaluation import toy
@@ -116,7 +116,7 @@ def test_without_patch_padding_windows_keep_their_size():
 def test_host_and_device_normalise_alike():
     (image,) = toy_images([(9, 11)])
     np.testing.assert_allclose(
-        window_scores.normalize(image), normalization.normalize(jnp.asarray(image)), atol=1e-6
+        window_scores.normalize(image), image_normalization.normalize(jnp.asarray(image)), atol=1e-6
     )
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from configs import tiny
 from semivl_jax.config import set_method, validate
-from semivl_jax.experiment import init_weights, run, step_modules
+from semivl_jax.experiment import build_step, init_weights, run
 from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.pos_embed import resize_table
 from semivl_jax.models.resnet import ResNet, ResNetV1c
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.weights import files, store
 from tests.models import hugging_face
@@ -193,7 +193,7 @@ def test_weights_that_nothing_reads(key, sentence):
 
 def test_missing_parts_are_initialised():
     segmenter = model()
-    shapes = jax.eval_shape(lambda: step_modules.init_variables(segmenter, None, 0))
+    shapes = jax.eval_shape(lambda: build_step.init_variables(segmenter, None, 0))
     clip = jax.tree.map(lambda leaf: np.ones(leaf.shape), shapes["params"]["backbone"])
     config = tiny.get_config()
     set_method(config, "supervised")
@@ -201,12 +201,12 @@ def test_missing_parts_are_initialised():
     config.model.out_indices = (0, 1)
     names = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
     sizes = {name: getattr(segmenter.backbone, name) for name in names}
-    modules, _ = step_modules.build_modules(
+    modules, _ = build_step.build_modules(
         config, num_classes=3, clip_sizes=sizes, text=None, total_steps=1
     )
     modules = dataclasses.replace(modules, model=segmenter)
     state = jax.eval_shape(
-        lambda start: step_modules.create_state(modules, None, start),
+        lambda start: build_step.create_state(modules, None, start),
         {"params": {"backbone": clip}},
     )
     assert set(state.student()["params"]) == {"backbone", "decoder"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semivl_jax.models.atm import MaskDecoder
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.models.vit import PROMPTED_CLIP, VisionTransformer
 from semivl_jax.types import ClassText, Features
 from semivl_jax.weights.tree import check

@@ -12,8 +12,8 @@ from semivl_jax.models.clip_text import SiglipText
 from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import IMAGENET_MEAN, IMAGENET_STD
-from semivl_jax.weights import conversion, files
-from semivl_jax.weights.layouts import tupled
+from semivl_jax.weights import convert, files
+from semivl_jax.weights.layout import tupled
 from semivl_jax.weights.tree import flatten
 from tests import golden_files
 from tests.golden_files import assert_close
@@ -160,12 +160,12 @@ def scanned(flat):
 
 def converted(folder, flat, root="params/"):
     np.savez(folder / "theirs.npz", **{f"{root}{name}": array for name, array in flat.items()})
-    return conversion.convert_file(folder / "theirs.npz", folder / "ours.safetensors")
+    return convert.convert_file(folder / "theirs.npz", folder / "ours.safetensors")
 
 
 def assert_exported(folder, flat):
     """What was converted becomes big_vision's file again."""
-    conversion.convert_file(folder / "ours.safetensors", folder / "again.npz")
+    convert.convert_file(folder / "ours.safetensors", folder / "again.npz")
     with np.load(folder / "again.npz") as again:
         assert set(again.files) == {f"params/{name}" for name in flat}
         for name, array in flat.items():
@@ -277,4 +277,4 @@ def test_what_is_not_of_the_kind(tmp_path):
     weights = files.Weights(format=files.BACKBONE, kind="resnet", sizes={}, tree={"params": flat})
     files.save(tmp_path / "resnet.safetensors", weights)
     with pytest.raises(ValueError, match="'resnet' cannot be exported"):
-        conversion.convert_file(tmp_path / "resnet.safetensors", tmp_path / "resnet.npz")
+        convert.convert_file(tmp_path / "resnet.safetensors", tmp_path / "resnet.npz")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from semivl_jax.models.clip_guidance import class_scores, guidance_labels, max_over_concepts
-from semivl_jax.models.normalization import renormalize
+from semivl_jax.models.image_normalization import renormalize
 from semivl_jax.types import IGNORE_INDEX, ClassText
 from tests import golden_models
 from tests.golden_files import Golden, assert_close, files, nhwc

@@ -9,7 +9,7 @@ from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.resnet import EXPANSION, ResNet
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.train.augment.channel_dropout import drop_channels
 from semivl_jax.types import Features
 from semivl_jax.weights.tree import check, flatten

@@ -7,7 +7,7 @@ import pytest
 
 from semivl_jax.models import vit
 from semivl_jax.models.dpt import DPTHead
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.types import Features
 from tests.golden_files import assert_close, nhwc
 from tests.models import hugging_face

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.models import clip_guidance, normalization
+from semivl_jax.models import clip_guidance, image_normalization
 from semivl_jax.models.resize import bilinear
 from semivl_jax.train import optimizer
 from semivl_jax.train import param_groups as groups_lib
@@ -250,7 +250,7 @@ def test_predictions_and_guidance_of_the_first_iteration(finished):
     tower = run.modules.guidance_tower
     images = jnp.concatenate([stream.w for stream in views.streams.values()])
     if run.modules.model.renormalize:
-        images = normalization.renormalize(images)
+        images = image_normalization.renormalize(images)
     dense = tower.apply({"params": run.frozen.guidance_params}, images).maps[-1]
     labels = clip_guidance.guidance_labels(
         dense, run.frozen.guidance_text, size=images.shape[1:3],

@@ -8,7 +8,7 @@ import pytest
 from semivl_jax.models import resize
 from semivl_jax.models.resize import bilinear
 from semivl_jax.train import losses
-from semivl_jax.train.pseudo_labels import pseudo_labels
+from semivl_jax.train.pseudo_labels import consistency_weights, pseudo_labels
 from tests.golden_files import Golden, assert_close, nhwc
 
 TOLERANCE = 1e-5
@@ -31,7 +31,7 @@ def criterion(item: dict, golden: Golden):
         options = {"threshold": item["thresh"], "min_kept": item["min_kept"]}
         return lambda x: losses.ohem(x, label, **options)
     if "conf_mode" in item:
-        weight = losses.consistency_weights(
+        weight = consistency_weights(
             jnp.asarray(golden["in/conf"]), ignore, mode=item["conf_mode"],
             threshold=item["conf_thresh"],
         )  # fmt: skip
@@ -66,7 +66,7 @@ def case():
 def all_weights(label, confidence, ignore):
     yield losses.supervised_weights(label)
     for mode in ("pixelwise", "pixelratio", "pixelavg"):
-        yield losses.consistency_weights(confidence, ignore, mode=mode, threshold=0.5)
+        yield consistency_weights(confidence, ignore, mode=mode, threshold=0.5)
     for reduction in ("mean", "mean_valid", "mean_all"):
         yield losses.guidance_weights(label, ignore, reduction=reduction)
 
@@ -98,7 +98,7 @@ def test_weights_of_a_known_batch():
     """Two images of four pixels, by hand; the last pixel of the second image is padding."""
     confidence = jnp.array([[[1.0, 0.5], [0.25, 0.25]], [[0.5, 0.0], [0.25, 1.0]]])
     ignore = jnp.zeros((2, 2, 2), bool).at[1, 1, 1].set(True)
-    weights = functools.partial(losses.consistency_weights, confidence, ignore, threshold=0.5)
+    weights = functools.partial(consistency_weights, confidence, ignore, threshold=0.5)
     chosen = jnp.array([[[1, 1], [0, 0]], [[1, 0], [0, 0]]])
     np.testing.assert_allclose(weights(mode="pixelwise"), chosen / 7, rtol=1e-6)
     ratio = jnp.array([2 / 4, 1 / 3])[:, None, None]

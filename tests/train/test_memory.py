@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.experiment import step_modules
+from semivl_jax.experiment import build_step
 from semivl_jax.train import step as step_lib
 from semivl_jax.train.augment import views as views_lib
 from semivl_jax.weights.tree import flatten
@@ -40,7 +40,7 @@ def test_rematerialisation_is_more_and_changes_nothing(plain, fields):
 
     def count(built):
         step = functools.partial(step_lib.train_step, built.modules)
-        batch = step_modules.abstract_batch(built.config)
+        batch = build_step.abstract_batch(built.config)
         return str(jax.make_jaxpr(step)(built.frozen, built.abstract_state(), batch)).count("remat")
 
     assert count(built) > count(build(method="supervised"))
@@ -53,5 +53,5 @@ def test_half_precision_of_frozen_weights_is_half_the_memory():
         assert one.dtype == jnp.bfloat16
         np.testing.assert_array_equal(one, other.astype(jnp.bfloat16))
     step = functools.partial(step_lib.train_step, built.modules)
-    batch = step_modules.abstract_batch(built.config)
+    batch = build_step.abstract_batch(built.config)
     jax.eval_shape(step, built.frozen, built.abstract_state(), batch)  # accepts these weights

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from semivl_jax.train import param_groups as groups_lib
-from semivl_jax.weights import conversion
-from semivl_jax.weights.checkpoints import Checkpoint
+from semivl_jax.weights import convert
+from semivl_jax.weights.foreign_files import Checkpoint
 from semivl_jax.weights.tree import flatten
 from tests.golden_files import Golden
 
@@ -48,7 +48,7 @@ def test_every_parameter_has_the_published_rate_and_decay(item):
     state = {
         name: np.broadcast_to(np.float16(i), shape) for i, (name, shape, *_) in enumerate(rows)
     }
-    weights = conversion.convert(Checkpoint(source="param_groups", state=state))
+    weights = convert.convert(Checkpoint(source="param_groups", state=state))
     optimizer = item["cfg"]["optimizer"]
     multipliers = optimizer["paramwise_cfg"]["custom_keys"]
     words = item["cfg"]["model"].split("-")

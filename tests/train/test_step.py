@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.experiment import step_modules
-from semivl_jax.models import segmenter as segmenter_lib
+from semivl_jax.experiment import build_step
+from semivl_jax.models import segmentation_model as segmenter_lib
 from semivl_jax.train import step as step_lib
 from semivl_jax.train.augment import views as views_lib
 from semivl_jax.weights.tree import flatten
@@ -138,7 +138,7 @@ def decoded_in_training(**fields):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmenter_lib, "applied_in_training", counting)
         step = functools.partial(step_lib.train_step, built.modules)
-        batch = step_modules.abstract_batch(built.config)
+        batch = build_step.abstract_batch(built.config)
         jax.eval_shape(step, built.frozen, built.abstract_state(), batch)
     return seen
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from semivl_jax.weights import conversion, files, formats, towers
-from semivl_jax.weights.layouts import Options
-from semivl_jax.weights.translate import translate
+from semivl_jax.weights import convert, detect_format, files, towers
+from semivl_jax.weights.layout import Options
+from semivl_jax.weights.rename import translate
 from tests.weights import published
 
 
@@ -16,7 +16,7 @@ def through(folder: Path, state: dict, **options) -> Path:
     """The file that the command writes for a state dict saved as safetensors."""
     save_file({name: np.array(array, order="C") for name, array in state.items()}, folder / "in")
     out = folder / "ours.safetensors"
-    conversion.convert_file(folder / "in", out, options=Options(**options))
+    convert.convert_file(folder / "in", out, options=Options(**options))
     return out
 
 
@@ -57,7 +57,7 @@ def text_tower(openai: dict, *, num_heads: int) -> towers.Clip:
 
 def some(state: dict, format: str, sizes: dict) -> dict:
     """Some arrays of a model (gradients, single parts), translated by the rules of its format."""
-    rules = conversion.rules(formats.by_name(format), sizes)
+    rules = convert.rules(detect_format.by_name(format), sizes)
     return {"params": {}, "batch_stats": {}} | translate(state, rules, source="golden file").tree
 
 

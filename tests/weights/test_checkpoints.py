@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from semivl_jax.weights import checkpoints, conversion
-from semivl_jax.weights.layouts import Options
+from semivl_jax.weights import convert, foreign_files
+from semivl_jax.weights.layout import Options
 from tests.weights import file_formats, published
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -32,7 +32,7 @@ def state():
 
 def assert_refused(path, sentence, **options):
     with pytest.raises(ValueError, match=sentence) as error:
-        checkpoints.read(path, **options)
+        foreign_files.read(path, **options)
     assert str(path) in str(error.value)
 
 
@@ -40,7 +40,7 @@ def assert_refused(path, sentence, **options):
 def test_every_format_gives_the_same_arrays(tmp_path, state, file_format):
     path = tmp_path / "weights"  # without suffix
     file_formats.write(state, path, file_format)
-    assert_same_state(checkpoints.read(path).state, state)
+    assert_same_state(foreign_files.read(path).state, state)
 
 
 def test_a_training_programs_checkpoint(tmp_path, state):
@@ -58,8 +58,8 @@ def test_a_training_programs_checkpoint(tmp_path, state):
     }
     torch.save(content, tmp_path / "best.pth")
     path = tmp_path / "best.pth"
-    assert_same_state(checkpoints.read(path).state, state)
-    average = checkpoints.read(path, entry="model_ema").state
+    assert_same_state(foreign_files.read(path).state, state)
+    average = foreign_files.read(path, entry="model_ema").state
     assert_same_state(average, {name: 2 * array for name, array in state.items()})
     assert_refused(path, "has no entry 'ema' with weights; it has 'model'", entry="ema")
 
@@ -72,7 +72,7 @@ def test_bfloat16_is_read_everywhere(tmp_path):
     torch.save({"a": tensor}, tmp_path / "a.pt")
     save_torch({"a": tensor}, tmp_path / "a.safetensors")
     for path in tmp_path.iterdir():
-        assert checkpoints.read(path).state["a"].astype(np.float32).tolist() == [1.5, -2.25]
+        assert foreign_files.read(path).state["a"].astype(np.float32).tolist() == [1.5, -2.25]
 
 
 def test_python_objects_are_refused(tmp_path):
@@ -133,11 +133,11 @@ def test_heads_and_activations_come_from_the_config_of_hugging_face(tmp_path, st
     folder = hugging_face(tmp_path / "clip", state, config)
     out, options = tmp_path / "ours.safetensors", Options(as_trained=True)
     for src in (folder, folder / "model.safetensors"):
-        sizes = conversion.convert_file(src, out, options=options).sizes
+        sizes = convert.convert_file(src, out, options=options).sizes
         assert (sizes["image"]["num_heads"], sizes["text"]["num_heads"]) == (4, 2)
         assert (sizes["image"]["quick_gelu"], sizes["image"]["eps"]) == (False, 1e-3)
         assert (sizes["text"]["quick_gelu"], sizes["text"]["eps"]) == (False, 1e-5)
-    plain = conversion.convert_file(folder, out).sizes["image"]
+    plain = convert.convert_file(folder, out).sizes["image"]
     assert "eps" not in plain and "quick_gelu" not in plain
 
 
@@ -155,6 +155,6 @@ def test_heads_and_activations_come_from_the_config_of_hugging_face(tmp_path, st
 def test_a_config_that_cannot_be_used(tmp_path, state, config, sentence):
     folder = hugging_face(tmp_path / "clip", state, config)
     with pytest.raises(ValueError, match=sentence):
-        conversion.convert_file(folder, tmp_path / "ours.safetensors")
+        convert.convert_file(folder, tmp_path / "ours.safetensors")
     with pytest.raises(ValueError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
-        checkpoints.read(tmp_path)
+        foreign_files.read(tmp_path)

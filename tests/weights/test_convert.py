@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from semivl_jax.weights import conversion, files, towers
+from semivl_jax.weights import convert, files, towers
 from tests.weights import converted, published
 from tests.weights.converted import through
 
@@ -68,7 +68,7 @@ def test_the_format_can_be_named(tmp_path):
     save_file(state, tmp_path / "in")
     for name, sentence in (("resnet", r"lacks conv1\.6\.weight"), ("clip", "clip is unknown; ch")):
         with pytest.raises(ValueError, match=sentence):
-            conversion.convert_file(tmp_path / "in", tmp_path / "o.safetensors", format=name)
+            convert.convert_file(tmp_path / "in", tmp_path / "o.safetensors", format=name)
 
 
 def test_heads_that_cannot_be_derived(tmp_path):
@@ -113,7 +113,7 @@ def test_openais_names_load_directly_and_own_files_need_no_conversion(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, direct.text_params, ours.text_params)
     assert direct.image == ours.image
     with pytest.raises(ValueError, match="is a file of semivl_jax already"):
-        conversion.convert_file(path, tmp_path / "again.safetensors")
+        convert.convert_file(path, tmp_path / "again.safetensors")
     with pytest.raises(ValueError, match=r"'semivl_jax clip 2', but model\.checkpoint takes"):
         files.load(path, expect=files.SEGMENTER)
 

@@ -6,7 +6,7 @@ A flipped byte may hit a weight's value, which no format but zip archives notice
 import numpy as np
 import pytest
 
-from semivl_jax.weights import checkpoints, conversion, towers
+from semivl_jax.weights import convert, foreign_files, towers
 from tests.weights import file_formats, published
 
 EACH = 40
@@ -46,7 +46,7 @@ def test_damaged_files_are_named(tmp_path, name):
     for number in range(EACH):
         path.write_bytes(damaged(data, rng, number))
         try:
-            conversion.convert(checkpoints.read(path))
+            convert.convert(foreign_files.read(path))
         except ValueError as error:
             refused += 1
             assert str(path) in str(error), (number, str(error))
@@ -56,7 +56,7 @@ def test_damaged_files_are_named(tmp_path, name):
 
 def test_damaged_files_of_our_own_are_named(tmp_path):
     (tmp_path / "theirs.safetensors").write_bytes(whole("safetensors", tmp_path))
-    conversion.convert_file(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors")
+    convert.convert_file(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors")
     data, rng = (tmp_path / "ours.safetensors").read_bytes(), np.random.default_rng(7)
     path = tmp_path / "damaged.safetensors"
     refused = 0

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from semivl_jax.models import build
-from semivl_jax.weights import conversion, towers
-from semivl_jax.weights.checkpoints import Checkpoint
+from semivl_jax.weights import convert as convert_lib
+from semivl_jax.weights import towers
+from semivl_jax.weights.foreign_files import Checkpoint
 from semivl_jax.weights.tree import check
 from tests.checked_recipes import config_of
 from tests.golden_files import OWN, golden_dir
@@ -52,7 +53,7 @@ def is_unused(name):
 def convert(shapes):
     """The weights from arrays of these shapes that take no memory."""
     state = {name: np.broadcast_to(np.float16(0.01), shape) for name, shape in shapes.items()}
-    return conversion.convert(Checkpoint(source="published", state=state))
+    return convert_lib.convert(Checkpoint(source="published", state=state))
 
 
 @pytest.mark.golden
@@ -66,7 +67,7 @@ def test_every_published_model_is_the_model_of_its_configuration(name):
         for tensor in facts["tensors"]
         if tensor["kind"] == "parameter" and is_unused(tensor["name"])
     )
-    assert conversion.parameter_counts(weights)["total"] == facts["total"] - unused
+    assert convert_lib.parameter_counts(weights)["total"] == facts["total"] - unused
     if name in CONFIGS:
         model = build.segmenter(
             config_of(f"{CONFIGS[name]},recipe=paper"),
@@ -93,7 +94,7 @@ def test_the_published_clips_convert(patch, side, width, depth, text_width, dim,
     shapes = published.openai_image_shapes(width, depth, dim, patch=patch, grid=(side, side))
     shapes |= published.openai_text_shapes(text_width, 12, dim, vocabulary=49408, length=77)
     weights = convert(shapes)
-    assert conversion.parameter_counts(weights)["total"] == total
+    assert convert_lib.parameter_counts(weights)["total"] == total
     assert weights.sizes["image"]["num_heads"] == width // 64
     if patch == 16:
         assert weights.sizes["image"] == towers.IMAGE_SIZES["clip_vit_b16"]

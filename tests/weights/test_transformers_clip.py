@@ -7,8 +7,8 @@ import pytest
 
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.vit import CLIP, VisionTransformer
-from semivl_jax.weights import conversion, towers
-from semivl_jax.weights.layouts import Options
+from semivl_jax.weights import convert, towers
+from semivl_jax.weights.layout import Options
 from tests.golden_files import assert_close
 from tests.models import hugging_face
 
@@ -43,7 +43,7 @@ def test_both_towers_agree(tmp_path):
     theirs = hugging_face.randomize(transformers.CLIPModel(facts), torch)
     theirs.save_pretrained(tmp_path)
     out = tmp_path / "ours.safetensors"
-    conversion.convert_file(tmp_path, out, options=Options(as_trained=True))
+    convert.convert_file(tmp_path, out, options=Options(as_trained=True))
     clip = towers.load(out, "")
     side, length = facts.vision_config.image_size, facts.text_config.max_position_embeddings
     rng = np.random.default_rng(0)

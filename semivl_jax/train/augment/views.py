@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, Shaped, UInt8
 
-from semivl_jax.models.normalization import normalize
+from semivl_jax.models.image_normalization import normalize
 from semivl_jax.train.augment import blur, color, cutmix
 from semivl_jax.types import Batch, Key, StreamViews, Views
 

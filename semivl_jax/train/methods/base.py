@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int32
 
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.train import losses, mask_losses
 from semivl_jax.train.forward import DropoutPasses, Networks, Outputs
 from semivl_jax.types import Features, Key, PyTree, Stream, Views

@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float, Int32
 from semivl_jax.train import losses
 from semivl_jax.train.augment import cutmix
 from semivl_jax.train.forward import Networks
-from semivl_jax.train.losses import ConfidenceMode
 from semivl_jax.train.methods.base import Method, Metrics, Target, Targets, mask_target
+from semivl_jax.train.pseudo_labels import ConfidenceMode, consistency_weights
 from semivl_jax.types import IGNORE_INDEX, PseudoLabels, PyTree, Stream, StreamViews, Views
 
 
@@ -114,7 +114,7 @@ class Consistency(Method):
         if self.criterion == "focal_dice":  # cannot weight single pixels
             scale = self.confident_share(labels, state)
             return (mask_target(f"loss_{view}", pseudo.label, scale),)
-        weight = losses.consistency_weights(
+        weight = consistency_weights(
             pseudo.confidence,
             labels.ignore,
             mode=self.confidence_mode,

@@ -12,7 +12,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32
 
-from semivl_jax.models.normalization import renormalize
+from semivl_jax.models.image_normalization import renormalize
 from semivl_jax.models.resize import bilinear
 from semivl_jax.types import ClassText, Features, Key, PyTree
 

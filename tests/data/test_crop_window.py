@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semivl_jax.data import images, window
+from semivl_jax.data import crop_window, images
 from semivl_jax.data.crops import Geometry
 
 
@@ -21,8 +21,8 @@ def resize_pillow(image, label, *, size):
 
 
 RULES = {
-    "opencv": (window.crop_opencv, resize_opencv),
-    "pillow": (window.crop_pillow, resize_pillow),
+    "opencv": (crop_window.crop_opencv, resize_opencv),
+    "pillow": (crop_window.crop_pillow, resize_pillow),
 }
 
 
@@ -69,8 +69,8 @@ def changing_shape(draw):
 def photos(draw):
     for shape in ((375, 500), (500, 334), (480, 640), (640, 427), (512, 1024)):
         limits = {"long": 2048, "short": 512, "scale": (0.5, 2.0)}
-        yield shape, window.draw_ratio_size(draw, shape, **limits), 512
-        yield shape, window.draw_long_side_size(draw, shape, scale=(0.5, 2.0)), 512
+        yield shape, crop_window.draw_ratio_size(draw, shape, **limits), 512
+        yield shape, crop_window.draw_long_side_size(draw, shape, scale=(0.5, 2.0)), 512
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -82,7 +82,7 @@ def test_equals_scaling_the_whole_image(rule, cases):
         image, label = noise(*shape, 3, seed=number), noise(*shape, seed=number)
         left, top = max(size[1] - crop, 0), max(size[0] - crop, 0)  # the last ones
         if number % 4:
-            left, top = window.draw_corner(draw, size, crop=crop)
+            left, top = crop_window.draw_corner(draw, size, crop=crop)
         place = {"crop": crop, "left": left, "top": top}
         whole = cut_out(*resize(image, label, size=size), **place)
         assert_same(cut(image, label, size=size, **place), whole, f"{shape} {size} {place}")
@@ -113,16 +113,17 @@ def test_draws_stay_in_their_order():
 
 def test_long_side_draws_both_ends():
     sides = {
-        window.draw_long_side_size(rng(seed), (3, 4), scale=(0.5, 2.0))[1] for seed in range(200)
+        crop_window.draw_long_side_size(rng(seed), (3, 4), scale=(0.5, 2.0))[1]
+        for seed in range(200)
     }
     assert sides == set(range(2, 9))
 
 
 def test_a_thin_image_keeps_a_row():
-    assert window.draw_long_side_size(rng(), (1, 100), scale=(0.1, 0.2))[0] == 1
+    assert crop_window.draw_long_side_size(rng(), (1, 100), scale=(0.1, 0.2))[0] == 1
 
 
 def test_every_place_of_the_crop_occurs():
-    seen = {window.draw_corner(rng(seed), (6, 7), crop=5) for seed in range(200)}
+    seen = {crop_window.draw_corner(rng(seed), (6, 7), crop=5) for seed in range(200)}
     assert seen == {(left, top) for top in range(2) for left in range(3)}
-    assert window.draw_corner(rng(), (3, 4), crop=5) == (0, 0)
+    assert crop_window.draw_corner(rng(), (3, 4), crop=5) == (0, 0)

@@ -15,9 +15,9 @@ import numpy as np
 from semivl_jax.weights import decoder_layouts as decoders
 from semivl_jax.weights import encoder_layouts as encoders
 from semivl_jax.weights import files, npz
-from semivl_jax.weights.checkpoints import Checkpoint
-from semivl_jax.weights.layouts import Layout, Options, Tensors
-from semivl_jax.weights.translate import Rule, Rules, State
+from semivl_jax.weights.foreign_files import Checkpoint
+from semivl_jax.weights.layout import Layout, Options, Tensors
+from semivl_jax.weights.rename import Rule, Rules, State
 from semivl_jax.weights.tree import listed
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from semivl_jax.models import build
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.train import methods, optimizer, param_groups
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.methods.base import Setup

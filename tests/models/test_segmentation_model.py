@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.models import clip_guidance, normalization
+from semivl_jax.models import clip_guidance, image_normalization
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.resize import bilinear
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.train.augment.channel_dropout import drop_channels
 from semivl_jax.types import IGNORE_INDEX
@@ -80,7 +80,7 @@ def test_guidance_labels_as_published(file):
     for name in golden.meta["inputs"]:
         image = jnp.asarray(nhwc(golden[f"in/{name}/img"]))
         if golden.meta["build_cfg"]["model_args"]["renorm_clip_img"]:
-            image = normalization.renormalize(image)
+            image = image_normalization.renormalize(image)
         dense = jax.jit(tower.apply)({"params": params}, image).maps[-1]
         prefix = f"out/{name}/maskclip_label_"
         for key in golden.keys(prefix):

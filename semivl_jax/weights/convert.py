@@ -15,12 +15,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from semivl_jax.models.segmenter import SegmentationModel
+from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.types import ClassText, PyTree
-from semivl_jax.weights import checkpoints, files, formats, npz
-from semivl_jax.weights.checkpoints import Checkpoint
-from semivl_jax.weights.formats import Format, Part
-from semivl_jax.weights.layouts import (
+from semivl_jax.weights import detect_format, files, foreign_files, npz
+from semivl_jax.weights.detect_format import Format, Part
+from semivl_jax.weights.foreign_files import Checkpoint
+from semivl_jax.weights.layout import (
     DecoderLayout,
     Layout,
     Options,
@@ -30,7 +30,7 @@ from semivl_jax.weights.layouts import (
     tupled,
     variables,
 )
-from semivl_jax.weights.translate import Rule, Rules, State, place, translate
+from semivl_jax.weights.rename import Rule, Rules, State, place, translate
 from semivl_jax.weights.tree import flatten
 
 
@@ -53,7 +53,7 @@ def convert_file(
         return weights
     if out.suffix != ".safetensors":
         raise ValueError(f"--out={out} must end with .safetensors, or .npz to export")
-    weights = convert(checkpoints.read(src, entry=entry), options, format=format)
+    weights = convert(foreign_files.read(src, entry=entry), options, format=format)
     files.save(out, weights)
     return weights
 
@@ -66,7 +66,7 @@ def convert(
     ValueError if the format is unknown, tensors are missing, unexpected or misshapen (all are listed), or the
     sizes make no model.
     """
-    form, source = formats.detect_format(checkpoint, format), checkpoint.source
+    form, source = detect_format.detect_format(checkpoint, format), checkpoint.source
     state, options = form.prepare(checkpoint, options or Options())
     sizes = _sizes(form, state, options, source=source)
     translation = translate(state, rules(form, sizes), source=source)
@@ -154,7 +154,7 @@ def _segmenter_shapes(parts: Mapping[str, tuple[Layout, Sizes]]) -> PyTree:
 
 def describe(weights: files.Weights, path: Path) -> str:
     """Text for the user: detected format, sizes, and the configuration key for the file at `path`."""
-    lines = [f"detected: {formats.by_name(weights.kind).title} ({weights.kind})"]
+    lines = [f"detected: {detect_format.by_name(weights.kind).title} ({weights.kind})"]
     for part, sizes in weights.sizes.items():
         if isinstance(sizes, dict):
             sizes = ", ".join(f"{name} {value}" for name, value in sizes.items())

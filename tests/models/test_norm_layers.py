@@ -8,8 +8,8 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from semivl_jax.models.normalization import normalize, renormalize, symmetric
-from semivl_jax.models.norms import GROUP_SIZE, BatchNorm, group_norm
+from semivl_jax.models.image_normalization import normalize, renormalize, symmetric
+from semivl_jax.models.norm_layers import GROUP_SIZE, BatchNorm, group_norm
 from semivl_jax.types import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 
 

@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from semivl_jax.models.pos_embed import Grid
 from semivl_jax.types import PyTree
-from semivl_jax.weights.translate import Rules, State, pattern
+from semivl_jax.weights.rename import Rules, State, pattern
 
 Sizes = dict[str, Any]
 POSITIONS = "positions"
