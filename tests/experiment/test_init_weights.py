@@ -56,7 +56,6 @@ def encoder_config(backbone):
     config.model.out_indices = (1, 3)
     config.model.init, config.model.finetune = "random", "all"
     set_method(config, "unimatch")
-    validate(config)
     return config
 
 
@@ -128,6 +127,7 @@ def test_encoders_start_alone(tmp_path):
 @pytest.mark.parametrize("backbone", ["augreg_b16", "siglip_b16"])
 def test_towers_of_big_vision_start_at_the_grid_of_the_crop(tmp_path, backbone):
     config = encoder_config(backbone)
+    validate(config)
     segmenter = build.segmenter(config, num_classes=3, clip_sizes={})
     stored = segmenter.backbone.clone(grid=(6, 6))
     params = random_variables(stored, np.zeros((1, 48, 48, 3), np.float32))["params"]
