@@ -1,6 +1,5 @@
 """Whole training iterations against the published implementation (teacher = student, own partner)."""
 
-import contextlib
 import functools
 from typing import ClassVar
 
@@ -192,16 +191,19 @@ def finished(request):
     return run, found, after_first, state
 
 
-@contextlib.contextmanager
-def unless_at_a_kink(run):
-    """A comparison after several steps. Where it fails and a unit lies within rounding of ReLU's kink, the
-    unit may be on in one implementation and off in the other: an expected failure that names the unit.
+def compare_after_steps(run, compare):
+    """`compare(tolerance)` after several steps, at 1e-4.
+
+    A unit within rounding of ReLU's kink may be on in one implementation and off in the other, which lets the
+    weights drift. Where the comparison fails by less than ten times, such a unit is looked for, and the test
+    is an expected failure that names it.
     """
     try:
-        yield
+        compare(1e-4)
     except AssertionError:
+        compare(1e-3)
         distance, unit = run.nearest_kink()
-        if distance > 4 * np.finfo(np.float32).eps:
+        if distance > 2 * np.finfo(np.float32).eps:
             raise
         pytest.xfail(f"{unit} is {distance:.1e} of its layer's largest value from ReLU's kink")
 
@@ -215,8 +217,7 @@ def test_losses_of_every_iteration(finished):
         name = key.removeprefix("out/loss/")
         ours = np.stack([grads.metrics[names.get(name, name)] for grads in found])
         assert_close(ours[:1], run.golden[key][:1], 1e-5, key)
-        with unless_at_a_kink(run):
-            assert_close(ours, run.golden[key], 1e-4, key)
+        compare_after_steps(run, functools.partial(assert_close, ours, run.golden[key], what=key))
 
 
 @pytest.mark.golden
@@ -240,16 +241,21 @@ def test_weights_after_training(finished, which):
     expected = _imported(run, f"out/w_after{number}/")
     ours, theirs = flatten(state.params), flatten(expected["params"])
     assert set(ours) == set(theirs)
-    tolerance = 1e-5 if which == "first" else 1e-4
-    with contextlib.nullcontext() if which == "first" else unless_at_a_kink(run):
+    stats = flatten(state.batch_stats)
+
+    def compare(tolerance):
         for path, value in theirs.items():
             if _is_free_of_gradient(path):
                 continue
             allowed = tolerance * np.abs(value).max() + number * _rounding_of_adam(run, path)
             assert (np.abs(ours[path] - value) <= allowed).all(), path
-        stats = flatten(state.batch_stats)
         for path, value in flatten(expected["batch_stats"]).items():
             assert_close(stats[path], value, tolerance, path)
+
+    if which == "first":
+        compare(1e-5)
+    else:
+        compare_after_steps(run, compare)
 
 
 @pytest.mark.golden
