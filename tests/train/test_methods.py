@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from configs import tiny
 from semivl_jax.config import drop_other_fields, set_method, validate
@@ -27,6 +28,7 @@ from semivl_jax.train.methods.supervised import Supervised
 from semivl_jax.train.step import jit_train_step, train_step
 from semivl_jax.types import Stream
 from tests.command import ROOT
+from tests.photos import make_folder
 from tests.train import tiny_experiment
 
 DEEPLAB = {"model.decoder": "deeplab", "model.out_indices": (1, 2)}
@@ -173,6 +175,56 @@ def test_a_new_method_trains_accumulates_and_resumes(monkeypatch, tmp_path):
     after = [step(built.frozen, each, tiny_experiment.batch_of(built, 9))[0]
              for each in (restored(state, built, tmp_path), state)]  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, *after)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distilled(Supervised):
+    """The student's deepest features must have the channel means of a frozen network's."""
+
+    def networks(self, setup):
+        teacher = nn.Conv(setup.model.backbone.out_dim, (4, 4))
+        return teacher, teacher.init(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))
+
+    def labels(self, networks, views, noise):
+        return networks.own.apply(networks.frozen.method, views.x).mean((1, 2))
+
+    def losses(self, params, outputs, labels, views):
+        distance = outputs.features["x"].maps[-1].mean((1, 2)) - labels
+        return 10 * jnp.sum(distance**2), {"distance": jnp.sum(distance**2)}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_method_with_a_frozen_network_trains_on_features(monkeypatch, parts):
+    monkeypatch.setitem(methods.METHODS, "distilled", Distilled)
+    built = tiny_experiment.build(
+        method="distilled", accumulation=parts, model__finetune="all", optim__backbone_lr=10.0
+    )
+    step, state, values = tiny_experiment.step_of(built), built.init_state(), []
+    batch = tiny_experiment.batch_of(built)
+    for _ in range(4):
+        state, metrics = step(state, batch)
+        values.append(float(metrics["distance"]))
+    assert values == sorted(values, reverse=True) and values[-1] < 0.9 * values[0]
+
+
+def test_a_folder_is_a_further_source_of_images(monkeypatch, tmp_path):
+    monkeypatch.setitem(methods.METHODS, "toy", Toy)
+    config = tiny.get_config(str(make_folder(tmp_path / "photos")))
+    config.data.directory = str(tmp_path / "prepared")
+    set_method(config, "toy")
+    with pytest.raises(ValueError, match=r"data\.extra_sources = 'extra=/path/to/folder'"):
+        data_lib.open_data(config)
+    config.data.extra_sources = "extra"
+    with pytest.raises(ValueError, match=r"data\.extra_sources = 'extra': write NAME=FOLDER"):
+        data_lib.open_data(config)
+    config.data.extra_sources = f"extra={make_folder(tmp_path / 'more', train=6)}"
+    data = data_lib.open_data(config)
+    built = experiment.build(config, data.info, images_per_epoch=4)
+    with built.pipeline(data).batches(0) as batches:
+        batch = next(batches)
+    assert batch["extra/image"].shape == (2, 32, 32, 3)
+    assert set(np.unique(batch["extra/label"])) <= {0, 1, 2, 255}
+    assert (batch["extra/label"] != 255).any()
 
 
 def test_the_example_of_the_documentation_trains(monkeypatch):
