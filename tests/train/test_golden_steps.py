@@ -1,5 +1,6 @@
 """Whole training iterations against the published implementation (teacher = student, own partner)."""
 
+import contextlib
 import functools
 from typing import ClassVar
 
@@ -111,7 +112,7 @@ class Run:
             guidance_text=self.text(cfg["mcc_text"]),
         )
         self.state = state_lib.create(trained, frozen, self.stats, tx, ema=False)
-        self.gradients, self.rounding, self.states = {}, {}, []
+        self.gradients, self.rounding = {}, {}
 
     def text(self, variant: str):
         """Concepts (not averaged ones) have several rows per class."""
@@ -144,80 +145,103 @@ class Run:
             for i, view in enumerate(("x", "w"))
         }
 
-    def nearest_kink(self) -> tuple[float, str]:
-        """Distance of the ReLU input nearest to 0, relative to its layer's largest, and which one it is."""
-        inputs = []
-        relu = nn.relu
+    def iterate(self, state, views, masks):
+        StoredMasks.current["masks"] = masks
+        key = jax.random.key(0)  # nothing is drawn
+        grads = step_lib.compute_gradients(self.modules, self.frozen, state, views, key)
+        return step_lib.apply_gradients(self.modules, state, grads)[0], grads
 
-        def recording(x):
-            inputs.append(np.abs(np.asarray(x)))
-            return relu(x)
+    def train(self, iterate=None):
+        """(gradients of every iteration, state after the first, after the last)"""
+        state, found, after_first = self.state, [], None
+        for t in range(self.golden.meta["iters"]):
+            state, grads = (iterate or self.iterate)(state, self.views(t), self.masks(t))
+            found.append(grads)
+            after_first = after_first or state
+        return found, after_first, state
 
-        nearest = (np.inf, "")
-        for t, state in enumerate(self.states):
-            inputs.clear()
-            with pytest.MonkeyPatch.context() as patch, jax.disable_jit():
-                patch.setattr(nn, "relu", recording)
-                forward(
-                    self.modules.model, self.frozen.text, state.student(),
-                    self.method.passes(self.views(t)), names=("x", "fp", "s1", "s2"),
-                    perturb=functools.partial(self.method.perturb, self.masks(t)),
-                )  # fmt: skip
-            for number, x in enumerate(inputs):
-                unit = tuple(int(i) for i in np.unravel_index(x.argmin(), x.shape))
-                found = (float(x.min() / x.max()), f"iteration {t}, ReLU {number}, unit {unit}")
-                nearest = min(nearest, found)
-        return nearest
+    def retrain(self, change):
+        """`train` without compilation; `change(number, x)` replaces x, the input of ReLU `number`."""
+        relu, number = nn.relu, -1
+
+        def changed(x):
+            nonlocal number
+            number += 1
+            return relu(change(number, x))
+
+        with pytest.MonkeyPatch.context() as patch, jax.disable_jit():
+            patch.setattr(nn, "relu", changed)
+            return self.train()
+
+    def units_at_kinks(self) -> list[tuple[float, int, int]]:
+        """(|x| / the layer's largest, ReLU, index) of the inputs x within rounding of 0, nearest first."""
+        units = []
+
+        def record(number, x):
+            size = np.abs(np.asarray(jax.lax.stop_gradient(x))).ravel()
+            for index in np.flatnonzero(size <= np.finfo(np.float32).eps * size.max()):
+                units.append((float(size[index] / size.max()), number, int(index)))
+            return x
+
+        self.retrain(record)
+        return sorted(units)
+
+    def train_with(self, unit: tuple[float, int, int]):
+        """`retrain` with this unit on the other side of ReLU's kink."""
+        _, chosen, index = unit
+
+        def change(number, x):
+            if number != chosen:
+                return x
+            flat = x.ravel()
+            return flat.at[index].add(-2 * jax.lax.stop_gradient(flat[index])).reshape(x.shape)
+
+        return self.retrain(change)
 
 
 @pytest.fixture(scope="module", params=FILES)
 def finished(request):
     """The run, what every iteration found out, and the states after the first and the last."""
     run = Run(request.param)
-
-    @jax.jit
-    def iterate(state, views, masks):
-        StoredMasks.current["masks"] = masks
-        key = jax.random.key(0)  # nothing is drawn
-        grads = step_lib.compute_gradients(run.modules, run.frozen, state, views, key)
-        return step_lib.apply_gradients(run.modules, state, grads)[0], grads
-
-    state, found, after_first = run.state, [], None
-    for t in range(run.golden.meta["iters"]):
-        run.states.append(state)
-        state, grads = iterate(state, run.views(t), run.masks(t))
-        found.append(grads)
-        after_first = after_first or state
-    return run, found, after_first, state
+    return run, *run.train(jax.jit(run.iterate))
 
 
-def compare_after_steps(run, compare):
-    """`compare(tolerance)` after several steps, at 1e-4.
+def compare_after_steps(run, compare, found, last):
+    """`compare(found, last)` of several steps.
 
-    A unit within rounding of ReLU's kink may be on in one implementation and off in the other, which lets the
-    weights drift. Where the comparison fails by less than ten times, such a unit is looked for, and the test
-    is an expected failure that names it.
+    A unit within rounding of ReLU's kink may be on in one implementation and off in the other, after which
+    the weights drift apart. Where the comparison fails, it is made again, at the same tolerance, with the
+    nearest such units on the other side, one at a time; the unit is printed.
     """
     try:
-        compare(1e-4)
+        compare(found, last)
     except AssertionError:
-        compare(1e-3)
-        distance, unit = run.nearest_kink()
-        if distance > 2 * np.finfo(np.float32).eps:
-            raise
-        pytest.xfail(f"{unit} is {distance:.1e} of its layer's largest value from ReLU's kink")
+        for unit in run.units_at_kinks()[:4]:
+            again, _, last = run.train_with(unit)
+            with contextlib.suppress(AssertionError):
+                compare(again, last)
+                print(
+                    f"equal with unit {unit[2]} of ReLU {unit[1]} on the other side of the kink, from which "
+                    f"it is {unit[0]:.1e} of its layer's largest input"
+                )
+                return
+        raise
 
 
 @pytest.mark.golden
 def test_losses_of_every_iteration(finished):
-    run, found, _, _ = finished
+    run, found, _, last = finished
     names = {"loss_all": "loss", "loss_mc_s1": "guidance_s1", "loss_mc_s2": "guidance_s2",
              "loss_mc_fp": "guidance_fp"}  # fmt: skip
-    for key in run.golden.keys("out/loss/"):
-        name = key.removeprefix("out/loss/")
-        ours = np.stack([grads.metrics[names.get(name, name)] for grads in found])
-        assert_close(ours[:1], run.golden[key][:1], 1e-5, key)
-        compare_after_steps(run, functools.partial(assert_close, ours, run.golden[key], what=key))
+
+    def compare(found, last):
+        for key in run.golden.keys("out/loss/"):
+            name = key.removeprefix("out/loss/")
+            ours = np.stack([grads.metrics[names.get(name, name)] for grads in found])
+            assert_close(ours[:1], run.golden[key][:1], 1e-5, key)
+            assert_close(ours, run.golden[key], 1e-4, key)
+
+    compare_after_steps(run, compare, found, last)
 
 
 @pytest.mark.golden
@@ -235,15 +259,15 @@ def test_gradients_of_the_first_iteration(finished):
 @pytest.mark.golden
 @pytest.mark.parametrize("which", ["first", "last"])
 def test_weights_after_training(finished, which):
-    run, _, after_first, after_last = finished
-    state = after_first if which == "first" else after_last
+    run, found, first, last = finished
     number = 1 if which == "first" else run.golden.meta["iters"]
+    tolerance = 1e-5 if which == "first" else 1e-4
     expected = _imported(run, f"out/w_after{number}/")
-    ours, theirs = flatten(state.params), flatten(expected["params"])
-    assert set(ours) == set(theirs)
-    stats = flatten(state.batch_stats)
+    theirs = flatten(expected["params"])
 
-    def compare(tolerance):
+    def compare(found, state):
+        ours, stats = flatten(state.params), flatten(state.batch_stats)
+        assert set(ours) == set(theirs)
         for path, value in theirs.items():
             if _is_free_of_gradient(path):
                 continue
@@ -253,9 +277,9 @@ def test_weights_after_training(finished, which):
             assert_close(stats[path], value, tolerance, path)
 
     if which == "first":
-        compare(1e-5)
+        compare(found, first)
     else:
-        compare_after_steps(run, compare)
+        compare_after_steps(run, compare, found, last)
 
 
 @pytest.mark.golden
