@@ -102,10 +102,11 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     Without a checkpoint of the run, `model.checkpoint` is evaluated and exported to `serving/`. The logged
     metrics are not changed.
     """
-    _begin(config)
+    drop_other_fields(config)  # as the run saved it
     foreign = bool(config.model.checkpoint) and not _has_checkpoint(workdir)
     if not foreign:
         workdir_lib.check(workdir, config)
+    _begin(config)
     data, experiment = _open(config)
     if foreign:
         _check_start(experiment, workdir)
