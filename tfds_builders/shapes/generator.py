@@ -22,7 +22,7 @@ from tfds_builders.shapes.textures import FAR, NEAR, TEXTURE
 
 PARTS = {"train": 3000, "validation": 300}
 """Pictures of each labelled part."""
-SIZES = ((96, 112), (112, 96), (96, 128), (128, 96), (112, 128), (128, 112), (112, 112))
+SIZES = ((64, 64),)
 """Rows and columns a scene may have."""
 VOID = 255
 _STREAM = {"train": 1, "validation": 2, "pretrain": 3}
@@ -70,8 +70,8 @@ def sample(part: str, index: int, *, seed: int = 0) -> Sample:
     rng = generator(part, index, seed=seed)
     h, w = SIZES[rng.integers(len(SIZES))]
     canvas = _scenery(rng, h, w)
-    for _ in range(int(rng.integers(2, 6))):
-        _place(canvas, rng, diameter=rng.uniform(26, 64))
+    for _ in range(int(rng.integers(2, 5))):
+        _place(canvas, rng, diameter=rng.uniform(30, 60))
     return Sample(_photograph(canvas, rng), _label(canvas), _captions(canvas, rng))
 
 
@@ -86,11 +86,11 @@ def pretrain_sample(index: int, *, size: int, seed: int = 0) -> tuple[np.ndarray
     canvas = _scenery(rng, size, size)
     kind = rng.random()
     if size >= 64 and kind < 0.85:
-        for _ in range(int(rng.integers(2, 6))):
-            _place(canvas, rng, diameter=rng.uniform(26, 64))
+        for _ in range(int(rng.integers(1, 5))):
+            _place(canvas, rng, diameter=rng.uniform(30, 60))
     elif kind < 0.88:
-        for _ in range(2 if kind < 0.08 else 1):
-            _place(canvas, rng, diameter=rng.uniform(26, 80), spread=0.4)
+        for _ in range(2 if kind < 0.15 else 1):
+            _place(canvas, rng, diameter=rng.uniform(30, 64), spread=0.4)
     return _photograph(canvas, rng), _captions(canvas, rng)
 
 
