@@ -34,7 +34,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.workers = 0
     config.model.weights = "demo"
     set_method(config, "unimatch")  # no guidance: the demo's CLIP has only the text of `shapes`
-    config.model.out_indices = (0, 2, 4)
+    config.model.out_indices = (2, 4)
     demo.small_decoder(config)
     config.optim.lr = 3e-4
     config.optim.backbone_lr = 1.0

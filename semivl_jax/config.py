@@ -8,7 +8,7 @@ sizes in pixels, rates between 0 and 1 unless said otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -76,18 +76,17 @@ def set_method(config: ConfigDict, name: str, **fields: Any) -> None:
     config.method = ConfigDict(defaults | changed | fields)
 
 
-def drop_other_fields(config: ConfigDict) -> None:
+def drop_other_fields(config: ConfigDict, *, chosen: Collection[str] = ()) -> None:
     """Removes fields of other methods, which `--config.method.name=NAME` leaves in `config.method`.
 
     Raises:
-      ValueError: one of them differs from every method's default, so the user set it.
+      ValueError: one of them is among the keys `chosen` by the user, such as "method.ema_decay".
     """
-    name = config.method.name
-    own, others = methods.defaults(name), [methods.defaults(other) for other in methods.METHODS]
+    own = methods.defaults(config.method.name)
     for field, value in config.method.items():
-        if field not in own and not any(value == other.get(field) for other in others):
+        if field not in own and f"method.{field}" in chosen:
             raise ValueError(
-                f"method.{field} = {value!r} is no field of the method {name!r}, which has "
+                f"method.{field} = {value!r} is no field of the method {config.method.name!r}, which has "
                 f"{', '.join(own)}; leave it out or choose another method.name"
             )
     with config.unlocked():

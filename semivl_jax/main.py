@@ -117,6 +117,7 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
     # Imported late so that --help and errors of flags are fast.
+    from semivl_jax import config as config_lib
     from semivl_jax.train import distributed
 
     try:
@@ -127,6 +128,8 @@ def main(argv: Sequence[str]) -> int:
             process_id=_PROCESS.value,
             timeout=_TIMEOUT.value,
         )
+        chosen = config_flags.get_override_values(flags.FLAGS["config"])
+        config_lib.drop_other_fields(_CONFIG.value, chosen=chosen)
         return _run(_MODE.value, _CONFIG.value)
     except KeyboardInterrupt:
         print(
