@@ -48,11 +48,11 @@ def main() -> None:
     checkpoints.close()
     labeller = ImageLabeller(experiment, sharding.local(experiment.mesh, state))
     quality = PseudoLabelQuality(experiment, data, images=options.images).score(labeller)
-    if "pseudo" not in quality:
+    if "pseudo" not in quality or not quality["pseudo"][:-1].any():
         sys.exit(
             f"error: {options.workdir}: no unlabelled image has a mask, or there is no teacher"
         )
-    counts = quality["pseudo"]
+    counts = quality["pseudo"][:-1]
     pixels, confident = counts.sum(1), counts[:, :-1].sum(1)
     share = 100 * confident / np.maximum(pixels, 1)
     right = 100 * np.diagonal(counts) / np.maximum(confident, 1)
