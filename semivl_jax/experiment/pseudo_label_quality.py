@@ -132,7 +132,7 @@ def scalars(
         NAME_precision/CLASS  labels of this class that are right, where masks exist
         NAME_coverage/CLASS   pixels of this true class that get a label, where masks exist
 
-    PREDICTED labels every pixel, so it has neither `labelled` nor `coverage`.
+    PREDICTED, which labels every pixel, has only drift, share and right.
     """
     values = {}
     for name, count in counts.items():
@@ -144,8 +144,8 @@ def scalars(
             values[f"eval/{name}_labelled"] = float(_percent(labels.sum(), count.sum()))
         if count[:-1].any():
             values[f"eval/{name}_right"] = float(_percent(np.trace(known), known.sum()))
-            of_class["precision"] = _percent(np.diagonal(known), known.sum(0))
             if name != PREDICTED:
+                of_class["precision"] = _percent(np.diagonal(known), known.sum(0))
                 of_class["coverage"] = _percent(known.sum(1), count[:-1].sum(1))
         values[f"eval/{name}_drift"] = float(drift)
         for metric, numbers in of_class.items():

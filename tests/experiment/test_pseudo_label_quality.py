@@ -64,7 +64,7 @@ def test_metrics_without_masks_and_of_all_predictions():
         "eval/predicted_drift": pytest.approx((100 / 6 + 50 / 6 + 25) / 2),
     }
     kinds = {name.split("/")[1] for name in values if name.count("/") == 2}
-    assert kinds == {"pseudo_share", "predicted_share", "predicted_precision"}
+    assert kinds == {"pseudo_share", "predicted_share"}
 
 
 def test_no_label_at_all_has_no_share():
