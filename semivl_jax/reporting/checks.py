@@ -82,16 +82,18 @@ def missing(run: Run) -> Finding | None:
     if counts is None or not counts[:, :-1].any():
         return None
     if counts[:-1].any():
-        expected, where = shares(counts[:-1].sum(1)), "true pixels"
+        rows = slice(-1)  # the same pixels
+        expected, where = shares(counts[rows].sum(1)), "true pixels"
     else:
+        rows = slice(None)
         expected, where = _labelled_shares(run), "pixels of the labelled masks"
-    found = shares(counts[:, :-1].sum(0))
+    found = shares(counts[rows, :-1].sum(0))
     predicted = newest.labels.get("predicted")
     texts = []
     for i in np.flatnonzero((expected >= MIN_SHARE) & (found < MISSING * expected)):
         text = f"{found[i]:.1f} % of the pseudo-labels"
         if predicted is not None:
-            text += f", {shares(predicted[:, :-1].sum(0))[i]:.1f} % of all predictions"
+            text += f", {shares(predicted[rows, :-1].sum(0))[i]:.1f} % of all predictions"
         texts.append(f"{run.classes[i]} ({text}, {expected[i]:.1f} % of the {where})")
     return _finding(
         "Classes missing from the pseudo-labels",
