@@ -66,7 +66,7 @@ def few(run: Run) -> Finding | None:
         return None
     return Finding(
         "Few pseudo-labels",
-        f"at step {run.evaluations[-1].step}: {labelled:.1f} % of the pixels of unlabelled images. "
+        f"at step {run.evaluations[-1].step}: {labelled:.1f} % of the pixels of unlabelled images have one. "
         "These images change little. Train longer, or lower method.confidence_threshold.",
     )
 
