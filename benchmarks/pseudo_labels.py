@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from semivl_jax import utils
+from semivl_jax.config import default_config
 from semivl_jax.experiment import data as data_lib
 from semivl_jax.experiment import experiment as experiment_lib
 from semivl_jax.experiment.pseudo_label_quality import ImageLabeller, PseudoLabelQuality
@@ -39,7 +40,9 @@ def main() -> None:
     path = options.workdir / "config.json"
     if not path.is_file():
         sys.exit(f"error: {options.workdir} holds no run; name a workdir of main")
-    config = ConfigDict(json.loads(path.read_text(encoding="utf8")))
+    stored, config = json.loads(path.read_text(encoding="utf8")), default_config()
+    config.method = ConfigDict(stored.pop("method"))
+    config.update(stored)  # lists become tuples
     data = data_lib.open_data(config)
     images = len(data.split.unlabelled) or len(data.split.labelled)
     experiment = experiment_lib.build(config, data.info, images_per_epoch=images)
