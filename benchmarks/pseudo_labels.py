@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from semivl_jax import utils
+from semivl_jax.config import default_config
 from semivl_jax.experiment import data as data_lib
 from semivl_jax.experiment import experiment as experiment_lib
 from semivl_jax.experiment.pseudo_label_quality import ImageLabeller, PseudoLabelQuality
@@ -39,7 +40,9 @@ def main() -> None:
     path = options.workdir / "config.json"
     if not path.is_file():
         sys.exit(f"error: {options.workdir} holds no run; name a workdir of main")
-    config = ConfigDict(json.loads(path.read_text(encoding="utf8")))
+    stored, config = json.loads(path.read_text(encoding="utf8")), default_config()
+    config.method = ConfigDict(stored.pop("method"))
+    config.update(stored)  # lists become tuples
     data = data_lib.open_data(config)
     images = len(data.split.unlabelled) or len(data.split.labelled)
     experiment = experiment_lib.build(config, data.info, images_per_epoch=images)
@@ -48,11 +51,11 @@ def main() -> None:
     checkpoints.close()
     labeller = ImageLabeller(experiment, sharding.local(experiment.mesh, state))
     quality = PseudoLabelQuality(experiment, data, images=options.images).score(labeller)
-    if "pseudo" not in quality:
+    if "pseudo" not in quality or not quality["pseudo"][:-1].any():
         sys.exit(
             f"error: {options.workdir}: no unlabelled image has a mask, or there is no teacher"
         )
-    counts = quality["pseudo"]
+    counts = quality["pseudo"][:-1]
     pixels, confident = counts.sum(1), counts[:, :-1].sum(1)
     share = 100 * confident / np.maximum(pixels, 1)
     right = 100 * np.diagonal(counts) / np.maximum(confident, 1)

@@ -211,8 +211,8 @@ def _evaluation() -> ConfigDict:
     evaluation.every_steps = 0  # if set, counts instead of epochs
     # validation images drawn at every evaluation, and as many of the worst ones
     evaluation.pictures = 8
-    # unlabelled training images with masks, on which pseudo-labels and guidance are scored at every
-    # evaluation; training never reads these masks. 0: none
+    # unlabelled training images, those with masks first, whose pseudo-labels and guidance are counted and,
+    # where there is a mask, scored at every evaluation; training never reads these masks. 0: none
     evaluation.pseudo_label_eval_images = 32
     return evaluation
 

@@ -148,6 +148,7 @@ def test_a_finished_run_says_so_and_changes_nothing(place, whole):
     again = run(*options(place, "whole"), cache=place / "cache")
     assert again.returncode == 0, again.stdout
     assert "finished after 8 steps" in again.stdout
+    assert again.stdout.count("warning:     Few pseudo-labels: at step 8: 0.0 %") == 1
     assert (whole / "metrics.jsonl").read_text() == before
 
 
@@ -185,7 +186,8 @@ def test_files_and_metrics_of_a_run(whole):
     for name in ("loss", "loss_x", "loss_s1", "loss_s2", "loss_fp", "guidance_s1", "guidance_fp",
                  "confident", "lr_backbone", "lr_decoder", "images_per_s"):  # fmt: skip
         assert f"train/{name}" in found.curves
-    for name in ("iou/ground", "iou/disc", "iou/box", "pseudo_labelled", "guidance_labelled"):
+    for name in ("iou/ground", "iou/disc", "iou/box", "pseudo_labelled", "guidance_labelled",
+                 "pseudo_drift", "predicted_drift", "predicted_share/disc"):  # fmt: skip
         assert f"eval/{name}" in found.curves
     newest = found.evaluations[-1]
     assert found.curves["eval/miou_ema"][1][-1] == iou(newest.confusion["ema"]).mean()

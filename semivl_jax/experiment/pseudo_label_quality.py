@@ -1,17 +1,21 @@
-"""Labels that training would use for an image, and how right they are where masks exist.
+"""Labels that training would use for an image, their classes, and how right they are where masks exist.
 
 In: uint8 RGB images [h, w, 3] on the host. Out: the label maps of `Method.image_labels`, made as in the
-training step; or counts int64 [n, n + 1], a row per true class and a column per label, the last one for
+training step, and the teacher's most probable classes; or counts int64 [n + 1, n + 1], a row per true class
+and a column per label. The last row: pixels whose class is not known (no mask, or void); the last column:
 pixels without a label.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
+from numpy.typing import ArrayLike
 
 from semivl_jax.data import images as images_lib
 from semivl_jax.experiment.data import Data
@@ -24,6 +28,10 @@ from semivl_jax.types import IGNORE_INDEX, PyTree
 
 Labels = UInt8[np.ndarray, "h w"]
 LabelMaps = dict[str, np.ndarray]
+Counts = Int64[np.ndarray, "m m"]
+
+PREDICTED = "predicted"
+"""The map of the teacher's most probable classes, whatever their confidence."""
 
 
 class ImageLabeller:
@@ -45,7 +53,8 @@ class ImageLabeller:
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> LabelMaps:
         """Label maps uint8 [h, w] by name, 255 where training would use none, and float maps as they are.
 
-        The image is padded to the crop right and below as in training. Empty for a method without labels.
+        Beside the maps of the method there is PREDICTED. The image is padded to the crop right and below as
+        in training. Empty for a method without labels.
         """
         rows, cols = image.shape[:2]
         side = self._experiment.crop
@@ -60,58 +69,105 @@ class ImageLabeller:
 
 
 class PseudoLabelQuality:
-    """Scores the labels on training images that the run treats as unlabelled although their masks exist."""
+    """Counts the labels of unlabelled images, and compares them with masks that exist nevertheless."""
 
     def __init__(self, experiment: Experiment, data: Data, *, images: int) -> None:
-        """Takes up to so many of them, evenly spaced over the unlabelled list."""
+        """Takes up to so many unlabelled images, evenly spaced over their list, those with masks first."""
         exists = data.train.labels_exist()
-        known = [index for index in data.split.unlabelled if exists[index]]
-        count = min(images, len(known)) if experiment.modules.method.reads_unlabelled else 0
-        self._chosen = [known[i * len(known) // count] for i in range(count)]
+        unlabelled = data.split.unlabelled if experiment.modules.method.reads_unlabelled else ()
+        self._chosen: list[int] = []
+        for masks in (True, False):
+            group = [index for index in unlabelled if exists[index] == masks]
+            count = min(images - len(self._chosen), len(group))
+            self._chosen += [group[i * len(group) // count] for i in range(count)]
         self._train, self._classes, self._crop = data.train, data.info.num_classes, experiment.crop
 
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def score(self, labeller: ImageLabeller) -> dict[str, Int64[np.ndarray, "n n+1"]]:
-        """Counts by name of the label map, in the upper left crop of every image at its own size.
+    def score(self, labeller: ImageLabeller) -> dict[str, Counts]:
+        """Counts by name of the label map, in one crop of every image at its own size.
 
-        Empty where there is no such image. Several processes share the images and have the same result.
+        The place of the crop is drawn from the image's index, so that the crops together show all parts of
+        the images, and the same ones at every evaluation. Empty where there is no such image. Several
+        processes share the images and have the same result.
         """
         if not self._chosen:
             return {}
         names = labeller.names
-        counts = np.zeros((len(names), self._classes, self._classes + 1), np.int64)
+        counts = np.zeros((len(names), self._classes + 1, self._classes + 1), np.int64)
         for index in self._chosen[jax.process_index() :: jax.process_count()]:
             record = self._train[index]
-            image = images_lib.decode_image(record.image)[: self._crop, : self._crop]
-            truth = images_lib.decode_label(record.label)[: self._crop, : self._crop]
-            maps = labeller(image)
+            image = images_lib.decode_image(record.image)
+            truth = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
+            if record.label is not None:
+                truth = images_lib.decode_label(record.label)
+            crop = _crop(index, image.shape[:2], side=self._crop)
+            truth, maps = truth[crop], labeller(image[crop])
             for name, count in zip(names, counts, strict=True):
                 count += confusion_counts(truth, maps[name], num_classes=self._classes)
         return dict(zip(names, distributed.all_sum(counts), strict=True))
 
 
-def scalars(counts: dict[str, Int64[np.ndarray, "n n+1"]]) -> dict[str, float]:
-    """In percent: pixels with a label, and the share of these that is right (NaN of none)."""
+def _crop(index: int, size: tuple[int, ...], *, side: int) -> tuple[slice, ...]:
+    """A crop of `side` pixels at most, at a place that depends on the index only."""
+    random = np.random.default_rng(index)
+    starts = [int(random.integers(max(0, length - side) + 1)) for length in size]
+    return tuple(slice(start, start + side) for start in starts)
+
+
+def scalars(
+    counts: dict[str, Counts], *, labelled: Int64[np.ndarray, " n"], classes: Sequence[str]
+) -> dict[str, float]:
+    """Metrics of every label map, in percent; NaN is 0 of 0.
+
+    `labelled`: pixels of each class in the masks of the labelled images. By name of the map:
+
+        NAME_labelled         pixels with a label
+        NAME_drift            total variation distance between the classes of the labels and those of the
+                              masks of the labelled images, ½ Σ |share of the labels - share of the masks|:
+                              0: the same shares, 100: no class in common
+        NAME_share/CLASS      labels that are of this class
+        NAME_right            labels that are right, where masks exist
+        NAME_precision/CLASS  labels of this class that are right, where masks exist
+        NAME_coverage/CLASS   pixels of this true class that get a label, where masks exist
+
+    PREDICTED, which labels every pixel, has only drift, share and right.
+    """
     values = {}
     for name, count in counts.items():
-        labelled = count[:, :-1].sum()
-        right = float(np.trace(count) / labelled) if labelled else float("nan")
-        values[f"eval/{name}_labelled"] = 100 * float(labelled / max(count.sum(), 1))
-        values[f"eval/{name}_right"] = 100 * right
+        labels, known = count[:, :-1].sum(0), count[:-1, :-1]
+        share = _percent(labels, labels.sum())
+        drift = np.abs(share - _percent(labelled, labelled.sum())).sum() / 2
+        of_class = {"share": share}
+        if name != PREDICTED:
+            values[f"eval/{name}_labelled"] = float(_percent(labels.sum(), count.sum()))
+        if count[:-1].any():
+            values[f"eval/{name}_right"] = float(_percent(np.trace(known), known.sum()))
+            if name != PREDICTED:
+                of_class["precision"] = _percent(np.diagonal(known), known.sum(0))
+                of_class["coverage"] = _percent(known.sum(1), count[:-1].sum(1))
+        values[f"eval/{name}_drift"] = float(drift)
+        for metric, numbers in of_class.items():
+            for label, number in zip(classes, numbers.tolist(), strict=True):
+                values[f"eval/{name}_{metric}/{label}"] = number
     return values
 
 
-def confusion_counts(
-    truth: Labels, label: Labels, *, num_classes: int
-) -> Int64[np.ndarray, "n n+1"]:
-    """Pixels by true class and label; a label of 255 is the last column, a truth of 255 in no row."""
-    known = truth != IGNORE_INDEX
-    column = np.where(label == IGNORE_INDEX, num_classes, label)[known].astype(np.int64)
-    cells = truth[known].astype(np.int64) * (num_classes + 1) + column
-    size = num_classes * (num_classes + 1)
-    return np.bincount(cells, minlength=size).reshape(num_classes, num_classes + 1)
+def _percent(part: ArrayLike, whole: ArrayLike) -> Any:
+    whole = np.asarray(whole, np.float64)
+    return 100 * np.asarray(part, np.float64) / np.where(whole > 0, whole, np.nan)
+
+
+def confusion_counts(truth: Labels, label: Labels, *, num_classes: int) -> Counts:
+    """Pixels by true class and label; 255 is the last row and the last column."""
+    row, column = (
+        np.where(values == IGNORE_INDEX, num_classes, values).astype(np.int64)
+        for values in (truth, label)
+    )
+    size = num_classes + 1
+    cells = (row * size + column).ravel()
+    return np.bincount(cells, minlength=size**2).reshape(size, size)
 
 
 @functools.lru_cache(maxsize=2)
@@ -121,6 +177,9 @@ def _compiled(modules: StepModules) -> PyTree:
     ) -> dict[str, Float[jax.Array, "1 s s"] | jax.Array]:
         networks = modules.networks(frozen, state)
         view = image_normalization.normalize(image)
-        return modules.method.image_labels(networks, view, state.method)
+        labels = modules.method.image_labels(networks, view, state.method)
+        if labels:
+            labels = labels | {PREDICTED: networks.predict(networks.teacher, view).label}
+        return labels
 
     return jax.jit(label_maps)

@@ -23,7 +23,7 @@ from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.experiment.run_evaluation import RunEvaluation
 from semivl_jax.inference import bundle
-from semivl_jax.reporting import page
+from semivl_jax.reporting import checks, page, read
 from semivl_jax.train import distributed, loop, methods, sharding
 from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.train.metrics import MetricWriter
@@ -232,3 +232,6 @@ def _report(workdir: Path, progress: LoopState) -> None:
         f"curves:      {workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}{os.sep}\n"
         f"best model:  {workdir / 'serving'}" + (f"\nreport:      {report}" if report else "")
     )
+    if report:
+        for finding in checks.findings(read.load(workdir)):
+            print(f"warning:     {finding}")

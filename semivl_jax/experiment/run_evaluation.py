@@ -47,12 +47,17 @@ class RunEvaluation:
         self._samples, self._log = workdir / "samples", run_log.RunLog(workdir)
         count = experiment.config.evaluation.pseudo_label_eval_images
         self._quality = PseudoLabelQuality(experiment, data, images=count)
+        masks = run_log.class_balance(data.train, data.split.labelled, data.info.num_classes)
+        self._labelled_pixels = np.asarray(masks["pixels"], np.int64)
         self._averages = experiment.modules.method.decay is not None
         self.score = "eval/miou_ema" if self._averages else "eval/miou"
         self.newest: Mapping[str, float] = {}
 
     def __call__(self, state: TrainState, step: int) -> Mapping[str, float]:
-        """Scalars by name; the per-class IoU is that of the weights that `score` evaluates."""
+        """Scalars by name; the per-class IoU is that of the weights that `score` evaluates.
+
+        `newest` gets the scores on the validation part only.
+        """
         state = sharding.local(self._experiment.mesh, state.replace(opt_state=()))
         variables = state.student()
         result = self._evaluator.evaluate(variables, self._examples("evaluating the student"))
@@ -63,15 +68,18 @@ class RunEvaluation:
             result = self._evaluator.evaluate(variables, self._examples("evaluating the average"))
             values["eval/miou_ema"] = result.miou
             confusions["ema"] = result.confusion
-        labeller = ImageLabeller(self._experiment, state)
-        quality = self._quality.score(labeller)
-        values |= pseudo_label_quality.scalars(quality)
         names = self._experiment.info.classes
         values |= {
             f"eval/iou/{name}": float(iou) for name, iou in zip(names, result.iou, strict=True)
         }
+        self.newest = {"step": step, **values}
+        labeller = ImageLabeller(self._experiment, state)
+        quality = self._quality.score(labeller)
+        values |= pseudo_label_quality.scalars(
+            quality, labelled=self._labelled_pixels, classes=names
+        )
         scores = ", ".join(
-            f"{name[5:]} {values[name]:.2f}" for name in values if "/iou/" not in name
+            f"{name[5:]} {value:.2f}" for name, value in values.items() if name.count("/") == 1
         )
         if distributed.is_main():
             print(f"\nevaluation at step {step}: {scores} ({result.images} images)")
@@ -84,7 +92,6 @@ class RunEvaluation:
                 image_iou={id: result.image_iou[id] for id in ids},
             )
             self._draw(labeller, variables, step, result)
-        self.newest = {"step": step, **values}
         return values
 
     def _draw(

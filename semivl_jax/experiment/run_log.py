@@ -5,8 +5,10 @@
                               from the start or resumption of a process to its end.
     evaluations/0000250.npz   one file per evaluation:
                                 confusion/NAME  int64 [n, n], true class × prediction ("student", "ema")
-                                labels/NAME     int64 [n, n + 1], true class × label that training would use
-                                                ("pseudo", "guidance"); last column: no label
+                                labels/NAME     int64 [n + 1, n + 1], true class × label of unlabelled images:
+                                                "pseudo" and "guidance", as training would use them, and
+                                                "predicted", the most probable class of every pixel. Last row:
+                                                class not known; last column: no label
                                 ids, image_iou  validation images and their mean IoU in percent
 
 A resumed run continues these files. Evaluations that it will repeat are removed first. A session that was
@@ -62,7 +64,7 @@ class RunLog:
         step: int,
         *,
         confusion: Mapping[str, Int64[np.ndarray, "n n"]],
-        labels: Mapping[str, Int64[np.ndarray, "n n+1"]],
+        labels: Mapping[str, Int64[np.ndarray, "n+1 n+1"]],
         image_iou: Mapping[str, float],
     ) -> None:
         """Writes one evaluation; an earlier one of the same step is replaced."""
@@ -121,8 +123,10 @@ def metadata(experiment: Experiment, data: Data, *, score: str) -> dict[str, Any
         "classes": list(info.classes),
         "palette": info.palette.tolist(),
         "balance": {
-            "labelled": _balance(data.train, data.split.labelled, info.num_classes),
-            "validation": _balance(data.validation, range(len(data.validation)), info.num_classes),
+            "labelled": class_balance(data.train, data.split.labelled, info.num_classes),
+            "validation": class_balance(
+                data.validation, range(len(data.validation)), info.num_classes
+            ),
         },
         "total_steps": schedule.total_steps,
         "images_per_step": schedule.batch,
@@ -130,7 +134,7 @@ def metadata(experiment: Experiment, data: Data, *, score: str) -> dict[str, Any
     }
 
 
-def _balance(source: Any, indices: Any, num_classes: int) -> dict[str, list[int]]:
+def class_balance(source: Any, indices: Any, num_classes: int) -> dict[str, list[int]]:
     """Pixels of each class, and images in which it occurs."""
     pixels, images = np.zeros((2, 256), np.int64)
     for index in indices:

@@ -60,8 +60,11 @@ _GROUPS = {
                              log=False),
     "eval/right": _Group("Label accuracy", "On unlabelled training images whose masks exist: share of the "
                          "labelled pixels whose label is right, percent.", " %", False),
-    "eval/labelled": _Group("Label coverage", "On the same images: share of the pixels that get a label, "
-                            "percent.", " %", False),
+    "eval/labelled": _Group("Label coverage", "On unlabelled training images: share of the pixels that get a "
+                            "label, percent.", " %", False),
+    "eval/drift": _Group("Drift of the classes", "Total variation distance between the classes of the "
+                         "labels of unlabelled images and those of the labelled masks, percent. 0: the same "
+                         "shares; 100: no class in common.", " %", False),
     "train/share": _Group("Labelled share of the batch", "Share of the unlabelled images' pixels that get a "
                           "label.", log=False),
     "train/lr": _Group("Learning rates", "By parameter group.", log=True),
@@ -77,9 +80,13 @@ _LABELS = {
     "train/loss": ("train/loss", "total"),
     "train/loss_x": ("train/loss", "supervised"),
     "eval/pseudo_right": ("eval/right", "pseudo-label"),
+    "eval/predicted_right": ("eval/right", "all predictions"),
     "eval/guidance_right": ("eval/right", "guidance"),
     "eval/pseudo_labelled": ("eval/labelled", "pseudo-label"),
     "eval/guidance_labelled": ("eval/labelled", "guidance"),
+    "eval/pseudo_drift": ("eval/drift", "pseudo-label"),
+    "eval/predicted_drift": ("eval/drift", "all predictions"),
+    "eval/guidance_drift": ("eval/drift", "guidance"),
     "train/confident": ("train/share", "pseudo-label"),
     "train/guidance_share": ("train/share", "guidance"),
     "train/gradient_norm": ("train/gradient", ""),
@@ -233,14 +240,17 @@ def confusion(run: Run) -> Chart | None:
 
 
 def balance(run: Run) -> Chart | None:
-    """Share of the pixels by class: labelled images, validation images, predictions."""
+    """Share of the pixels by class: labelled images, validation images, predictions, pseudo-labels."""
     known = run.metadata.get("balance")
     if not known:
         return None
     parts = {"labelled images": known["labelled"]["pixels"],
              "validation": known["validation"]["pixels"]}  # fmt: skip
     if run.evaluations:
-        parts["predicted"] = run.evaluations[-1].scored.sum(0).tolist()
+        newest = run.evaluations[-1]
+        parts["predicted in validation"] = newest.scored.sum(0).tolist()
+        if "pseudo" in newest.labels:
+            parts["pseudo-labels"] = newest.labels["pseudo"][:, :-1].sum(0).tolist()
     series, shares = [], []
     for number, (name, pixels) in enumerate(parts.items()):
         share = 100 * np.asarray(pixels, np.float64) / max(1, sum(pixels))

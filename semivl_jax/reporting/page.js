@@ -27,7 +27,7 @@
     const text = row.cells[column].textContent.trim();
     return text === "–" ? null : column ? parseFloat(text) : text.toLowerCase();
   };
-  for (const table of $("table.sortable")) {
+  for (const table of $("table:is(.sortable, .labels)")) {
     $("thead button", table).forEach((head, column) => head.onclick = () => {
       const cell = head.parentElement, body = table.tBodies[0];
       const down = cell.getAttribute("aria-sort") === "descending" ? false : column > 0 || cell.getAttribute("aria-sort") === "ascending";

@@ -20,7 +20,7 @@ import numpy as np
 
 from semivl_jax import utils
 from semivl_jax.evaluation.confusion import iou as class_iou
-from semivl_jax.reporting import charts, read
+from semivl_jax.reporting import charts, checks, read
 from semivl_jax.reporting.read import Run
 
 NAME = "report.html"
@@ -31,6 +31,8 @@ _KINDS = {
     "pseudo": "pseudo-label", "confidence": "confidence", "guidance": "guidance",
 }  # fmt: skip
 """Order and titles of the pictures of a validation image."""
+_OF_LABELS = ("share", "precision", "coverage")
+"""Metrics per class that have a table of their own."""
 _OUTCOMES = {
     "running": "running, or killed",
     "stopped": "stopped by a signal, saved",
@@ -120,7 +122,9 @@ def _section(run: Run, number: int, runs: Sequence[Run]) -> dict[str, Any]:
         "sessions": [_session(session) for session in run.sessions],
         "config": json.dumps(run.config, indent=1, ensure_ascii=False),
         "charts": [chart for chart in (charts.confusion(run), charts.balance(run)) if chart],
+        "findings": checks.findings(run),
         "classes": _classes(run, legend),
+        "labels": _labels(run),
         "evaluations": [evaluation.step for evaluation in run.evaluations],
         "samples": _samples(run, most=max(2, SAMPLES // len(runs))),
         "samples_step": (run.samples or {}).get("step"),
@@ -194,16 +198,13 @@ def _classes(run: Run, legend: Sequence[Mapping[str, str]]) -> dict[str, Any] | 
         delta = (class_iou(counts) - class_iou(oldest.scored)).tolist()
     columns = [
         ("accuracy", _percent(np.diagonal(counts), labelled)),
-        ("pixels", _percent(labelled, np.full_like(labelled, labelled.sum()), digits=2)),
+        ("pixels", _shares(labelled)),
     ]
     if images := run.metadata.get("balance", {}).get("labelled", {}).get("images"):
         columns.append(("labelled images", [str(number) for number in images]))
-    for kind, pixels in newest.labels.items():
-        name, with_label = _KINDS.get(kind, kind), pixels[:, :-1].sum(1)
-        columns.append((f"{name} coverage", _percent(with_label, pixels.sum(1))))
-        columns.append((f"{name} right", _percent(np.diagonal(pixels), with_label)))
+    counted = {f"eval/{kind}_{of}" for kind in newest.labels for of in _OF_LABELS}
     for metric, by_class in charts.class_metrics(run).items():
-        if metric != "eval/iou":
+        if metric not in {"eval/iou", *counted}:
             values = [by_class[name][1][-1] if name in by_class else None for name in run.classes]
             shown = ["–" if value is None else f"{value:.4g}" for value in values]
             columns.append((metric.partition("/")[2].replace("_", " "), shown))
@@ -215,6 +216,44 @@ def _classes(run: Run, legend: Sequence[Mapping[str, str]]) -> dict[str, Any] | 
         "head": ["class", "IoU", "Δ", *(head for head, _ in columns)],
         "rows": [dict(zip(("name", "colour", "iou", "delta", "cells"), row, strict=True)) for row in rows],
     }  # fmt: skip
+
+
+def _labels(run: Run) -> list[dict[str, Any]]:
+    """A table of classes for each kind of label of unlabelled images: title, head, rows of text."""
+    if not run.evaluations:
+        return []
+    counts = dict(run.evaluations[-1].labels)
+    balance = run.metadata.get("balance", {}).get("labelled")
+    predicted = counts.pop("predicted", None)
+    tables = []
+    for kind in sorted(counts, key=lambda kind: (kind != "pseudo", kind)):
+        pixels = counts[kind]
+        known, true = pixels[:-1], pixels[:-1].sum(1)
+        columns = [("labelled masks", _shares(balance["pixels"]))] if balance else []
+        if known.any():
+            columns.append(("true pixels", _shares(true)))
+        if predicted is not None and kind == "pseudo":
+            columns.append(("all predictions", _shares(predicted[:, :-1].sum(0))))
+        title = _KINDS.get(kind, kind)
+        columns.append((title, _shares(pixels[:, :-1].sum(0))))
+        if known.any():
+            right, labelled = np.diagonal(known), known[:, :-1]
+            columns.append(("precision", _percent(right, labelled.sum(0))))
+            columns.append(("coverage", _percent(labelled.sum(1), true)))
+            columns.append(("found", _percent(right, true)))
+        tables.append(
+            {
+                "title": title.capitalize(),
+                "head": ["class", *(head for head, _ in columns)],
+                "rows": list(zip(run.classes, *(values for _, values in columns), strict=True)),
+            }
+        )
+    return tables
+
+
+def _shares(pixels: Sequence[int] | np.ndarray) -> list[str]:
+    array = np.asarray(pixels)
+    return _percent(array, np.full_like(array, array.sum()), digits=2)
 
 
 def _percent(part: np.ndarray, whole: np.ndarray, digits: int = 1) -> list[str]:

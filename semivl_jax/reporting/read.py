@@ -29,8 +29,9 @@ class Evaluation:
     step: int
     confusion: dict[str, Int64[np.ndarray, "n n"]]
     """True class × prediction, by weights: "student" and, where there is one, "ema"."""
-    labels: dict[str, Int64[np.ndarray, "n m"]]
-    """True class × label that training would use, by kind of label; the last column: no label."""
+    labels: dict[str, Int64[np.ndarray, "m m"]]
+    """True class × label of unlabelled images, by kind of label: those that training would use, and
+    "predicted", the most probable class of every pixel. Last row: class not known; last column: no label."""
     image_iou: dict[str, float]
 
     @property
@@ -156,6 +157,11 @@ def _evaluation(step: int, arrays: dict[str, np.ndarray]) -> Evaluation:
     return Evaluation(
         step=step,
         confusion=named("confusion/"),
-        labels=named("labels/"),
+        labels={name: _square(counts) for name, counts in named("labels/").items()},
         image_iou=dict(zip(ids, image_iou, strict=True)),
     )
+
+
+def _square(counts: np.ndarray) -> np.ndarray:
+    """Runs that counted only images with masks have no row for pixels whose class is not known."""
+    return np.pad(counts, ((0, counts.shape[1] - len(counts)), (0, 0)))

@@ -110,16 +110,78 @@ def test_class_table_and_charts_have_the_logged_numbers(workdir):
 
 def test_metrics_of_an_unknown_method_are_shown(copy, tmp_path):
     values = {"train/threshold_low": 0.5, "train/threshold_high": 0.9, "loose": 3.0}
-    of_classes = {f"eval/pseudo_precision/class {i:03d}": 10.5 + i for i in range(CLASSES)}
+    of_classes = {f"eval/own_threshold/class {i:03d}": 10.5 + i for i in range(CLASSES)}
     with (copy / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 61, **values, **of_classes}) + "\n")
     shown = written(copy, out=tmp_path / "page.html")
     series = shown.figures()["train-threshold"]["series"]
     assert [(line["name"], line["y"]) for line in series] == [("high", [0.9]), ("low", [0.5])]
-    assert "-loose" in shown.figures() and not any("precision" in id for id in shown.figures())
-    assert "pseudo precision" in shown.text and "16.5" in shown.text  # in the table of classes
+    assert "-loose" in shown.figures() and not any("own" in id for id in shown.figures())
+    assert "own threshold" in shown.text and "16.5" in shown.text  # in the table of classes
     drawn = sum(len(f["series"]) for f in shown.figures().values() if f["kind"] == "lines")
     assert drawn == len(METRICS) + 3 + len(values)  # nothing that was logged is left out
+
+
+def test_table_of_pseudo_labels_has_the_counted_numbers(copy):
+    counts = np.full((CLASSES + 1, CLASSES + 1), 2)
+    counts[0, 0], counts[:, -1] = 30, 5
+    rewrite_newest(copy, {"labels/pseudo": counts, "labels/predicted": counts})
+    of = read.load(copy)
+    (table,) = page._labels(of)
+    assert table["title"] == "Pseudo-label" and len(table["rows"]) == CLASSES
+    row = dict(zip(table["head"], table["rows"][0], strict=True))
+    # 16 labels of every class and 28 more of the first, of which the masks know 14 and 28 more.
+    pixels = of.metadata["balance"]["labelled"]["pixels"]
+    true = 30 + 2 * (CLASSES - 1) + 5
+    assert row == {
+        "class": "class 000",
+        "labelled masks": f"{100 * pixels[0] / sum(pixels):.2f}",
+        "true pixels": f"{100 * true / (CLASSES * (true - 28) + 28):.2f}",
+        "all predictions": f"{100 * 44 / (CLASSES * 16 + 28):.2f}",
+        "pseudo-label": f"{100 * 44 / (CLASSES * 16 + 28):.2f}",
+        "precision": f"{100 * 30 / 42:.1f}",
+        "coverage": f"{100 * 42 / 47:.1f}",
+        "found": f"{100 * 30 / 47:.1f}",
+    }
+
+
+def test_table_of_pseudo_labels_without_masks(copy):
+    counts = np.zeros((CLASSES + 1, CLASSES + 1), int)
+    counts[-1, :2] = 30, 10
+    rewrite_newest(copy, {"labels/pseudo": counts, "labels/predicted": counts})
+    (table,) = page._labels(read.load(copy))
+    assert table["head"] == ["class", "labelled masks", "all predictions", "pseudo-label"]
+    assert [row[-1] for row in table["rows"]] == ["75.00", "25.00"] + ["0.00"] * (CLASSES - 2)
+
+
+def test_counts_of_images_with_masks_only_are_read(copy):
+    counts = np.arange(CLASSES * (CLASSES + 1)).reshape(CLASSES, -1)
+    rewrite_newest(copy, {"labels/pseudo": counts})
+    read_counts = read.load(copy).evaluations[-1].labels["pseudo"]
+    np.testing.assert_array_equal(read_counts[:-1], counts)
+    assert not read_counts[-1].any()
+
+
+def test_findings_are_shown_for_a_bad_run_only(workdir, copy, tmp_path):
+    confusion = np.load(copy / "evaluations" / "0000060.npz")["confusion/ema"]
+    most = int(confusion.sum(1).argmax())
+    lost = (most + 1) % CLASSES
+    confusion[lost] = 0
+    confusion[lost, most] = confusion[most].sum() // 2
+    rewrite_newest(copy, {"confusion/ema": confusion})
+    text = (
+        f"class {lost:03d} (0 % of its validation pixels are found, 100 % of the others are called"
+    )
+    assert text in written(copy, out=tmp_path / "bad.html").text
+    compared = written(workdir, copy, out=tmp_path / "two.html").text
+    assert compared.count("may not help") == 1 and text in compared
+    assert "may not help" not in written(workdir, out=tmp_path / "good.html").text
+
+
+def rewrite_newest(workdir, arrays):
+    path = workdir / "evaluations" / "0000060.npz"
+    with np.load(path) as stored:
+        np.savez_compressed(path, **(dict(stored) | arrays))
 
 
 def test_several_runs_are_compared(workdir, copy, tmp_path):

@@ -48,11 +48,11 @@ def make_workdir(workdir, *, classes, steps, images, size):
         lines.append({"step": step, **line})
         if step in (steps // 2, steps):
             matrix = rng.integers(0, 50, (classes, classes)) + np.diag(pixels)
-            labels = np.pad(matrix, ((0, 0), (0, 1)), constant_values=10)
+            labels = np.pad(matrix, ((0, 1), (0, 1)), constant_values=10)
             np.savez_compressed(
                 workdir / "evaluations" / f"{step:07d}.npz",
                 **{"confusion/student": matrix, "confusion/ema": matrix + 1},
-                **{"labels/pseudo": labels},
+                **{"labels/pseudo": labels, "labels/predicted": labels},
                 ids=[f"photo/{i}" for i in range(images)],
                 image_iou=np.linspace(90, 10, images),
             )
