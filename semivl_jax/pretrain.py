@@ -51,7 +51,7 @@ from tfds_builders.shapes import generator, words
 # What cosines are multiplied with, from the first steps to the last. CLIP learns this factor up to 100, which
 # guidance uses too; learned in a run of this length it ended at 60, so it follows a schedule.
 FIRST_SCALE, LAST_SCALE = 15.0, 100.0
-SCENE, CLOSE_UP = 64, 32  # sides of the images in pixels
+SCENE, CLOSE_UP = generator.SIDE, 32  # sides of the images in pixels
 PASTED = (0.3, 0.35, 0.35)  # share of the scenes into which 0, 1 and 2 close-ups are pasted
 SHARPNESS = 4.0  # of the soft maximum over patches
 # The lowest log-probability that counts in "found", so that something hidden cannot dominate

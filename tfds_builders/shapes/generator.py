@@ -22,8 +22,8 @@ from tfds_builders.shapes.textures import FAR, NEAR, TEXTURE
 
 PARTS = {"train": 3000, "validation": 300}
 """Pictures of each labelled part."""
-SIZES = ((64, 64),)
-"""Rows and columns a scene may have."""
+SIDE = 64
+"""Rows and columns of a scene."""
 VOID = 255
 _STREAM = {"train": 1, "validation": 2, "pretrain": 3}
 _CLASS_GROUPS = tuple(words.DEFINITIONS[name] for name in words.CLASSES[1:])
@@ -68,8 +68,7 @@ def sample(part: str, index: int, *, seed: int = 0) -> Sample:
     if part not in PARTS:
         raise ValueError(f"part is {part!r}; labelled scenes are in {', '.join(PARTS)}")
     rng = generator(part, index, seed=seed)
-    h, w = SIZES[rng.integers(len(SIZES))]
-    canvas = _scenery(rng, h, w)
+    canvas = _scenery(rng, SIDE, SIDE)
     for _ in range(int(rng.integers(2, 5))):
         _place(canvas, rng, diameter=rng.uniform(30, 60))
     return Sample(_photograph(canvas, rng), _label(canvas), _captions(canvas, rng))
