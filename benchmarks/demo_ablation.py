@@ -10,11 +10,11 @@ EMA where there is one). Finished runs are not repeated. Prints a Markdown table
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 
+from benchmarks import runs
 from semivl_jax import sweep, utils
 
 _FROM_SCRATCH = {
@@ -39,13 +39,6 @@ STEPS: tuple[tuple[str, dict[str, object]], ...] = (
 _EXTRA = "(CLIP initialisation, labelled images only)"
 _EXTRA_OF = "+ CLIP initialisation, spatial fine-tuning"
 
-# Evaluate at the end only, without pictures.
-_QUIET = {
-    "evaluation.every_steps": 1_000_000,
-    "evaluation.pictures": 0,
-    "evaluation.pseudo_label_eval_images": 0,
-}
-
 
 def rows() -> dict[str, dict[str, object]]:
     """Name of a row → all fields that differ from the demo configuration."""
@@ -58,45 +51,10 @@ def rows() -> dict[str, dict[str, object]]:
     return table
 
 
-def add_options(command: argparse.ArgumentParser, *, out: str) -> argparse.ArgumentParser:
-    """Options of benchmarks that train rows with several seeds."""
-    option = command.add_argument
-    option("--config", default="configs/demo.py", help="configuration of every run")
-    option("--out", default=out, help="folder of the runs and of the table")
-    option("--seeds", default="0,1,2", help="seeds of every row")
-    option("--steps", type=int, default=0, help="steps of every run; 0: as the configuration says")
-    option("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
-    return command
-
-
-def train(
-    rows: dict[str, dict[str, object]], options: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Last mIoU (%) per seed of every row; runs what is not finished."""
-    steps = {"steps": options.steps} if options.steps else {}
-    runs = {
-        name: [
-            sweep.Run(
-                name=f"{name}, seed {seed}",
-                config=options.config,
-                workdir=Path(options.out) / f"{number}-seed{seed}",
-                fields={**fields, "seed": seed, **steps, **_QUIET},
-            )
-            for seed in options.seeds.split(",")
-        ]
-        for number, (name, fields) in enumerate(rows.items())
-    }
-    every = [one for of_row in runs.values() for one in of_row]
-    failed = sweep.run_all(sorted(every, key=lambda one: one.fields["seed"]), jobs=options.jobs)
-    if failed:
-        raise SystemExit(f"error: {len(failed)} runs failed; see log.txt in their workdirs")
-    return {name: [one.result().last for one in of_row] for name, of_row in runs.items()}
-
-
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     command = utils.Parser("benchmarks.demo_ablation", __doc__)
-    return add_options(command, out="runs/ablation")
+    return runs.add_options(command, out="runs/ablation")
 
 
 def main() -> None:
@@ -104,7 +62,7 @@ def main() -> None:
     options = parser().parse_args()
     table = []
     print(f"\n| {options.config}, seeds {options.seeds} | mIoU (%) |\n| --- | --- |")
-    for name, values in train(rows(), options).items():
+    for name, values in runs.train(rows(), options).items():
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
         mean = statistics.mean(values)
         table.append({"row": name, "mean": mean, "deviation": deviation, "values": values})

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from benchmarks import demo_ablation, hbm_traffic, precision, tpu_compile, workload
+from benchmarks import demo_ablation, hbm_traffic, precision, runs, tpu_compile, workload
+from semivl_jax.config import drop_other_fields, validate
 from tests.command import ROOT, environment
 
 
@@ -46,9 +47,14 @@ def test_rows_of_the_ablation_add_up_to_the_demo():
     rows = demo_ablation.rows()
     assert len(rows) == len(demo_ablation.STEPS) + 1
     assert rows["+ class definitions"] == {}
-    config = workload.load_config("configs/demo.py")
+    demo = workload.load_config("configs/demo.py")
     for fields in rows.values():
-        config.update_from_flattened_dict({key: config[key] for key in fields})  # they exist
+        chosen = runs.of_method(demo, fields).items()
+        config = workload.load_config(
+            "configs/demo.py", [f"{key}={value}" for key, value in chosen]
+        )
+        drop_other_fields(config)
+        validate(config)
 
 
 def test_traffic_of_a_tpu_program():
