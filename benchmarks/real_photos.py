@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_photos --data=camvid=/data/camvid,facade=/data/facade [--jobs=2]
         [--methods=supervised,fixmatch,unimatch --splits=1_16,1_8 --seeds=0,1,2 --steps=2000]
-        [--test=camvid=/data/camvid_test] [--picture=camvid.png]
+        [--test=camvid=/data/camvid_test] [--picture=camvid.jpg]
 
 --data names folders of the layout of docs/own_data.md. The first split is trained with all seeds, the others
 with the first seed, and all labels (the ceiling) with the first seed. A split is the list
@@ -30,7 +30,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,10 @@ class Plan:
         configs: Mapping[str, ConfigDict],
     ) -> None:
         self.settings, self.out = tuple(settings), Path(options.out)
-        self.configs, self._set = configs, _pairs(options.set, key="--set")
+        self.configs, self._set = configs, runs_lib.pairs(options.set, key="--set")
         chosen = (method for method in options.methods.split(",") if method != LABELLED_ONLY)
         self.methods = tuple(dict.fromkeys(chosen))
-        self._factors = _numbers(options.rates, float, key="--rates")
+        self._factors = runs_lib.numbers(options.rates, float, key="--rates")
         self._steps = options.steps
         for config in configs.values():
             for method in self.methods:
@@ -219,25 +219,6 @@ def _split(folder: Path, split: str) -> str:
     return str(path) if path.is_file() else split
 
 
-def _pairs(parts: Iterable[str], *, key: str) -> dict[str, str]:
-    """{NAME: VALUE} of NAME=VALUE; ValueError for anything else."""
-    found = {}
-    for part in parts:
-        name, equals, value = part.partition("=")
-        if not (name and equals and value):
-            raise ValueError(f"{key} has {part!r}; write NAME=VALUE")
-        found[name] = value
-    return found
-
-
-def _numbers(text: str, kind: type, *, key: str) -> tuple[Any, ...]:
-    """Numbers between commas; ValueError for anything else."""
-    try:
-        return tuple(map(kind, text.split(",")))
-    except ValueError:
-        raise ValueError(f"{key} {text!r} is not numbers between commas, such as 0,1,2") from None
-
-
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     command = utils.Parser("benchmarks.real_photos", __doc__)
@@ -252,7 +233,12 @@ def parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every run; method.* "
         "not of labelled only")  # fmt: skip
     add("--test", default="", help="NAME=FOLDER,…: photos that were never used for choosing")
-    add("--picture", default="", metavar="PNG", help="picture of the first folder and split")
+    add(
+        "--picture",
+        default="",
+        metavar="FILE",
+        help="PNG or JPG: picture of the first folder and split",
+    )
     return command
 
 
@@ -265,12 +251,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    folders = _pairs(options.data.split(","), key="--data")
-    tests = _pairs(filter(None, options.test.split(",")), key="--test")
+    folders = runs_lib.pairs(options.data.split(","), key="--data")
+    tests = runs_lib.pairs(filter(None, options.test.split(",")), key="--test")
     for name in tests.keys() - folders.keys():
         raise ValueError(
             f"--test names {name!r}, which --data does not; it has {', '.join(folders)}"
         )
+    if options.picture and Path(options.picture).suffix not in trained_models.PICTURE_FORMATS:
+        known = " or ".join(trained_models.PICTURE_FORMATS)
+        raise ValueError(f"--picture={options.picture} must end with {known}")
     plan = make_plan(options, folders)
     _claim(plan.out, {key: getattr(options, key) for key in ("config", "steps", "set")})
     failed = 0
@@ -300,7 +289,7 @@ def make_plan(options: argparse.Namespace, folders: Mapping[str, str]) -> Plan:
     """
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs} must be 1 or more")
-    seeds = _numbers(options.seeds, int, key="--seeds")
+    seeds = runs_lib.numbers(options.seeds, int, key="--seeds")
     settings, configs = [], {}
     for name, folder in folders.items():
         source = options.config.replace("FOLDER", str(Path(folder).expanduser()))

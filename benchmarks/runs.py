@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -30,6 +32,25 @@ def add_options(
     option("--steps", type=int, default=0, help="steps of every run; 0: as the configuration says")
     option("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
     return command
+
+
+def pairs(parts: Iterable[str], *, key: str) -> dict[str, str]:
+    """{NAME: VALUE} of NAME=VALUE; ValueError for anything else."""
+    found = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"{key} has {part!r}; write NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def numbers(text: str, kind: type, *, key: str) -> tuple[Any, ...]:
+    """Numbers between commas; ValueError for anything else."""
+    try:
+        return tuple(map(kind, text.split(",")))
+    except ValueError:
+        raise ValueError(f"{key} {text!r} is not numbers between commas, such as 0,1,2") from None
 
 
 def method_fields(config: ConfigDict, name: str) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """What the best models of finished runs predict: scores on further photos, and a picture.
 
-In: workdirs whose `serving/` holds the best weights. Out: `test.json` in each workdir; a PNG.
+In: workdirs whose `serving/` holds the best weights. Out: `test.json` in each workdir; a PNG or JPEG.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from tfds_builders.folder_semi.scan import parse_label_map
 
 PARTS = ("test", "val", "validation")
 """Folders below images/, in the order in which they are looked for."""
-PICTURE_ROWS = 3
+PICTURE_ROWS, PICTURE_SIDE = 3, 320
+PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG"}
 
 
 def score(workdirs: Sequence[Path], folder: Path, *, label_map: str) -> None:
@@ -113,10 +114,11 @@ def draw(workdirs: Mapping[str, Path], path: Path) -> None:
         predictions = evaluator.predict(evaluator.place(model.variables), shown)
         for (_, maps), prediction in zip(rows, predictions, strict=True):
             maps[title] = prediction.labels
-    sheet = visualize.panels(rows, classes=model.info.classes, palette=model.info.palette)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = visualize.panels(
+        rows, classes=model.info.classes, palette=model.info.palette, largest=PICTURE_SIDE
+    )
     with utils.atomic_write(path) as temporary:
-        Image.fromarray(sheet).save(temporary, format="PNG")
+        Image.fromarray(sheet).save(temporary, PICTURE_FORMATS[path.suffix], quality=88)
     print(f"picture: {path}")
 
 

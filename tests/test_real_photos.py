@@ -110,6 +110,7 @@ def test_gains_are_of_the_seeds_that_both_have(tmp_path):
      (["--data=a=/x", "--test=b=/y"], "--test names 'b', which --data does not"),
      (["--data=a=/x", "--seeds=0,one"], "--seeds '0,one' is not numbers between commas"),
      (["--data=a=/no/folder", "--config=configs/tiny.py:FOLDER"], "/no/folder"),
+     (["--data=a=/x", "--picture=a.gif"], "--picture=a.gif must end with .png or .jpg"),
      (["--data=a=/x", "--jobs=0"], "--jobs 0 must be 1 or more")],
 )  # fmt: skip
 def test_errors_are_one_sentence(options, message, tmp_path, capsys):

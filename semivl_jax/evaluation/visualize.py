@@ -89,16 +89,18 @@ def panels(
     *,
     classes: Sequence[str],
     palette: UInt8[np.ndarray, "n 3"],
+    largest: int = LARGEST,
 ) -> Rgb:
-    """Several rows as in `panel`, with the titles of the first row and one legend; ValueError as there."""
+    """Several rows as in `panel`, with the titles of the first row and one legend; ValueError as there.
+
+    Pictures whose longer side exceeds `largest` are reduced to it.
+    """
     if len(classes) != len(palette):
         raise ValueError(f"{len(palette)} colours for {len(classes)} classes: give one per class")
     pictures = [
         _same_height(
-            [
-                Image.fromarray(image),
-                *(Image.fromarray(colorize(m, palette)) for m in maps.values()),
-            ]
+            [Image.fromarray(p) for p in (image, *(colorize(m, palette) for m in maps.values()))],
+            largest=largest,
         )
         for image, maps in rows
     ]
@@ -160,10 +162,10 @@ def _borders(label: np.ndarray) -> Bool[np.ndarray, "h w"]:
     return edge
 
 
-def _same_height(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+def _same_height(pictures: Sequence[Image.Image], *, largest: int) -> list[Image.Image]:
     """The first picture at a readable size, and the others as high as it."""
     longer = max(pictures[0].size)
-    factor = -(-SMALLEST // longer) if longer < SMALLEST else min(1.0, LARGEST / longer)
+    factor = -(-SMALLEST // longer) if longer < SMALLEST else min(1.0, largest / longer)
     width, height = (max(1, round(length * factor)) for length in pictures[0].size)
     sized = []
     for picture in pictures:
