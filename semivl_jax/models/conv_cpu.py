@@ -204,46 +204,42 @@ class Depthwise(Form):
         return of_x, self._of_kernel(x, kernel, out)
 
     def _of_kernel(self, x: Array, kernel: Array, out: Array) -> Array:
-        """Row by row: sums over single columns in the loop, over columns after it."""
+        """Row by row: a sum per column of the kernel, of all its rows; sums over pixels come last."""
         size, reach = kernel.shape[0], self.dilation * (kernel.shape[0] - 1)
         padded = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
         b, rows, cols, channels = out.shape
+        across = self.stride * (cols - 1) + 1
 
         def add_row(sums: list[Array], index: Array) -> tuple[list[Array], None]:
             image, row = index // rows, index % rows
             place = (image, self.stride * row, 0, 0)
             read = jax.lax.dynamic_slice(padded, place, (1, reach + 1, *padded.shape[2:]))
-            taps = _taps(read, size, (1, cols), stride=self.stride, dilation=self.dilation)
-            given = jax.lax.dynamic_slice(out, (image, row, 0, 0), (1, 1, cols, channels))
-            return [
-                s + t.astype(jnp.float32) * given for s, t in zip(sums, taps, strict=True)
-            ], None
+            read = read[0, :: self.dilation].astype(jnp.float32)
+            given = jax.lax.dynamic_slice(out, (image, row, 0, 0), (1, 1, cols, channels))[0]
+            starts = range(0, reach + 1, self.dilation)
+            taps = [read[:, start : start + across : self.stride] for start in starts]
+            return [total + tap * given for total, tap in zip(sums, taps, strict=True)], None
 
-        start = [jnp.zeros((1, 1, cols, channels), jnp.float32)] * size**2
+        start = [jnp.zeros((size, cols, channels), jnp.float32)] * size
         sums, _ = jax.lax.scan(add_row, start, jnp.arange(b * rows))
-        of_kernel = jnp.stack([jnp.sum(total, (0, 1, 2)) for total in sums])
+        of_kernel = jnp.stack([jnp.sum(total, 1) for total in sums], axis=1)
         return of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _sum_of_taps(
     padded: Array, kernel: Array, sides: tuple[int, int], *, stride: int, dilation: int
 ) -> Array:
-    taps = _taps(padded, kernel.shape[0], sides, stride=stride, dilation=dilation)
-    weights = kernel.astype(jnp.float32).reshape(-1, 1, 1, 1, kernel.shape[3])
-    parts = (tap.astype(jnp.float32) * w for tap, w in zip(taps, weights, strict=True))
-    return functools.reduce(jnp.add, parts).astype(padded.dtype)
-
-
-def _taps(
-    padded: Array, size: int, sides: tuple[int, int], *, stride: int, dilation: int
-) -> list[Array]:
-    """Per tap of a kernel of this size: the pixels that it reads for a result of `sides`."""
+    """The result of `sides`, added up in float32."""
+    size = kernel.shape[0]
     down, across = (stride * (side - 1) + 1 for side in sides)
-    return [
-        padded[:, y : y + down : stride, x : x + across : stride]
-        for y in range(0, dilation * size, dilation)
-        for x in range(0, dilation * size, dilation)
-    ]
+    total = None
+    for i in range(size):
+        for j in range(size):
+            y, x = i * dilation, j * dilation
+            tap = padded[:, y : y + down : stride, x : x + across : stride]
+            part = tap.astype(jnp.float32) * kernel[i, j].astype(jnp.float32)
+            total = part if total is None else total + part
+    return total.astype(padded.dtype)
 
 
 # Winograd's matrix of kernels for 2×2 results of a 3×3 kernel; those of maps are sums in `Winograd`.
