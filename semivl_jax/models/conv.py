@@ -24,16 +24,6 @@ from semivl_jax.models.platforms import Derived, Form, by_platform
 Padding = conv_cpu.Padding
 
 
-def same_padding(sides: tuple[int, int], size: int, stride: int, dilation: int = 1) -> Padding:
-    """Padding of TensorFlow's convolutions "SAME": one more below and right where it is odd."""
-    totals = [
-        max(0, (-(-side // stride) - 1) * stride + dilation * (size - 1) + 1 - side)
-        for side in sides
-    ]
-    rows, cols = ((total // 2, total - total // 2) for total in totals)
-    return rows, cols
-
-
 def convolve(
     x: Float[Array, "b h w i"],
     kernel: Float[Array, "s s i o"],

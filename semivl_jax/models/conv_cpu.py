@@ -237,7 +237,7 @@ def _sum_of_taps(
         for j in range(size):
             y, x = i * dilation, j * dilation
             tap = padded[:, y : y + down : stride, x : x + across : stride]
-            part = tap.astype(jnp.float32) * kernel[i, j].astype(jnp.float32)
+            part = tap.astype(jnp.float32) * kernel[i, j][None, None].astype(jnp.float32)
             total = part if total is None else total + part
     return total.astype(padded.dtype)
 

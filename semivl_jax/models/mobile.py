@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -87,10 +88,12 @@ class SquareConv(nn.Module):
         x, kernel = x.astype(self.dtype), jnp.asarray(kernel, self.dtype)
         if size == 1:
             return conv.convolve(x, kernel)
-        margin = self.dilation * (size // 2)
+        margin, reach = self.dilation * (size // 2), self.dilation * (size - 1) + 1
         padding = ((margin, margin), (margin, margin))
         if self.same:
-            padding = conv.same_padding(x.shape[1:3], size, self.stride, self.dilation)
+            strides = (self.stride, self.stride)
+            padding = jax.lax.padtype_to_pads(x.shape[1:3], (reach, reach), strides, "SAME")
+            padding = tuple(map(tuple, padding))
         if self.depthwise:
             return conv.depthwise(
                 x, kernel, stride=self.stride, dilation=self.dilation, padding=padding
