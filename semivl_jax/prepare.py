@@ -5,6 +5,7 @@
     python -m semivl_jax.prepare all --check
     python -m semivl_jax.prepare weights
     python -m semivl_jax.prepare weights --from=ViT-B-16.pt
+    python -m semivl_jax.prepare weights efficientnet_lite0
 
 The same command again goes on where it stopped, and does nothing where everything is there. Training does the
 same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something missing,
@@ -31,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
     """Prepares what the arguments name and returns the exit code."""
     options = parser().parse_args(argv)
     stopped = "stopped; the same command goes on from here"
+    if options.target != "weights" and options.name != "clip_vit_b16":
+        parser().error(f"{options.name} are weights; write weights {options.name}")
     if options.target == "weights":
         return utils.run_command(lambda: _weights(options), stopped=stopped)
     codes = []
@@ -84,12 +87,20 @@ def _check(dataset: str, build: PublishedBuilder) -> bool:
 
 def _weights(options: argparse.Namespace) -> int:
     # Only this target needs the models, which take a second to import.
-    from semivl_jax.weights import download, towers
+    from semivl_jax.weights import download, packaged, towers
 
     published, directory = download.CLIP_VIT_B16, Path(options.weights_dir).expanduser()
+    given = Path(options.given).expanduser() if options.given else None
+    if options.name in packaged.PACKAGES:
+        if options.check:
+            return 0 if packaged.status(options.name, directory) else 1
+        path = packaged.prepare(options.name, directory, given=given)
+        prepared = directory == Path(utils.WEIGHTS_DIRECTORY).expanduser()
+        name = options.name if prepared else path
+        print(f"{options.name}: --config.model.backbone_weights={name}", flush=True)
+        return 0
     if options.check:
         return 0 if download.status(published, directory) else 1
-    given = Path(options.given).expanduser() if options.given else None
     path = download.prepare(published, directory, given=given, source=options.source)
     short = directory == towers.PREPARED.expanduser()
     name = published.name if short else path
@@ -102,7 +113,9 @@ def parser() -> argparse.ArgumentParser:
     made = utils.Parser("semivl_jax.prepare", __doc__)
     add = made.add_argument
     add("target", choices=(*builders.PUBLISHED, "all", "weights"),
-        help="a data set, all of them (but coco_instances), or the weights of CLIP ViT-B/16")  # fmt: skip
+        help="a data set, all of them (but coco_instances), or weights")  # fmt: skip
+    add("name", nargs="?", default="clip_vit_b16", choices=("clip_vit_b16", "efficientnet_lite0"),
+        help="which weights; default: %(default)s")  # fmt: skip
     add("--data_dir", default=utils.DATA_DIRECTORY,
         help="folder of the prepared data sets; default: %(default)s")  # fmt: skip
     add("--manual_dir", default="", help="folder with archives that you downloaded yourself")

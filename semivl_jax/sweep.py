@@ -23,7 +23,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -81,11 +82,19 @@ def _read_result(workdir: Path) -> Result | None:
     return Result(best=float(scores.max()), last=float(scores[-1])) if scores.size else None
 
 
-def run_all(runs: Sequence[Run], *, jobs: int = 1, show: bool = False) -> list[Run]:
+def run_all(
+    runs: Sequence[Run],
+    *,
+    jobs: int = 1,
+    show: bool = False,
+    finished: Callable[[], None] = lambda: None,
+) -> list[Run]:
     """Runs what is not finished, `jobs` at a time on equal shares of the cores; returns what failed.
 
     The output of each run is appended to `log.txt` in its workdir, and with `show` printed as well.
+    `finished()` is called after each run that ends here with a score, one call at a time.
     """
+    one_at_a_time = threading.Lock()
     cores = sorted(os.sched_getaffinity(0))
     shares: Queue[set[int]] = Queue()
     for job in range(jobs):
@@ -108,6 +117,8 @@ def run_all(runs: Sequence[Run], *, jobs: int = 1, show: bool = False) -> list[R
         text = json.dumps(dataclasses.asdict(result)) + "\n"
         utils.write_text(one.workdir / _FINISHED, text)
         print(f"{one.name}: best mIoU {result.best:.1f}, last {result.last:.1f}", flush=True)
+        with one_at_a_time:
+            finished()
         return True
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -32,7 +32,9 @@ def fake(folder, name, code=0):
 
 def test_finished_runs_are_skipped_and_a_failure_stops_no_other(tmp_path, capsys):
     runs = [fake(tmp_path, "a"), fake(tmp_path, "b", code=3), fake(tmp_path, "c")]
-    assert sweep.run_all(runs) == [runs[1]]
+    finished = []
+    assert sweep.run_all(runs, finished=lambda: finished.append(runs[0].result())) == [runs[1]]
+    assert finished == [runs[0].result()] * 2
     printed = capsys.readouterr().out
     assert f"b: failed with exit code 3; see {runs[1].workdir / 'log.txt'}" in printed
     assert runs[0].result() == sweep.Result(best=30.0, last=20.0)

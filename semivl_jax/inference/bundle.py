@@ -63,6 +63,7 @@ TRAINING_KEYS = (
     "init",
     "finetune",
     "remat",
+    "frozen_batch_norm",
     "guidance_grid",
     "guidance_dtype",
 )

@@ -92,6 +92,8 @@ def detect_format(checkpoint: Checkpoint, name: str = "") -> Format:
             "needs no conversion"
         )
     found = [form for form in FORMATS if form.matches(checkpoint.state)]
+    architecture = checkpoint.config.get("architecture")  # in config.json of timm's repositories
+    found = [form for form in found if form.name == f"timm_{architecture}"] or found
     if len(found) == 1:
         return found[0]
     what = "fits several formats" if found else "is of no format that can be converted"
@@ -302,6 +304,42 @@ FORMATS = (
         marks=("stem.0.weight", "layer1.0.conv1.weight"),
         parts=(Part(layout=encoders.RESNET_V1C),),
         dropped=("layer2.*", "layer3.*", "layer4.*", "fc.*"),
+    ),
+    Format(
+        name="efficientnet_lite0",
+        title="EfficientNet-Lite0 with TensorFlow's weights, of the package efficientnet_lite_pytorch",
+        holds=files.BACKBONE,
+        marks=("_conv_stem.weight", "_blocks.0._depthwise_conv.weight"),
+        parts=(Part(layout=encoders.EFFICIENTNET_LITE0),),
+    ),
+    Format(
+        name="timm_tf_efficientnet_lite0",
+        title="EfficientNet-Lite0 with TensorFlow's weights, of timm",
+        holds=files.BACKBONE,
+        marks=("conv_stem.weight", "blocks.5.3.conv_pwl.weight"),
+        parts=(Part(layout=encoders.TIMM_TF_EFFICIENTNET_LITE0),),
+    ),
+    Format(
+        name="timm_efficientnet_lite0",
+        title="EfficientNet-Lite0 with timm's own weights",
+        holds=files.BACKBONE,
+        marks=("conv_stem.weight", "blocks.5.3.conv_pwl.weight"),
+        parts=(Part(layout=encoders.TIMM_EFFICIENTNET_LITE0),),
+    ),
+    Format(
+        name="timm_mobilenetv2_100",
+        title="MobileNetV2 of timm",
+        holds=files.BACKBONE,
+        marks=("conv_stem.weight", "blocks.2.2.conv_pwl.weight"),
+        without=("blocks.5.3.conv_pwl.weight",),
+        parts=(Part(layout=encoders.TIMM_MOBILENET_V2),),
+    ),
+    Format(
+        name="mobilenet_v2",
+        title="MobileNetV2 of torchvision",
+        holds=files.BACKBONE,
+        marks=("features.0.0.weight", "features.17.conv.3.weight"),
+        parts=(Part(layout=encoders.MOBILENET_V2),),
     ),
     Format(
         name="imagenet_vit",
