@@ -18,7 +18,7 @@ def get_config(argument: str = "") -> ConfigDict:
     """`argument` is the split: how many of the 3000 images are labelled, or a share such as 1_50."""
     split = arguments.parse(argument, file="configs/demo.py", split=None)["split"]
     config = default_config()
-    config.steps = 800
+    config.steps = 600
     config.batch = 4
     config.data.dataset = "shapes"
     config.data.split = split or "4"
