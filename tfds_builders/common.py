@@ -31,7 +31,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from semivl_jax import utils
-from semivl_jax.data import download, images
+from semivl_jax.data import download, images, label_files
 from semivl_jax.data.dataset_info import DatasetInfo
 
 PARTS = ("train", "validation")
@@ -209,7 +209,7 @@ def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
             return Inspected(sample, image.shape[:2])
         what = f"label of {sample.origin or sample.id}"
         data = _read(sample.label)
-        label = images.decode_label(data)
+        label = label_files.decode_label(data)
         images.check_pair(image, label)
         images.check_labels(label, num_classes=about.num_classes)
     except (ValueError, OSError) as error:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
 from semivl_jax.data import images as images_lib
+from semivl_jax.data import label_files
 from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.models import image_normalization
@@ -85,7 +86,7 @@ class PseudoLabelQuality:
         for index in self._chosen[jax.process_index() :: jax.process_count()]:
             record = self._train[index]
             image = images_lib.decode_image(record.image)[: self._crop, : self._crop]
-            truth = images_lib.decode_label(record.label)[: self._crop, : self._crop]
+            truth = label_files.decode_label(record.label)[: self._crop, : self._crop]
             maps = labeller(image)
             for name, count in zip(names, counts, strict=True):
                 count += confusion_counts(truth, maps[name], num_classes=self._classes)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from semivl_jax import utils
-from semivl_jax.data import images
+from semivl_jax.data import images, label_files
 from semivl_jax.data.source import open_source
 from semivl_jax.data.splits import resolve_split
 from tests.data.photos import make_folder, prepared, write_pair
@@ -32,7 +32,7 @@ def test_records_hold_what_the_folder_holds(toy_folder, toy_source):
     mask = np.asarray(Image.open(toy_folder / "masks/train/train03.png"))
     record = toy_source[3]
     assert record.image == photo.read_bytes()
-    np.testing.assert_array_equal(images.decode_label(record.label), mask)
+    np.testing.assert_array_equal(label_files.decode_label(record.label), mask)
     assert toy_source.pixels[3] == {v: int((mask == v).sum()) for v in np.unique(mask)}
     assert toy_source[8].label is None
 

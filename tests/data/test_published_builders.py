@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from semivl_jax.data import images
+from semivl_jax.data import images, label_files
 from semivl_jax.data.source import open_source
 from tests.data import archive_files
 from tests.data.archive_files import SIZES, mask, pack, photo
@@ -95,7 +95,7 @@ def test_prepares_what_the_archives_hold(dataset, server, tmp_path):
     assert sorted(train.ids) == sorted(ids) and validation.ids == val_ids
     assert train.labels_exist().all()
     record = train[train.ids.index(ids[0])]
-    label = images.decode_label(record.label)
+    label = label_files.decode_label(record.label)
     assert sorted({*np.unique(label)} - {255}) == values
     assert images.decode_image(record.image).shape == (20, 28, 3)
     assert dataset.startswith(train.info.name) and build.info.citation and build.info.homepage
