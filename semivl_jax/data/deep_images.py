@@ -3,8 +3,8 @@
 In: encoded bytes, or samples [h, w] or [h, w, channels] of any number type. Out: uint8 RGB [h, w, 3].
 
 Cameras and microscopes store 10, 12 or 14 bits in files of 16 or 32, often in the low bits. Samples are
-therefore divided by the range that is used: the smallest of `BITS` that holds the largest sample of the photo.
-Floating-point samples up to 1 are fractions of white.
+therefore divided by the range that is used: the smallest of `BITS` that holds the largest sample of the
+photo. Floating-point samples up to 1 are fractions of white.
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ def deep_samples(data: bytes) -> Num[np.ndarray, "h w *channels"] | None:
     if samples is None or samples.dtype in (np.uint8, np.int8):
         return None
     return samples if samples.ndim == 2 else samples[:, :, 2::-1]
+
+
+def stored_bits(data: bytes) -> int:
+    """8, or for a deep photo what its samples use (`used_bits`); ValueError as there."""
+    samples = deep_samples(data)
+    return 8 if samples is None else used_bits(samples)
 
 
 def used_bits(samples: Num[np.ndarray, "..."]) -> int:

@@ -2,8 +2,9 @@
 
 In: encoded bytes. Out: uint8 [h, w], class indices, 255 = void.
 
-Indices are the samples of the file: Pillow spreads grey samples of 2 and 4 bits over 0 … 255 and inverts those of
-TIFF files in which 0 is white, which is undone here. Errors do not name the file: the caller adds its name.
+Indices are the samples of the file: Pillow spreads grey samples of 2 and 4 bits over 0 … 255 and inverts
+those of TIFF files in which 0 is white, which is undone here. Errors do not name the file: the caller adds
+its name.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from semivl_jax.data import images
+from semivl_jax.data.class_files import Colour
 from semivl_jax.data.dataset_info import IGNORE_INDEX
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Suffixes of mask files; other formats change the values or scale them."""
-
-Colour = tuple[int, int, int]
 
 
 def decode_label(data: bytes) -> images.HostLabel:
@@ -53,8 +53,8 @@ def decode_label(data: bytes) -> images.HostLabel:
 def decode_colours(data: bytes, colours: Mapping[Colour, int]) -> images.HostLabel:
     """The classes of a mask file's colours; `colours` are label values by RGB colour.
 
-    Grey masks hold indices, unless every colour is grey; so do palettes in which colour i is (i, i, i). Pixels
-    that are wholly transparent are void.
+    Grey masks hold indices, unless every colour is grey; so do palettes in which colour i is (i, i, i).
+    Pixels that are wholly transparent are void.
 
     Raises:
       ValueError: a colour that is not in the list, half transparent pixels, or as `decode_label`.

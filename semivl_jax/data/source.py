@@ -50,6 +50,8 @@ class Source:
         self.sizes: tuple[tuple[int, int], ...] = tuple(
             (rows, columns) for rows, columns in facts["sizes"][part]
         )
+        # What the builder counted (`FolderSemi`); files of earlier versions have none.
+        self.notes: dict[str, int] = facts.get("notes", {}).get(part, {})
         self._records: Any = None
         self._opening = threading.Lock()
 

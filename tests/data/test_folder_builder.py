@@ -60,7 +60,7 @@ def test_prepares_once_and_again_when_the_folder_changes(folder):
 def test_interrupted_preparation_is_not_taken_for_a_whole_one(folder, monkeypatch):
     builder = FolderSemi(folder, data_dir=folder.parent / "prepared")
     place = builder.data_path.parent
-    remains = place / "incomplete.AAAAAA_1.0.0"  # what a killed process leaves
+    remains = place / f"incomplete.AAAAAA_{builder.VERSION}"  # what a killed process leaves
     remains.mkdir(parents=True)
     (remains / "some.array_record").write_bytes(b"half")
     directory = common.prepare(builder)
@@ -172,7 +172,7 @@ def test_unusual_names_and_text_files(tmp_path):
     (root / "images/train/linked").symlink_to(tmp_path / "elsewhere/images")
     (root / "images/train/linked/circle").symlink_to(root / "images/train")
     write_pair(root, "val/v", rng=RNG)
-    (root / "classes.txt").write_bytes("\ufeffWäsche\r\n\r\nroad : road,street\r\n".encode())
+    (root / "classes.txt").write_bytes("\ufeffWäsche\r\nroad : road,street\r\n\r\n".encode())
     source = prepared(root)
     assert source.info.classes == ("Wäsche", "road")
     assert source.ids == ("a.b", "linked/x", "my Bäume é")

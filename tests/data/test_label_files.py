@@ -14,7 +14,11 @@ def noise(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("kind", "depth"),
-    [(kind, depth) for kind in ("grey", "palette", "tiff", "tiff, 0 is white") for depth in (1, 2, 4, 8)]
+    [
+        (kind, depth)
+        for kind in ("grey", "palette", "tiff", "tiff, 0 is white")
+        for depth in (1, 2, 4, 8)
+    ]
     + [("grey", 16), ("tiff", 16)],
 )
 def test_indices_are_the_samples_of_the_file(kind, depth):
