@@ -32,7 +32,7 @@ class FolderSemi(common.SegmentationBuilder):
     """Images of a folder with masks for some of them.
 
     Notes of a part: photos "turned" upright by their EXIF data, photos with "N bits" of which more than 8 are
-    used, pixels with the value V that "label_map V" changes, and "transparent" pixels of colour masks.
+    used, pixels that "label_map OLD:NEW" changes, and "transparent" pixels of colour masks.
     """
 
     VERSION = tfds.core.Version("1.1.0")
@@ -58,6 +58,7 @@ class FolderSemi(common.SegmentationBuilder):
             )
         about = self.folder.about
         self.label_map = parse_label_map(label_map, num_classes=about.num_classes)
+        self._names_n = "n" in label_map
         for old, new in self.label_map.items():
             if new >= about.num_classes and new != about.ignore:
                 raise ValueError(
@@ -116,7 +117,8 @@ class FolderSemi(common.SegmentationBuilder):
         for old, new in self.label_map.items():
             table[old] = new
             if old != new:
-                notes[f"label_map {old}"] = int((label == old).sum())
+                name = "n" if self._names_n and old == about.num_classes else old
+                notes[f"label_map {name}:{new}"] = int((label == old).sum())
         label = table[label]
         for value in np.unique(label):
             if value >= about.num_classes and value != about.ignore:
