@@ -4,7 +4,7 @@ In: text lines, one class each, the first for mask value 0:
 
     name                              described by its name
     name: concept, concept            described by concepts
-    name #RRGGBB                      with the colour of its masks; also before ": concept, concept"
+    name #RRGGBB                      with the colour of its masks, before or after ": concept, concept"
     name:R,G,B:parts:actions          as in CVAT's labelmap.txt; also name R G B and name,R,G,B
     0 name                            numbered, from 0
     __ignore__ [#RRGGBB]              no class: LabelMe's first line, and colours that do not count
@@ -113,9 +113,11 @@ def _unnumbered(lines: Sequence[str], *, where: str) -> list[tuple[int, str]]:
 def _parse(text: str, number: int, at: str) -> _Line:
     if found := _HEX.fullmatch(text):
         value = int(found["hex"], 16)
-        line = _Line(
-            number, found["name"], found["rest"], (value >> 16, value >> 8 & 255, value & 255)
-        )
+        rgb = value >> 16, value >> 8 & 255, value & 255
+        name, colon, concepts = found["name"].partition(":")
+        if colon and found["rest"] is not None:
+            raise ValueError(f"{at} has concepts before and after its colour; write them after it")
+        line = _Line(number, name.strip(), concepts if colon else found["rest"], rgb)
     elif re.search(r"(^|[\s:,;])#", text):
         raise ValueError(
             f"{at} has a # that begins no colour; write name #RRGGBB, or # and a space"

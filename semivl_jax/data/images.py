@@ -65,17 +65,21 @@ def decode_image(data: bytes) -> HostImage:
     if data.startswith(deep_images.JPEG_2000):
         open_upright(data)  # OpenCV reads also what is cut off
     image = Image.fromarray(np.ascontiguousarray(deep_images.to_eight_bits(samples)))
-    image.getexif()[_ORIENTATION] = orientation(data)
+    image.getexif()[_ORIENTATION] = stored_size(data)[1]
     ImageOps.exif_transpose(image, in_place=True)
     return np.asarray(image)
 
 
-def orientation(data: bytes) -> int:
-    """EXIF orientation of an image file; 1 = upright, or not known."""
+def stored_size(data: bytes) -> tuple[tuple[int, int], int]:
+    """(rows, columns) of an image file as it is stored, and its EXIF orientation: 1 = upright.
+
+    ((0, 0), 1) where it cannot be read; `open_upright` raises with the reason.
+    """
     try:
-        return int(Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1))
-    except Exception:  # `open_upright` raises with the reason
-        return 1
+        image = Image.open(io.BytesIO(data))
+        return image.size[::-1], int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return (0, 0), 1
 
 
 def to_rgb(image: Image.Image) -> HostImage:

@@ -14,6 +14,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
         ("sky\nroad: road, street\n\n\n", ("sky", "road"), {}),
         ("sky #0000ff\nroad #FF0000: road, street", ("sky", "road"), {BLUE: 0, RED: 1}),
         ("sky: #0000ff\nroad #FF0000", ("sky", "road"), {BLUE: 0, RED: 1}),
+        ("sky #0000ff\nroad: road, street #FF0000", ("sky", "road"), {BLUE: 0, RED: 1}),
         (
             "# label:color_rgb:parts:actions\nsky:0,0,255::\nroad:255,0,0:lane,kerb:\n",
             ("sky", "road"),

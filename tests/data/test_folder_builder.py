@@ -307,7 +307,34 @@ def test_photos_are_turned_upright_before_sizes_are_compared(tmp_path):
     source = prepared(root)  # its mask is 24 rows of 30
     assert images.decode_image(source[0].image).shape == (24, 30, 3)
     Image.fromarray(np.zeros((30, 24), np.uint8)).save(root / "masks/train/train00.png")
+    with pytest.raises(ValueError, match=r"train00.png of 24×30 pixels fits its photo only as it"):
+        prepared(root)
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "labelmap.txt"])
+def test_colour_masks(tmp_path, name):
+    root = make_folder(tmp_path / "photos", masks=2, without=0, validation=1)
+    (root / "classes.txt").unlink()
+    hexadecimal = "sky #000000\nroad: street #800000\n__ignore__ #ffffff\n"
+    cvat = (
+        "# label:color_rgb:parts:actions\nsky:0,0,0::\nroad:128,0,0::\n__ignore__:255,255,255::\n"
+    )
+    (root / name).write_text(hexadecimal if name == "classes.txt" else cvat)
+    colours = np.array([[0, 0, 0], [128, 0, 0], [255, 255, 255]], np.uint8)
+    stored = []
+    for path in sorted(root.glob("masks/*/*.png")):
+        values = np.asarray(Image.open(path))
+        stored.append(values)
+        painted = Image.fromarray(colours[np.where(values == 255, 2, values)])
+        path.unlink()
+        painted.save(path.with_suffix(".tif" if "01" in path.stem else ".png"))
+    source = prepared(root)
+    assert source.info.palette.tolist() == colours[:2].tolist()
+    for index in range(2):
+        np.testing.assert_array_equal(label_files.decode_label(source[index].label), stored[index])
+    path = root / "masks/train/train00.png"
+    Image.fromarray(np.full((24, 30, 3), 7, np.uint8)).save(path)
     with pytest.raises(
-        ValueError, match=r"of 24×30 pixels for an image of 30×24 .perhaps only one"
+        ValueError, match=r"train00.png cannot be used: .*the colour #070707 \(100 %"
     ):
         prepared(root)

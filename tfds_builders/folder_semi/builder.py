@@ -91,11 +91,12 @@ class FolderSemi(common.SegmentationBuilder):
         if found.mask is not None:
             try:
                 label, notes = self._label(found.mask)
-                sample = dataclasses.replace(sample, label=label)
+                _check_turned(found, label)
+                sample = dataclasses.replace(sample, label=common.encode_png(label))
             except common.UnusableError as error:
                 problems.append(error)
         try:
-            notes["turned"] += _read(found.image, images.orientation) != 1
+            notes["turned"] += _read(found.image, images.stored_size)[1] != 1
             bits = _read(found.image, deep_images.stored_bits)
             notes[f"{bits} bits"] += bits != 8
             if problems or bits != 8 or found.image.suffix.lower() not in _AS_THEY_ARE:
@@ -105,8 +106,8 @@ class FolderSemi(common.SegmentationBuilder):
             problems.append(error)
         return dataclasses.replace(sample, problems=tuple(problems), notes=+notes)
 
-    def _label(self, path: Path) -> tuple[bytes, Counter[str]]:
-        """The mask with the label map applied, as grey PNG, and notes on it."""
+    def _label(self, path: Path) -> tuple[np.ndarray, Counter[str]]:
+        """The mask with the label map applied, and notes on it."""
         about, colours, notes = self.folder.about, self.folder.colours, Counter()
         if colours:
             label = _read(path, lambda data: label_files.decode_colours(data, colours))
@@ -129,7 +130,21 @@ class FolderSemi(common.SegmentationBuilder):
                     f'--config.data.label_map="{value}:{about.ignore}"',
                     alike=True,
                 )
-        return common.encode_png(label), notes
+        return label, notes
+
+
+def _check_turned(found: FolderImage, label: np.ndarray) -> None:
+    """UnusableError for a mask of a photo's pixels as they are stored, before EXIF data turn them."""
+    stored, turn = _read(found.image, images.stored_size)
+    if turn > 4 and label.shape == stored and stored[0] != stored[1]:
+        rows, columns = stored
+        raise common.UnusableError(
+            f"mask {found.mask}",
+            f"of {columns}×{rows} pixels fits its photo only as it is stored: the photo's EXIF data "
+            f"(orientation {turn}) turn it to {rows}×{columns}; turn the mask as well, or save the photo "
+            "upright",
+            alike=True,
+        )
 
 
 def _read(path: Path, decode: Callable[[bytes], T]) -> T:

@@ -25,6 +25,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from semivl_jax.data.class_files import ClassList, Colour, parse_classes
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.find_images import IMAGE_SUFFIXES, Found, describe_left_out, images_in
@@ -168,12 +170,12 @@ def _class_file(root: Path) -> Path:
 
 def _about(root: Path, classes: ClassList) -> DatasetInfo:
     counted = {value: colour for colour, value in classes.colours.items()}
-    palette = [counted[value] for value in range(len(classes.names))] if counted else None
+    listed = [counted[value] for value in range(len(classes.names))] if counted else None
     return DatasetInfo(
         name=root.resolve().name,
         classes=classes.names,
         definitions=classes.definitions,
-        palette=palette,
+        palette=None if listed is None else np.array(listed, np.uint8),
     )
 
 
