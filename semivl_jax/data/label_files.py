@@ -123,7 +123,7 @@ def _by_colour(
         more = int(unknown.sum()) - 1
         others = f" and {more} more" if more else ""
         raise ValueError(
-            f"colour mask with the colour #{most:06x}{others} ({share:.2g} % of its pixels), which no class "
+            f"colour mask with the colour #{most:06x}{others} ({share:.3g} % of its pixels), which no class "
             "has; add `name #RRGGBB` for it, or `__ignore__ #RRGGBB` for what does not count, or save masks "
             "without smooth edges"
         )

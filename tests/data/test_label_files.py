@@ -108,5 +108,5 @@ def test_unknown_colours_are_counted():
     pixels = np.asarray(image).copy()
     pixels[0, :4] = 1, 2, 3
     pixels[1, 0] = 9, 9, 9
-    with pytest.raises(ValueError, match=r"colour #010203 and 1 more \(9.3 % of its pixels\)"):
+    with pytest.raises(ValueError, match=r"colour #010203 and 1 more \(9.26 % of its pixels\)"):
         decode_colours(encoded(Image.fromarray(pixels)), COLOURS)
