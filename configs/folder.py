@@ -18,7 +18,7 @@ _TOWERS = ("demo", "clip_vit_b16")
 def get_config(argument: str = "") -> ConfigDict:
     """`argument` is the folder; `split` (such as 1_4) is what of the masks to use, `tower` the tower."""
     chosen = arguments.parse(
-        argument, file="configs/folder.py", folder=None, split=None, tower=_TOWERS
+        argument, file="configs/folder.py", path="folder", folder=None, split=None, tower=_TOWERS
     )
     config = default_config()
     config.data.dataset = "folder"

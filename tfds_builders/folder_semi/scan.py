@@ -116,7 +116,8 @@ def scan(root: str | Path) -> Folder:
     root = Path(root).expanduser()
     if not root.is_dir():
         raise ValueError(
-            f"config.data.folder is {str(root)!r}, which is no folder; correct the path"
+            f"config.data.folder is {str(root)!r}, which is no folder; correct the path, or name it with "
+            "--config.data.folder=PATH"
         )
     images = root / "images"
     if not images.is_dir():
