@@ -212,6 +212,7 @@ def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
     try:
         data = _read(sample.image)
         image = images.decode_image(data)
+        images.check_size(image)
         sample = dataclasses.replace(sample, image=data)
         if sample.label is None:
             return Inspected(sample, image.shape[:2])

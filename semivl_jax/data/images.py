@@ -33,6 +33,10 @@ ScaledImage = UInt8[np.ndarray, "new_h new_w 3"]
 # Modes of Pillow whose samples are no 8-bit values.
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
+LEAST_SIDE = 4
+MOST_ASPECT = 32
+"""Limits of images: pixels of the shorter side, and how many times as long the longer one may be."""
+
 _PLAIN = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _ORIENTATION = 0x0112  # EXIF tag; 1 = upright
 
@@ -107,6 +111,22 @@ def check_labels(label: HostLabel, *, num_classes: int) -> None:
         raise ValueError(
             f"label map with the value {values}, but the {num_classes} classes have the indices 0 … "
             f"{num_classes - 1}; correct the map, add the class, or write {IGNORE_INDEX} there (not counted)"
+        )
+
+
+def check_size(image: HostImage) -> None:
+    """An image must not be too small or too thin; the same limits hold for training and prediction.
+
+    The short side is enlarged to the windows' size, and a thin image would become thousands of windows.
+
+    Raises:
+      ValueError: it is.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < LEAST_SIDE or max(height, width) > MOST_ASPECT * min(height, width):
+        raise ValueError(
+            f"image of {width}×{height} pixels: the shorter side needs at least {LEAST_SIDE} pixels, and the "
+            f"longer one may be {MOST_ASPECT} times as long; leave it out, or cut it into pieces"
         )
 
 

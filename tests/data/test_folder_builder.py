@@ -221,6 +221,14 @@ def _mask(name, *shape):
     return lambda root: Image.fromarray(np.zeros(shape, np.uint8)).save(root / "masks" / name)
 
 
+def _photo(width, height):
+    def write(root):
+        Image.new("RGB", (width, height)).save(root / "images/val/val00.jpg")
+        Image.new("L", (width, height)).save(root / "masks/val/val00.png")
+
+    return write
+
+
 def _text(name, text):
     return lambda root: (root / name).write_text(text)
 
@@ -250,6 +258,13 @@ def _text(name, text):
         (
             _mask("train/train02.jpg", 34, 44),
             "masks/train/train02.jpg in .* is no PNG; save masks as PNG",
+        ),
+        *(
+            (
+                _photo(*size),
+                rf"val00.jpg cannot be used: image of {size[0]}×{size[1]} pixels: .* cut",
+            )
+            for size in ((1, 1), (1, 2000), (5000, 40), (2, 600))
         ),
         (_shared_mask, "would both have the mask masks/both.png; put masks into folders"),
         (
