@@ -140,7 +140,9 @@ def test_an_activation_is_never_guessed(tmp_path):
 
     out = tmp_path / "ours.safetensors"
     save_file(published.tiny_openai(), tmp_path / "open_clip_model.safetensors")
-    with pytest.raises(ValueError, match="does not say which activation .* --activation=quick_gel"):
+    with pytest.raises(
+        ValueError, match=r"does not say which activation .* --activation=quick_gel"
+    ):
         text_tower()
     with pytest.raises(ValueError, match="does not say which activation"):
         towers.load(tmp_path / "open_clip_model.safetensors", "")
@@ -161,13 +163,15 @@ def test_an_activation_is_never_guessed(tmp_path):
         assert (sizes["text"]["num_heads"], sizes["image"]["num_heads"]) == (2, 4)
     convert.convert_file(tmp_path, out)  # the folder
     config.write_text('{"model_cfg": {"vision_cfg": 3}}')
-    with pytest.raises(ValueError, match="open_clip_config.json has no settings under vision_cfg"):
+    with pytest.raises(
+        ValueError, match=r"open_clip_config\.json has no settings under vision_cfg"
+    ):
         text_tower()
 
 
 def test_giant_dinov2_is_named(tmp_path):
     shapes = {**published.TIMM_MARKS, "blocks.0.mlp.w12.weight": (8, 8)}
-    with pytest.raises(ValueError, match="is the giant DINOv2, .* dinov2_vits14_pretrain.pth"):
+    with pytest.raises(ValueError, match=r"is the giant DINOv2, .* dinov2_vits14_pretrain\.pth"):
         through(tmp_path, published.random_like(shapes))
 
 
