@@ -5,10 +5,10 @@ In: text lines, one class each, the first for mask value 0:
     name                              described by its name
     name: concept, concept            described by concepts
     name #RRGGBB                      with the colour of its masks, before or after ": concept, concept"
-    name:R,G,B:parts:actions          as in CVAT's labelmap.txt; also name R G B and name,R,G,B
+    name:R,G,B:parts:actions          as in CVAT's labelmap.txt; also name R G B, name,R,G,B and R G B name
     0 name                            numbered, from 0
     __ignore__ [#RRGGBB]              no class: LabelMe's first line, and colours that do not count
-    # text                            a comment
+    # text                            a comment; also the heads of tables of other tools
 
 Out: `ClassList`. Anything else is an error that names the line, since a line that is skipped or misread would
 shift the values of all classes after it.
@@ -32,6 +32,8 @@ _HEX = re.compile(
 )
 _CVAT = re.compile(r"(?P<name>[^:]+):(?P<rgb>\d+\s*,\s*\d+\s*,\s*\d+)?:[^:]*:[^:]*")
 _TABLE = re.compile(r"(?P<name>.+?)[\s,;:]+(?P<rgb>\d{1,3}[\s,;]+\d{1,3}[\s,;]+\d{1,3})")
+_RGB_FIRST = re.compile(r"(?P<rgb>\d{1,3}[\s,;]+\d{1,3}[\s,;]+\d{1,3})[\s,;:]+(?P<name>\D.*)")
+_HEADER = re.compile(r"(name|class|label)s?,\s*r(ed)?,\s*g(reen)?,\s*b(lue)?|pixel value,\s*class")
 _NUMBERED = re.compile(r"(\d+)\s*[\s:.,;]\s*(?=\D)(.+)")
 
 
@@ -96,6 +98,8 @@ def parse_classes(lines: Sequence[str], *, where: str) -> ClassList:
 def _unnumbered(lines: Sequence[str], *, where: str) -> list[tuple[int, str]]:
     """(number, text) of every line, without numbers of the classes that count from 0."""
     texts = [(number, " ".join(line.split())) for number, line in enumerate(lines, start=1)]
+    if texts and _HEADER.fullmatch(texts[0][1].lower()):
+        del texts[0]
     named = [(number, text) for number, text in texts if text and not text.startswith("#")]
     numbered = [_NUMBERED.fullmatch(text) for _, text in named]
     if len(named) < 2 or not all(numbered):
@@ -122,7 +126,7 @@ def _parse(text: str, number: int, at: str) -> _Line:
         raise ValueError(
             f"{at} has a # that begins no colour; write name #RRGGBB, or # and a space"
         )
-    elif found := _CVAT.fullmatch(text) or _TABLE.fullmatch(text):
+    elif found := _CVAT.fullmatch(text) or _TABLE.fullmatch(text) or _RGB_FIRST.fullmatch(text):
         line = _Line(number, found["name"].strip(), None, _rgb(found["rgb"], at))
     else:
         name, colon, rest = text.partition(":")
