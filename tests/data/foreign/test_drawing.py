@@ -54,5 +54,5 @@ def test_segmentations():
     assert (label[:2] == 1).all()
     np.testing.assert_array_equal(label[2:] == 4, run_lengths(RANDOM, (9, 13))[2:])
     for wrong in ([[1, 1, 2, 2]], {"counts": [1], "size": [1, 1]}):
-        with pytest.raises(ValueError, match="corners|size"):
+        with pytest.raises(ValueError, match=r"corners|size"):
             draw_segmentation(canvas, wrong, 1)
