@@ -20,8 +20,8 @@ from semivl_jax.data import images
 from semivl_jax.data.class_files import Colour
 from semivl_jax.data.dataset_info import IGNORE_INDEX
 
-LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif")
-"""Suffixes of mask files; other formats change the values or scale them."""
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
+"""Suffixes of mask files. Other formats change the values, scale them, or reorder their palette (GIF)."""
 
 
 def decode_label(data: bytes) -> images.HostLabel:

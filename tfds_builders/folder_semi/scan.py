@@ -4,7 +4,7 @@
                            labelmap.txt may take its place
     images/…               photos; with images/val (or images/validation) those are for validation and
                            images/train, or else everything beside it, is for training
-    masks/…                PNG, TIFF, BMP or GIF with class indices (grey or palette), or with the colours of
+    masks/…                PNG, TIFF or BMP with class indices (grey or palette), or with the colours of
                            the class list, at the image's relative path; an image without a mask is unlabelled
     val.txt                instead of images/val: ids of the validation images, one per line
     unlabelled/…           more training images without masks, if you keep them apart; the folder may be a
@@ -195,7 +195,7 @@ def _find_masks(root: Path) -> dict[str, Path]:
         elif name not in masks:
             raise ValueError(
                 f"{path.relative_to(root)} in {root} is no PNG; save masks as PNG, which keeps every value "
-                "(JPEG does not)"
+                "(JPEG and GIF do not)"
             )
     return masks
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -126,13 +127,14 @@ def _photos(
         for image in content["images"]:
             empty += image["id"] not in outlines
             path = _find(root, source, str(image["file_name"]), by_name)
+            relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
             size = int(image["height"]), int(image["width"])
             photos.append(
                 ForeignPhoto(
-                    id=id_of(path.relative_to(root)),
+                    id=id_of(relative),
                     path=path,
                     part=part_of(source.parent.relative_to(root), source.stem)
-                    or part_of(path.parent.relative_to(root)),
+                    or part_of(relative.parent),
                     mask=functools.partial(_draw, outlines[image["id"]], size, reading.rest),
                     where=f"{source}, image {image['file_name']}",
                 )
@@ -143,8 +145,9 @@ def _photos(
 def _find(root: Path, source: Path, name: str, by_name: Mapping[str, list[Path]]) -> Path:
     name = name.replace("\\", "/")
     for folder in (source.parent, source.parent / "images", root, root / "images"):
-        if (folder / name).is_file():
-            return folder / name
+        path = Path(os.path.normpath(folder / name))
+        if path.is_file():
+            return path
     same = by_name.get(Path(name).name, [])
     if len(same) == 1:
         return same[0]

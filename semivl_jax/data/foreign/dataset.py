@@ -100,8 +100,8 @@ def unlabelled(
     root: Path, files: Iterable[Path], annotated: Iterable[ForeignPhoto]
 ) -> list[ForeignPhoto]:
     """The files that are not annotated."""
-    known = {photo.path for photo in annotated}
-    relative = {path: path.relative_to(root) for path in files if path not in known}
+    known = {photo.path.resolve() for photo in annotated}
+    relative = {path: path.relative_to(root) for path in files if path.resolve() not in known}
     return [
         ForeignPhoto(id_of(name), path, part_of(name.parent)) for path, name in relative.items()
     ]

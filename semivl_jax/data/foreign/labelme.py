@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,8 @@ def _names(root: Path, labels: set[str], reading: Reading) -> tuple[tuple[str, .
 def _photo(
     root: Path, file: Path, content: Any, value_of: Mapping[str, int], reading: Reading
 ) -> ForeignPhoto:
-    path = file.parent / str(content["imagePath"]).replace("\\", "/")
+    named = file.parent / str(content["imagePath"]).replace("\\", "/")
+    path = Path(os.path.normpath(named))
     if not path.is_file():
         path = file.parent / path.name
     if not path.is_file():

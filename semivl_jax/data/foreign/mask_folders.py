@@ -85,13 +85,16 @@ def read(root: Path, reading: Reading, *, format: str) -> ForeignDataset:
     class_file = find_class_file(root, reading)
     classes = parse_classes(read_lines(class_file), where=str(class_file))
     found = images_in(root)
-    photos, masks, others = _divide(root, found.files)
+    photos, masks, others, pairs = _divide(root, found.files)
     matched = _match(_by_key(photos), masks, reading)
     parts = _listed_parts(root, [photo.id for photo in photos])
     notes = [f"classes: {class_file}" + " with colours" * bool(classes.colours)]
     suffixes = Counter(mask.suffix for mask in matched.values() if mask.suffix)
     notes += (
         [f"masks are called like their photos and then: {counted(suffixes)}"] if suffixes else []
+    )
+    notes += (
+        [f"{pairs} pairs of one name: the JPEG is the photo, the other its mask"] if pairs else []
     )
     orphans = len(masks) - len(matched)
     notes += [f"left out: {orphans} masks that belong to no photo"] if orphans else []
@@ -137,10 +140,13 @@ def _decode(path: Path, classes: ClassList) -> np.ndarray:
     return label_files.decode_label(data)
 
 
-def _divide(root: Path, files: Sequence[Path]) -> tuple[list[_File], list[_File], Counter[str]]:
-    """Photos, masks, and the suffixes or folders of pictures that are neither."""
-    photos, masks, pairs = [], [], defaultdict(list)
+def _divide(
+    root: Path, files: Sequence[Path]
+) -> tuple[list[_File], list[_File], Counter[str], int]:
+    """Photos, masks, the suffixes or folders of pictures that are neither, and pairs of one name."""
+    photos, masks, by_name = [], [], defaultdict(list)
     others: Counter[str] = Counter()
+    paired = 0
     for path in files:
         relative = path.relative_to(root)
         folders = [name.lower() for name in relative.parent.parts]
@@ -155,13 +161,14 @@ def _divide(root: Path, files: Sequence[Path]) -> tuple[list[_File], list[_File]
         else:
             plain = next((s for s in PHOTO_SUFFIXES if path.stem.endswith(s)), "")
             photo = _file(path, relative, plain)
-            pairs[photo.id].append(photo)
-    for same in pairs.values():
+            by_name[photo.key].append(photo)
+    for same in by_name.values():
         # A JPEG and a lossless file of one name: the photo and its mask.
         lossless = [file for file in same if file.path.suffix.lower() in label_files.LOSSLESS]
         if len(same) == 2 and len(lossless) == 1:
             masks += lossless
             same.remove(lossless[0])
+            paired += 1
         photos += same
     for file in masks:
         if file.path.suffix.lower() not in label_files.LOSSLESS:
@@ -170,7 +177,7 @@ def _divide(root: Path, files: Sequence[Path]) -> tuple[list[_File], list[_File]
         raise ValueError(
             f"{root} has {len(photos)} photos and {len(masks)} masks; name the folders images/ and masks/"
         )
-    return photos, masks, others
+    return photos, masks, others, paired
 
 
 def _file(path: Path, relative: Path, suffix: str) -> _File:

@@ -142,7 +142,8 @@ def labelme(src):
             if name == "a":
                 encoded_mask = base64.b64encode(whole).decode()
                 shapes[1] = shape("dog", [[14, 10], [26, 16]], "mask", mask=encoded_mask)
-            facts = {"imagePath": f"{name}.jpg", "imageHeight": 20, "imageWidth": 30}
+            where = rf"..\{part}\{name}.jpg" if name == "b" else f"{name}.jpg"
+            facts = {"imagePath": where, "imageHeight": 20, "imageWidth": 30}
             (src / f"{part}/{name}.json").write_text(json.dumps({"shapes": shapes, **facts}))
 
 
