@@ -35,6 +35,7 @@ from semivl_jax.data.label_files import LOSSLESS
 from semivl_jax.data.text_files import read_lines
 
 _VALIDATION_FOLDERS = ("val", "validation")
+_CONVERT = "convert data of another tool: python -m semivl_jax.prepare folder SRC --out=DIR"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,7 @@ def scan(root: str | Path) -> Folder:
         )
     images = root / "images"
     if not images.is_dir():
-        raise ValueError(f"{root} has no folder images/; put your photos there")
+        raise ValueError(f"{root} has no folder images/; put your photos there, or {_CONVERT}")
     class_file = _class_file(root)
     classes = parse_classes(read_lines(class_file), where=str(class_file))
     if not classes.names:
@@ -140,7 +141,7 @@ def scan(root: str | Path) -> Folder:
         example = f", for example {orphans[0].relative_to(root)}" if orphans else ""
         raise ValueError(
             f"{root} has no mask for any training image ({len(orphans)} other masks{example}); "
-            "save masks/NAME.png for images/NAME.jpg, with the same sub-folders"
+            f"save masks/NAME.png for images/NAME.jpg, with the same sub-folders, or {_CONVERT}"
         )
     for found in validation:
         if found.mask is None:
@@ -165,7 +166,7 @@ def _class_file(root: Path) -> Path:
         if (root / name).is_file():
             return root / name
     raise ValueError(
-        f"{root} has no classes.txt; write one class name per line, the first for mask value 0"
+        f"{root} has no classes.txt; write one class name per line, the first for mask value 0, or {_CONVERT}"
     )
 
 
