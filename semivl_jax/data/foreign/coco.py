@@ -46,15 +46,8 @@ def read(root: Path, files: Sequence[Path], reading: Reading) -> ForeignDataset:
         not unique.
     """
     contents = {path: json.loads(path.read_text(encoding="utf-8-sig")) for path in files}
-    try:
-        categories, dropped = _categories(contents)
-        value_of = _values(categories, reading)
-        photos, without, empty = _photos(root, contents, value_of, reading)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{', '.join(map(str, files))}: annotations that lack a field or have one of a wrong kind "
-            f"({error!r})"
-        ) from error
+    categories, dropped = _categories(contents)
+    photos, without, empty = _photos(root, contents, _values(categories, reading), reading)
     notes = [f"annotations: {', '.join(str(path.relative_to(root)) for path in files)}"]
     if empty:
         notes.append(f"{empty} photos have no object, so all of them is {_REST[reading.rest]}")

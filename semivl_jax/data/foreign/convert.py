@@ -30,6 +30,7 @@ from semivl_jax.data.text_files import read_lines
 FORMATS = ("auto", "voc", "coco", "labelme", "cvat", "colours", "masks")
 
 _MOST_PROBLEMS = 20
+_WORKERS = 4  # an outline may need sixteen bytes per pixel of its photo
 
 
 def convert_folder(
@@ -55,7 +56,12 @@ def convert_folder(
         raise ValueError(f"--out={out} lies inside {source}; choose a folder outside")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out={out} is not empty; choose another folder")
-    dataset = read(source, format, reading or Reading())
+    try:
+        dataset = read(source, format, reading or Reading())
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{source} holds annotations that lack a field or have one of a wrong kind ({error!r})"
+        ) from error
     if len(dataset.names) > IGNORE_INDEX:
         raise ValueError(
             f"{source} has {len(dataset.names)} classes, a mask can hold {IGNORE_INDEX}"
@@ -67,7 +73,9 @@ def convert_folder(
     with utils.replace_folder(out) as folder:
         jobs = [(photo, part, folder) for photo, part in parts]
         with utils.Progress("converting", total=len(jobs), unit="photos") as shown:
-            for (photo, _, _), result in zip(jobs, utils.ordered_map(_write, jobs), strict=True):
+            for (photo, _, _), result in zip(
+                jobs, utils.ordered_map(_write, jobs, workers=_WORKERS), strict=True
+            ):
                 shown.update()
                 if isinstance(result, str):
                     problems.append(f"{photo.where or photo.path}: {result}")
@@ -208,7 +216,7 @@ def _write(job: tuple[ForeignPhoto, str, Path]) -> tuple[Counter[int], bool] | s
         target = folder / "masks" / part / f"{photo.id}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(label).save(target)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # annotations can be wrong in every way
         return str(error) if isinstance(error, ValueError | OSError) else repr(error)
     values, counts = np.unique(label, return_counts=True)
     return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True))), turned

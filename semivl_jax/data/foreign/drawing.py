@@ -16,6 +16,8 @@ import numpy as np
 
 FINER = 4
 """How much finer the canvas is, along both sides."""
+MOST_PIXELS = 1 << 28
+"""Size of an image that can be drawn on."""
 _FRACTION_BITS = 4  # outlines have sub-pixel corners
 
 
@@ -23,18 +25,29 @@ class Canvas:
     """A label map of a size (rows, columns) that is drawn on; what is drawn later covers what was before."""
 
     def __init__(self, size: tuple[int, int], *, rest: int = 0) -> None:
+        if min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
+            raise ValueError(f"an image of {size[1]}x{size[0]} pixels cannot be drawn on")
         self.size = size
-        self._fine = np.full((size[0] * FINER, size[1] * FINER), rest, np.uint8)
+        self._label = np.full(size, rest, np.uint8)
 
     def polygon(self, corners: Sequence[Any] | np.ndarray, value: int) -> None:
         """Fills x, y, x, y, … or [[x, y], …]; ValueError for fewer than three corners."""
-        points = np.asarray(corners, np.float64).reshape(-1, 1, 2)
+        points = np.asarray(corners, np.float64).reshape(-1, 2)
         if len(points) < 3 or not np.isfinite(points).all():
             raise ValueError(f"outline of {len(points)} corners, it needs three")
+        # Only the part of the image that the outline can reach.
+        most = np.array(self.size[::-1])
+        left, top = np.clip(np.floor(points.min(0)), 0, most).astype(int)
+        right, bottom = np.clip(np.ceil(points.max(0)) + 1, 0, most).astype(int)
+        if left >= right or top >= bottom:
+            return
+        fine = np.zeros(((bottom - top) * FINER, (right - left) * FINER), np.uint8)
         # OpenCV counts from the centre of a pixel.
-        points = np.clip(points * FINER - 0.5, -1e6, 1e6)
-        fixed = np.round(points * 2**_FRACTION_BITS).astype(np.int32)
-        cv2.fillPoly(self._fine, [fixed], int(value), cv2.LINE_8, _FRACTION_BITS)
+        points = np.clip((points - (left, top)) * FINER - 0.5, -1e6, 1e6)
+        fixed = np.round(points * 2**_FRACTION_BITS).astype(np.int32).reshape(-1, 1, 2)
+        cv2.fillPoly(fine, [fixed], 1, cv2.LINE_8, _FRACTION_BITS)
+        inside = fine[FINER // 2 :: FINER, FINER // 2 :: FINER] > 0
+        self._label[top:bottom, left:right][inside] = value
 
     def rectangle(self, left: float, top: float, right: float, bottom: float, value: int) -> None:
         """Fills a rectangle."""
@@ -48,16 +61,14 @@ class Canvas:
 
     def mask(self, inside: np.ndarray, value: int, *, left: int = 0, top: int = 0) -> None:
         """Fills the pixels of a bool map whose corner lies at (left, top)."""
-        whole = np.zeros(self.size, bool)
         rows, columns = inside.shape
         cut = inside[max(0, -top) :, max(0, -left) :]
-        place = whole[max(0, top) : top + rows, max(0, left) : left + columns]
-        place[:] = cut[: place.shape[0], : place.shape[1]]
-        self._fine[whole.repeat(FINER, axis=0).repeat(FINER, axis=1)] = value
+        place = self._label[max(0, top) : max(0, top + rows), max(0, left) : max(0, left + columns)]
+        place[cut[: place.shape[0], : place.shape[1]]] = value
 
     def label(self) -> np.ndarray:
         """The label map, uint8 [h, w]."""
-        return np.ascontiguousarray(self._fine[FINER // 2 :: FINER, FINER // 2 :: FINER])
+        return self._label
 
 
 def run_lengths(counts: Sequence[int] | str | bytes, size: tuple[int, int]) -> np.ndarray:

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -331,6 +332,22 @@ def test_coco_files_that_are_not_whole(convert, tmp_path, change, sentence):
     change(content)
     path.write_text(json.dumps(content))
     assert sentence in convert()[1]
+
+
+def test_damaged_annotations_end_in_a_sentence(convert, tmp_path):
+    """Values of a LabelMe file are replaced one by one; whole is only what was not needed."""
+    (tmp_path / "src").mkdir()
+    labelme(tmp_path / "src")
+    path = tmp_path / "src/train/b.json"
+    content = json.loads(path.read_text())
+    for field in ("label", "points", "shape_type"):
+        for value in (None, 3, [], {}, "x", [[1e99, 0]] * 3):
+            changed = json.loads(json.dumps(content))
+            changed["shapes"][1][field] = value
+            path.write_text(json.dumps(changed))
+            code, printed, out = convert()
+            assert code in (0, 2) and (code == 0) == out.exists(), printed
+            shutil.rmtree(out, ignore_errors=True)
 
 
 def test_out_must_be_new(convert, tmp_path):
