@@ -30,6 +30,7 @@ def get_config(argument: str = "") -> ConfigDict:
     chosen = arguments.parse(
         argument,
         file="configs/folder.py",
+        path="folder",
         folder=None,
         split=None,
         tower=_TOWERS,

@@ -65,9 +65,10 @@ def default_workdir(config_flag: str) -> Path:
     return Path("runs") / re.sub(r"[^\w.=+]+", "-", name).strip("-")
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; libraries are quiet unless --verbosity says otherwise."""
     _check_configuration(argv)
+    argv[1:] = _configuration_first(argv[1:])  # in place: config_flags reads sys.argv
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, OSError) as error:
@@ -102,6 +103,15 @@ def _check_configuration(argv: Sequence[str]) -> None:
         )
     print(f"error: {problem}", file=sys.stderr)
     sys.exit(2)
+
+
+def _configuration_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with --config=FILE, or --config FILE, before the fields that change it."""
+    for index, argument in enumerate(arguments):
+        if re.match(r"--?config(=|$)", argument):
+            end = index + 1 if "=" in argument else index + 2
+            return [*arguments[index:end], *arguments[:index], *arguments[end:]]
+    return list(arguments)
 
 
 def _sentence(error: Exception | str) -> str:

@@ -7,9 +7,12 @@
     python -m semivl_jax.prepare weights --from=ViT-B-16.pt
     python -m semivl_jax.prepare weights efficientnet_lite0
 
-The same command again goes on where it stopped, and does nothing where everything is there. Training does the
-same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something missing,
-2 an error, described in one sentence, 130 stopped by Ctrl-C.
+The same command again goes on where it stopped, and does nothing where everything is there. Training does
+the same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something
+missing, 2 an error, described in one sentence, 130 stopped by Ctrl-C.
+
+`python -m semivl_jax.prepare folder SRC --out=DIR` converts photos that another tool annotated; `--help`
+after `folder` explains it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import utils
+from semivl_jax import prepare_folder, utils
 from semivl_jax.data import download, published_splits
 from tfds_builders import builders, common
 from tfds_builders.published import PublishedBuilder
@@ -30,6 +33,8 @@ _ALL = tuple(name for name in builders.PUBLISHED if name != "coco_instances")  #
 
 def main(argv: Sequence[str]) -> int:
     """Prepares what the arguments name and returns the exit code."""
+    if argv[:1] == ["folder"]:
+        return prepare_folder.main(argv[1:])
     options = parser().parse_args(argv)
     stopped = "stopped; the same command goes on from here"
     if options.target != "weights" and options.name != "clip_vit_b16":

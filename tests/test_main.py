@@ -19,6 +19,19 @@ def test_default_workdir_is_named_after_the_configuration(flag, folder):
     assert main.default_workdir(flag) == Path(folder)
 
 
+@pytest.mark.parametrize(
+    ("given", "ordered"),
+    [
+        ("--config.a=1 --config=f.py --workdir=x", "--config=f.py --config.a=1 --workdir=x"),
+        ("--workdir=x --config.a=1 --config f.py", "--config f.py --workdir=x --config.a=1"),
+        ("--config=f.py --config.a=1", "--config=f.py --config.a=1"),
+        ("--help", "--help"),
+    ],
+)
+def test_the_configuration_may_follow_its_fields(given, ordered):
+    assert main._configuration_first(given.split()) == ordered.split()
+
+
 def test_errors_are_one_line():
     error = ValueError("Traceback (most recent call last):\n  x\nAttributeError: no\n  such key")
     assert main._sentence(error) == "no such key"

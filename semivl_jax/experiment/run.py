@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from semivl_jax import utils
 from semivl_jax.config import drop_other_fields, validate
-from semivl_jax.data import prefetch, splits
+from semivl_jax.data import check_data, prefetch, splits
 from semivl_jax.experiment import data as data_lib
 from semivl_jax.experiment import dry_run, profiling, run_log
 from semivl_jax.experiment import experiment as experiment_lib
@@ -154,6 +154,8 @@ def _begin(config: ConfigDict) -> None:
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
     data = data_lib.open_data(config)
     distributed.log_main(splits.describe_split(data.train, data.split))
+    for line in check_data.check(data.train, data.validation, data.split):
+        distributed.log_main(line)
     unlabelled = methods.create(config.method).reads_unlabelled
     images = data.split.unlabelled if unlabelled else data.split.labelled
     experiment = experiment_lib.build(config, data.info, images_per_epoch=len(images))

@@ -199,7 +199,10 @@ DINOV2 = Layout(
     heads="image_heads",
     refused={
         "register_tokens": "is a DINOv2 with register tokens; convert one without, such as "
-        "dinov2_vitb14_pretrain.pth"
+        "dinov2_vitb14_pretrain.pth",
+        "blocks.#.mlp.w12.weight": "is the giant DINOv2, whose blocks have SwiGLU layers; the "
+        "backbones here are the small and the base one: dinov2_vits14_pretrain.pth and "
+        "dinov2_vitb14_pretrain.pth",
     },
 )
 

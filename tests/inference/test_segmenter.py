@@ -74,7 +74,7 @@ def test_arrays_pillow_images_and_files_are_the_same(segmenter, tmp_path):
         np.testing.assert_allclose(other, scores[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 70), (3, 200), (300, 2)])
+@pytest.mark.parametrize("size", [(4, 4), (4, 120), (160, 5)])
 def test_any_size(segmenter, size):
     found = segmenter(photo(size))
     assert found.labels.shape == size and np.isfinite(found.scores).all()
@@ -87,6 +87,8 @@ def test_any_size(segmenter, size):
         (np.zeros((4, 4, 3)), "array of float64 and shape .* give uint8 RGB"),
         (np.zeros((4, 4), np.uint8), r"shape \(4, 4\) is no image"),
         (np.zeros((0, 4, 3), np.uint8), "is no image"),
+        (np.zeros((1, 1, 3), np.uint8), "image of 1×1 pixels: the shorter side needs at least 4"),
+        (Image.new("RGB", (2000, 1)), "image of 2000×1 pixels"),
         ("nowhere/photo.jpg", r"nowhere/photo\.jpg: No such file"),
     ],
 )
