@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from semivl_jax import utils
-from semivl_jax.data import images
-from semivl_jax.data.dataset_info import IMAGE_SUFFIXES
+from semivl_jax.data import images, label_files
 from semivl_jax.data.examples import EvalExample, EvalExamples
+from semivl_jax.data.find_images import images_in
 from semivl_jax.evaluation import visualize
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.experiment import data as data_lib
@@ -76,8 +76,7 @@ def photos(folder: Path, *, label_map: str) -> Iterator[EvalExample]:
     """
     part = next((part for part in PARTS if (folder / "images" / part).is_dir()), None)
     root = folder / "images" / (part or "")
-    suffixes = {suffix.lower() for suffix in IMAGE_SUFFIXES}
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes)
+    paths = images_in(root).files if part else ()
     if part is None or not paths:
         raise ValueError(f"{folder} has no photos in images/test or images/val; put some there")
     num_classes = class_names.read_classes(folder / "classes.txt").num_classes
@@ -89,7 +88,7 @@ def photos(folder: Path, *, label_map: str) -> Iterator[EvalExample]:
         mask = folder / "masks" / part / f"{id}.png"
         try:
             image = images.decode_image(path.read_bytes())
-            label = changes[images.decode_label(mask.read_bytes())]
+            label = changes[label_files.decode_label(mask.read_bytes())]
             images.check_pair(image, label)
             images.check_labels(label, num_classes=num_classes)
         except (OSError, ValueError) as error:
