@@ -1,15 +1,16 @@
 """Do unlabelled images help on real photos? Labelled only, semi-supervised methods, and all labels.
 
     python -m benchmarks.real_photos --data=camvid=/data/camvid,facade=/data/facade [--jobs=2]
-        [--methods=supervised,fixmatch,unimatch --splits=1_16,1_8 --seeds=0,1,2 --steps=2000]
+        [--methods=supervised,fixmatch,unimatch --splits=1_16,1_8 --seeds=0,1,2 --steps=600 --side=144]
         [--test=camvid=/data/camvid_test] [--picture=camvid.jpg]
 
 --data names folders of the layout of docs/own_data.md. The first split is trained with all seeds, the others
 with the first seed, and all labels (the ceiling) with the first seed. A split is the list
 `splits/1_16_labeled.txt` of the folder where there is one, else drawn with data.split_seed = 0, so it is the
 same for all seeds: these change initialisation, order and augmentation. All runs have the same model,
-augmentation and number of steps. The learning rate of labelled-only training is the best of --rates, found
-with the first seed and split of each folder; the other methods keep that of the configuration.
+augmentation and number of steps, on photos whose shorter side is --side pixels. The learning rate of
+labelled-only training is the best of --rates, found with the first seed and split of each folder; the other
+methods keep that of the configuration.
 
 The score is the validation mIoU (%) of the best evaluation along the run, and beside it of the last one; of
 the EMA where there is one. --test scores the best model of every finished run on photos of another folder
@@ -103,12 +104,9 @@ class Plan:
         chosen = (method for method in options.methods.split(",") if method != LABELLED_ONLY)
         self.methods = tuple(dict.fromkeys(chosen))
         self._factors = runs_lib.numbers(options.rates, float, key="--rates")
-        self._steps = options.steps
+        self._steps, self._side = options.steps, options.side
         for method in self.methods:
             methods.defaults(method)  # ValueError for an unknown one
-        for config in configs.values():
-            if not (options.steps or config.steps):
-                raise ValueError(f"{options.config} gives no number of steps; set --steps")
 
     def rates(self, setting: Setting) -> tuple[float, ...]:
         """Learning rates that labelled-only training tries."""
@@ -152,7 +150,7 @@ class Plan:
 
     def _run(self, setting: Setting, method: str, seed: int, rate: float | None) -> sweep.Run:
         config = self.configs[setting.data]
-        steps = self._steps or config.steps
+        steps = self._steps
         tag = "" if rate is None else f"-lr{rate:g}"
         fields: dict[str, object] = {
             "method.name": method,
@@ -162,6 +160,7 @@ class Plan:
             "evaluation.every_steps": -(-steps // EVALUATIONS),
             "evaluation.pictures": 0,
             "evaluation.pseudo_label_eval_images": 0,
+            **sizes(self._side),
             **({} if rate is None else {"optim.lr": rate}),
         }
         of_semi = method != LABELLED_ONLY
@@ -172,6 +171,20 @@ class Plan:
             workdir=self.out / f"{setting.data}-{setting.split}-{method}{tag}-seed{seed}",
             fields=fields,
         )
+
+
+def sizes(side: int) -> dict[str, object]:
+    """Fields for photos of this shorter side: crops of nine tenths, and whole photos in evaluation.
+
+    Both are 16·k + 1 pixels, so that pixels of the encoder's maps lie on the corners.
+    """
+    return {
+        "data.crop": side * 9 // 10 // 16 * 16 + 1,
+        "data.ratio_short": side,
+        "data.workers": 0,
+        "evaluation.mode": "original",
+        "evaluation.short_side": side // 16 * 16 + 1,
+    }
 
 
 def entries(plan: Plan) -> list[dict[str, Any]]:
@@ -226,10 +239,12 @@ def parser() -> argparse.ArgumentParser:
     runs_lib.add_options(
         command, out="runs/real_photos", config="configs/folder.py:FOLDER,model=light"
     )
+    command.set_defaults(steps=600)
     add = command.add_argument
     add("--data", required=True, help="NAME=FOLDER,…: FOLDER takes its place in --config")
     add("--splits", default="1_16,1_8", help="labelled shares; default: %(default)s")
     add("--methods", default="supervised,fixmatch,unimatch", help="default: %(default)s")
+    add("--side", type=int, default=144, help="shorter side of the photos; default: %(default)s")
     add("--rates", default="0.3,1,3", help="factors of the learning rate that labelled only tries")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every run; method.* "
         "not of labelled only")  # fmt: skip
@@ -262,7 +277,7 @@ def _main(options: argparse.Namespace) -> int:
         known = " or ".join(trained_models.PICTURE_FORMATS)
         raise ValueError(f"--picture={options.picture} must end with {known}")
     plan = make_plan(options, folders)
-    _claim(plan.out, {key: getattr(options, key) for key in ("config", "steps", "set")})
+    _claim(plan.out, {key: getattr(options, key) for key in ("config", "steps", "side", "set")})
     failed = 0
     for stage in (plan.trials, lambda: [one for row in plan.rows() for one in row.runs]):
         runs = sorted(stage(), key=lambda one: one.fields["seed"])
@@ -288,8 +303,9 @@ def make_plan(options: argparse.Namespace, folders: Mapping[str, str]) -> Plan:
     Raises:
       ValueError: what is wrong with an option, the configuration or a folder, in a sentence.
     """
-    if options.jobs < 1:
-        raise ValueError(f"--jobs {options.jobs} must be 1 or more")
+    for name, least in (("jobs", 1), ("steps", 1), ("side", 48)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name} {getattr(options, name)} must be {least} or more")
     seeds = runs_lib.numbers(options.seeds, int, key="--seeds")
     settings, configs = [], {}
     for name, folder in folders.items():

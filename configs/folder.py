@@ -84,10 +84,10 @@ def _light(config: ConfigDict) -> ConfigDict:
     config.model.decoder = "deeplab"
     config.deeplab_decoder.channels = 64
     config.deeplab_decoder.low_channels = 24
-    config.deeplab_decoder.aspp_channels = 96
+    config.deeplab_decoder.aspp_channels = 64
     config.deeplab_decoder.dilations = (1, 3, 6, 9)  # on maps of 15 × 15 pixels
     set_method(config, "unimatch")
-    config.method.ema_decay = 0.996
+    config.method.ema_decay = 0.98
     config.optim.lr = 1e-3
     config.optim.backbone_lr = 0.1
     config.optim.decoder_lr = 1.0
