@@ -178,7 +178,7 @@ def test_files_and_metrics_of_a_run(whole):
         assert (whole / name).exists(), name
     assert {path.name for path in (whole / "serving").iterdir()} == {
         "model.safetensors", "text.safetensors", "text_tower.safetensors", "classes.json",
-        "config.json", "metrics.json"
+        "config.json", "metrics.json", "SHA256SUMS"
     }  # fmt: skip
     assert len(list((whole / "pictures").rglob("*.png"))) == 2
     found = read.load(whole)
