@@ -13,7 +13,9 @@ stream is the next step.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from semivl_jax import utils
 from semivl_jax.data import workers as workers_lib
 from semivl_jax.data.crops import BatchLoader, CropLoader, ExampleLoader, Geometry
 from semivl_jax.data.sampler import Sampler, Shard
@@ -173,6 +176,22 @@ def _loader(
     )
 
 
+def _killed(code: int) -> utils.SystemFault:
+    """The error for a worker process that ended with this exit code; negative numbers are signals."""
+    what, remedy = f"ended with exit code {code}", "set data.workers = 0 to load without processes"
+    if code == -signal.SIGBUS:
+        what = "was killed by SIGBUS: /dev/shm is full"
+        remedy = "enlarge it (docker run --shm-size), or lower data.workers"
+    elif code == -signal.SIGKILL:
+        what = "was killed by SIGKILL, as the system does when memory is full"
+        remedy = "free some memory, or lower data.workers"
+    elif code < 0:
+        what = f"was killed by signal {-code}"
+    return utils.SystemFault(
+        f"a process that loads images {what}; {remedy}, and repeat the same command"
+    )
+
+
 class BatchStream:
     """An endless iterator over host batches that stops its workers when closed."""
 
@@ -187,9 +206,17 @@ class BatchStream:
 
         Raises:
           ValueError: an image or label that cannot be used, also when a worker process found it.
+          SystemFault: a worker process was killed.
         """
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            ended = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+            if ended is None:
+                raise
+            raise _killed(int(ended[1])) from error
         # A copy: arrays in shared memory are unmapped with the batch, while JAX may still read them.
-        return {name: np.array(array) for name, array in next(self._iterator).items()}
+        return {name: np.array(array) for name, array in batch.items()}
 
     def close(self) -> None:
         """Stop threads and worker processes; calling it again does nothing."""

@@ -8,13 +8,17 @@ verified before a checkpoint is read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
+from semivl_jax import utils
 from semivl_jax.train.state import TrainState
 from semivl_jax.weights import checksums
 
@@ -50,7 +54,7 @@ def set_aside_damaged(directory: Path) -> list[str]:
     Returns a sentence for each of them, and one for a checkpoint that cannot be verified.
     """
     notes, found = [], steps(directory)
-    for step, before in zip(found, [*found[1:], 0], strict=True):
+    for step, before in itertools.zip_longest(found, found[1:]):
         folder = directory / str(step)
         try:
             notes += _unverified(folder)
@@ -112,7 +116,8 @@ class Checkpoints:
         )
         self.wait()
         self._saving = step
-        self._manager.save(step, args=items)
+        with self._named_faults():
+            self._manager.save(step, args=items)
 
     def _write_checksums(self) -> None:
         """Runs in the background thread, when all files are written and before the renaming."""
@@ -167,9 +172,25 @@ class Checkpoints:
             ) from error
 
     def wait(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on disk.
+
+        Raises:
+          SystemFault: it cannot be written; the message says why.
+        """
+        with self._named_faults():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and releases the background threads."""
-        self._manager.close()
+        with self._named_faults():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _named_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            fault = utils.fault_in(error, self._directory)
+            if fault is None:
+                raise
+            raise fault from error

@@ -10,6 +10,7 @@ import pytest
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.experiment import init_weights
 from semivl_jax.inference import bundle
+from semivl_jax.models import build
 from semivl_jax.text import class_text
 from semivl_jax.types import ClassText
 from semivl_jax.weights import checksums, store
@@ -181,10 +182,12 @@ def test_a_flipped_byte_is_named(tmp_path):
             with pytest.raises(ValueError, match=rf"{name} (is damaged|cannot be read)"):
                 bundle.load(folder)
         if name == "model.safetensors":
+            config = served.config(
+                model__checkpoint=str(folder), model__decoder="deeplab", model__out_indices=(1, 2)
+            )
+            network = build.segmenter(config, num_classes=2, clip_sizes=served.clip().image)
             with pytest.raises(ValueError, match=rf"{name} is damaged.* copy the folder once more"):
-                init_weights.variables(
-                    served.config(model__checkpoint=str(folder)), None, None, clip=None
-                )
+                init_weights.variables(config, network, None, clip=None)
         (folder / name).write_bytes(whole)
     bundle.load(folder)
 

@@ -1,5 +1,7 @@
 """Checkpoints hold what was saved: whole, verified when read, with an older one to fall back to."""
 
+import contextlib
+import resource
 import shutil
 import subprocess
 from contextlib import closing
@@ -7,6 +9,7 @@ from contextlib import closing
 import jax.numpy as jnp
 import pytest
 
+from semivl_jax import utils
 from semivl_jax.train import checkpoint
 from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.weights import checksums
@@ -74,6 +77,7 @@ def test_a_flipped_byte_anywhere_is_named(saved, copied):
 def test_a_run_goes_on_from_the_checkpoint_before(copied):
     data = next(path for path in files(copied / "8" / "state") if path.parent.name == "d")
     flip(data, 10)
+    assert checkpoint.set_aside_damaged(copied / "nowhere") == []
     (note,) = checkpoint.set_aside_damaged(copied)
     assert note.startswith(f"{data} is damaged: it has another SHA-256 than SHA256SUMS says; ")
     assert note.endswith("is now 8.damaged, the run goes on from the checkpoint of step 4")
@@ -107,6 +111,33 @@ def test_what_a_killed_save_left_is_removed_by_the_next_run_only(copied):
     assert not left.exists()
     assert checkpoint.steps(copied) == [9, 8]
     assert checkpoint.set_aside_damaged(copied) == []
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+    """As on a full disk, writing fails; with another error number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [10, 1000])
+def test_a_save_that_the_system_refuses_is_named_and_can_be_repeated(copied, size):
+    message = rf"{copied}: File too large; raise .* and repeat the same command"
+    checkpoints = Checkpoints(copied, keep=2)
+    with file_size_limit(size):
+        with pytest.raises(utils.SystemFault, match=message):
+            checkpoints.save({"weight": jnp.ones((300, 300))}, LoopState(next_step=9))
+            checkpoints.wait()
+        with contextlib.suppress(utils.SystemFault):
+            checkpoints.close()
+    assert checkpoint.steps(copied) == [8, 4] and checkpoint.set_aside_damaged(copied) == []
+    with closing(Checkpoints(copied, keep=2)) as checkpoints:
+        checkpoints.save(state(9), LoopState(next_step=9))
+    assert restored(copied) == (9.0, 9)
 
 
 def test_sha256sum_reads_the_checksums(saved):
