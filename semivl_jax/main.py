@@ -116,6 +116,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `--mode` and returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
+    sys.unraisablehook = _without_late_writes
     # Imported late so that --help and errors of flags are fast.
     from semivl_jax.train import distributed
 
@@ -146,6 +147,15 @@ def main(argv: Sequence[str]) -> int:
             traceback.print_exc()
             distributed.abort(1)
         raise
+
+
+def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
+    """Prints an exception of a thread, but not those of writes that end after the failure of another one.
+
+    TensorStore, which writes checkpoints, has one for each of them.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _run(mode: str, config: ConfigDict) -> int:

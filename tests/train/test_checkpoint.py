@@ -4,12 +4,13 @@ import contextlib
 import resource
 import shutil
 import subprocess
+import sys
 from contextlib import closing
 
 import jax.numpy as jnp
 import pytest
 
-from semivl_jax import utils
+from semivl_jax import main, utils
 from semivl_jax.train import checkpoint
 from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.weights import checksums
@@ -125,15 +126,20 @@ def file_size_limit(size):
 
 
 @pytest.mark.parametrize("size", [10, 1000])
-def test_a_save_that_the_system_refuses_is_named_and_can_be_repeated(copied, size):
+def test_a_save_that_the_system_refuses_is_named_and_can_be_repeated(
+    copied, size, monkeypatch, capfd
+):
+    monkeypatch.setattr(sys, "unraisablehook", main._without_late_writes)
+    many = {f"weight{number}": jnp.ones((30, 30)) for number in range(40)}
     message = rf"{copied}: File too large; raise .* and repeat the same command"
     checkpoints = Checkpoints(copied, keep=2)
     with file_size_limit(size):
         with pytest.raises(utils.SystemFault, match=message):
-            checkpoints.save({"weight": jnp.ones((300, 300))}, LoopState(next_step=9))
+            checkpoints.save(many, LoopState(next_step=9))
             checkpoints.wait()
         with contextlib.suppress(utils.SystemFault):
             checkpoints.close()
+    assert "Traceback" not in capfd.readouterr().err
     assert checkpoint.steps(copied) == [8, 4] and checkpoint.set_aside_damaged(copied) == []
     with closing(Checkpoints(copied, keep=2)) as checkpoints:
         checkpoints.save(state(9), LoopState(next_step=9))
