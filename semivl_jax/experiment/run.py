@@ -194,7 +194,7 @@ def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState
 
 
 def _has_checkpoint(workdir: Path) -> bool:
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+    return bool(checkpoint.steps(workdir / "checkpoints"))
 
 
 def _check_start(experiment: Experiment, workdir: Path) -> None:
