@@ -108,9 +108,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf8")
+    """Writes UTF-8 text atomically, also if the machine loses power."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from semivl_jax.types import Stream
 
 HostBatch = dict[str, np.ndarray]
 
+_SHARED_MEMORY = Path("/dev/shm")
 _BUFFER = 2  # batches that a worker (or the threads) keeps ready beside the one it makes
 _ENDLESS = 2**40  # only bounds the index arithmetic
 
@@ -129,20 +130,22 @@ class TrainPipeline:
             grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_BUFFER),
             worker_init_fn=workers_lib.start,
         )
-        return BatchStream(iter(dataset))
+        with utils.writing(_SHARED_MEMORY):
+            return BatchStream(iter(dataset))
 
     def _fits_shared_memory(self) -> bool:
         """Whether /dev/shm holds all batches in flight.
 
         Containers often have 64 MB, and a worker that writes beyond it is killed. Pipes are slower.
         """
-        shared = Path("/dev/shm")
         crop_bytes = sum(
             len(loader.keys) * (3 + loader.labels) * loader.geometry.crop**2
             for loader in self._load.streams
         )
         needed = self._load.shard.size * crop_bytes * self._workers * (_BUFFER + 2)
-        return not shared.is_dir() or shutil.disk_usage(shared).free > 1.3 * needed
+        if not _SHARED_MEMORY.is_dir():
+            return True
+        return shutil.disk_usage(_SHARED_MEMORY).free > 1.3 * needed
 
 
 def _loader(
@@ -209,7 +212,8 @@ class BatchStream:
           SystemFault: a worker process was killed.
         """
         try:
-            batch = next(self._iterator)
+            with utils.writing(_SHARED_MEMORY):  # images come as ValueError
+                batch = next(self._iterator)
         except RuntimeError as error:
             ended = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
             if ended is None:

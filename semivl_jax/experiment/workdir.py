@@ -71,7 +71,10 @@ def check(workdir: Path, config: ConfigDict) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); choose another --workdir") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); delete it if the run had this configuration, or choose "
+            "another --workdir"
+        ) from error
     differing = list(_differences(before, json.loads(config.to_json())))
     if differing:
         raise ValueError(

@@ -1,5 +1,6 @@
 """The training stream: order, shards, crops of every stream, workers, resuming."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -230,15 +231,19 @@ def test_a_killed_worker_is_named(toy_source):
 def test_shared_memory_that_is_full_is_named():
     """A worker that writes beyond it gets SIGBUS."""
 
-    def ended():
-        raise RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search")
+    def ended(error):
+        raise error
         yield
 
+    killed = RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search")
     message = (
         r"killed by SIGBUS: /dev/shm is full; enlarge it \(docker run --shm-size\), or lower data"
     )
     with pytest.raises(utils.SystemFault, match=message):
-        next(BatchStream(ended()))
+        next(BatchStream(ended(killed)))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(utils.SystemFault, match="/dev/shm: No space left on device; free some"):
+        next(BatchStream(ended(full)))
 
 
 def test_killed_run_leaves_no_workers(toy_source):
