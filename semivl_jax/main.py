@@ -6,8 +6,8 @@
 
 On several machines the same command runs on each of them (docs/scaling.md).
 
-The same command resumes a run. Exit codes: 0 done, 2 an error in configuration or data (one sentence),
-130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+The same command resumes a run. Exit codes: 0 done, 2 an error in configuration or data, 3 a fault of the
+system such as a full disk (one sentence each), 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def default_workdir(config_flag: str) -> Path:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; libraries are quiet unless --verbosity says otherwise."""
+    """Parses the command line; libraries are quiet unless --verbosity or --debug says otherwise."""
     _check_configuration(argv)
     argv[1:] = _configuration_first(argv[1:])  # in place: config_flags reads sys.argv
     try:
@@ -80,8 +80,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         key = next(named, None)
         print(f"error: {key + ': no such key; ' if key else ''}{_sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = logging.ERROR
+    if flags.FLAGS["verbosity"].using_default_value and not _DEBUG.value:
+        flags.FLAGS.verbosity = logging.FATAL
     return rest
 
 
@@ -126,6 +126,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `--mode` and returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
+    sys.unraisablehook = _without_late_writes
     # Imported late so that --help and errors of flags are fast.
     from semivl_jax import config as config_lib
     from semivl_jax.train import distributed
@@ -146,18 +147,28 @@ def main(argv: Sequence[str]) -> int:
             "interrupted at once; the same command goes on from the last checkpoint, if there is one"
         )
         return 128 + signal.SIGINT
-    except (ValueError, OSError) as error:
-        if _DEBUG.value:
-            raise
-        # One sentence, or a list of files with a line for each.
-        print("error: " + "\n".join(map(_sentence, str(error).splitlines())), file=sys.stderr)
-        distributed.abort(2)
-        return 2
-    except Exception:
+    except Exception as error:
+        fault = None if isinstance(error, ValueError) else utils.fault_in(error)
+        if (fault or isinstance(error, (ValueError, OSError))) and not _DEBUG.value:
+            # One sentence, or a list of files with a line for each.
+            lines = str(fault or error).splitlines()
+            print("error: " + "\n".join(map(_sentence, lines)), file=sys.stderr)
+            code = fault.exit_code if fault else 2
+            distributed.abort(code)
+            return code
         if distributed.has_peers():
             traceback.print_exc()
             distributed.abort(1)
         raise
+
+
+def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
+    """Prints an exception of a thread, but not those of writes that end after the failure of another one.
+
+    TensorStore, which writes checkpoints, has one for each of them.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _run(mode: str, config: ConfigDict) -> int:

@@ -21,6 +21,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from semivl_jax.experiment import build_step
+from semivl_jax.inference import bundle
 from semivl_jax.models.mobile import MobileNet
 from semivl_jax.models.pos_embed import Grid
 from semivl_jax.models.segmentation_model import SegmentationModel
@@ -55,7 +56,10 @@ def variables(
 def _file_in(path: str) -> Path:
     """The weights file, also for a `serving/` folder."""
     found = Path(path).expanduser()
-    return found / "model.safetensors" if found.is_dir() else found
+    if not found.is_dir():
+        return found
+    bundle.verify(found, ["model.safetensors"])
+    return found / "model.safetensors"
 
 
 def _load_part(path: Path, module: nn.Module, *, key: str) -> PyTree:

@@ -140,6 +140,7 @@ def test_a_decoder_of_fixed_classes_refuses_others(tmp_path):
 def test_a_folder_of_an_early_version_has_no_text_tower(tmp_path):
     served.make(tmp_path)
     (tmp_path / "text_tower.safetensors").unlink()
+    (tmp_path / "SHA256SUMS").unlink()
     assert Segmenter.load(tmp_path, cache="").names == served.INFO.classes
     with pytest.raises(ValueError, match=r"has no text_tower\.safetensors, without which no other"):
         Segmenter.load(tmp_path, classes=["a", "b"])
@@ -147,6 +148,7 @@ def test_a_folder_of_an_early_version_has_no_text_tower(tmp_path):
 
 def test_weights_that_do_not_fit_the_configuration(tmp_path):
     served.make(tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"mlp_dim": 32', '"mlp_dim": 48'))
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit the model\. of another"):
