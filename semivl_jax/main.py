@@ -128,7 +128,6 @@ def main(argv: Sequence[str]) -> int:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
     sys.unraisablehook = _without_late_writes
     # Imported late so that --help and errors of flags are fast.
-    from semivl_jax import config as config_lib
     from semivl_jax.train import distributed
 
     try:
@@ -139,8 +138,6 @@ def main(argv: Sequence[str]) -> int:
             process_id=_PROCESS.value,
             timeout=_TIMEOUT.value,
         )
-        chosen = config_flags.get_override_values(flags.FLAGS["config"])
-        config_lib.drop_other_fields(_CONFIG.value, chosen=chosen)
         return _run(_MODE.value, _CONFIG.value)
     except KeyboardInterrupt:
         print(
@@ -173,6 +170,7 @@ def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
 
 def _run(mode: str, config: ConfigDict) -> int:
     """The mode, to its end or until the run is stopped."""
+    from semivl_jax.config import drop_other_fields
     from semivl_jax.experiment import run
     from semivl_jax.train import distributed
     from semivl_jax.train.loop import Stopped
@@ -180,6 +178,7 @@ def _run(mode: str, config: ConfigDict) -> int:
     # Tracing makes millions of objects that stay; collecting garbage among them is slow.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    drop_other_fields(config, chosen=config_flags.get_override_values(flags.FLAGS["config"]))
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
     try:
         {"train": run.train, "evaluate": run.evaluate, "check": run.check}[mode](config, workdir)
