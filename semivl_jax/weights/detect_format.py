@@ -92,7 +92,9 @@ def detect_format(checkpoint: Checkpoint, name: str = "") -> Format:
             "needs no conversion"
         )
     found = [form for form in FORMATS if form.matches(checkpoint.state)]
-    architecture = checkpoint.config.get("architecture")  # in config.json of timm's repositories
+    architecture = (checkpoint.config or {}).get(
+        "architecture"
+    )  # in config.json of timm's repositories
     found = [form for form in found if form.name == f"timm_{architecture}"] or found
     if len(found) == 1:
         return found[0]

@@ -90,10 +90,10 @@ def _read_config(path: Path) -> dict[str, Any] | None:
 def _read_file(path: Path, entry: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with path.open("rb") as stream:
         start = stream.read(64)
+    if start[8:9] == b"{":  # the bytes before are the length of the header of safetensors
+        return store.load_flat(path)
     if start.startswith(b"PK"):
         return _read_archive(path, entry), {}
-    if start[8:9] == b"{":
-        return store.load_flat(path)
     if start.startswith(b"\x80"):  # a pickle
         return _unpacked(torch_files.read_saved(path), path, entry), {}
     if start.startswith(store.LFS_POINTER):

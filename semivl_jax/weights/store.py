@@ -78,6 +78,8 @@ def what_it_is(path: Path) -> str:
         return ""
     with path.open("rb") as stream:
         start = stream.read(64)
+    if start[8:9] == b"{":  # safetensors; the bytes before are the length of its header
+        return ""
     if start.startswith(LFS_POINTER):
         return "is a pointer of Git LFS and not the file itself; run git lfs pull, or download it"
     if start.startswith(b"PK"):
