@@ -10,17 +10,15 @@ the percentage of these labels that is right.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from semivl_jax import utils
-from semivl_jax.config import default_config
 from semivl_jax.experiment import data as data_lib
 from semivl_jax.experiment import experiment as experiment_lib
+from semivl_jax.experiment import workdir
 from semivl_jax.experiment.pseudo_label_quality import ImageLabeller, PseudoLabelQuality
 from semivl_jax.train import sharding
 from semivl_jax.train.checkpoint import Checkpoints
@@ -37,12 +35,10 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Prints the table."""
     options = parser().parse_args()
-    path = options.workdir / "config.json"
-    if not path.is_file():
-        sys.exit(f"error: {options.workdir} holds no run; name a workdir of main")
-    stored, config = json.loads(path.read_text(encoding="utf8")), default_config()
-    config.method = ConfigDict(stored.pop("method"))
-    config.update(stored)  # lists become tuples
+    try:
+        config = workdir.read(options.workdir)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     data = data_lib.open_data(config)
     images = len(data.split.unlabelled) or len(data.split.labelled)
     experiment = experiment_lib.build(config, data.info, images_per_epoch=images)

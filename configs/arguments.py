@@ -11,6 +11,7 @@ RECIPES = {
     "unimatch": "two strong views and a feature perturbation, no guidance, EMA teacher",
     "fixmatch": "one strong view with CutMix, no feature perturbation, no guidance, EMA teacher",
     "supervised": "labelled images only, as many steps as the default",
+    "cw_bass": "the default with weights by confidence and the threshold that method.threshold names",
 }
 """Values of `recipe`, an option that every published configuration has."""
 

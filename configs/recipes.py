@@ -4,6 +4,9 @@ from ml_collections import ConfigDict
 
 from semivl_jax.config import set_method
 
+ON_SEMIVL = {"cw_bass": "cw_bass_semivl"}
+"""Recipe → its method where the configuration is SemiVL; elsewhere the recipe is the method."""
+
 
 def apply(config: ConfigDict, recipe: str, *, unlabelled: int) -> None:
     """Changes a configuration to one of `arguments.RECIPES`.
@@ -15,6 +18,9 @@ def apply(config: ConfigDict, recipe: str, *, unlabelled: int) -> None:
         method.teacher, method.cutmix_partner = "student", "same_image"
     elif recipe != "default":
         same = {"criterion": method.criterion, "dropout_passes": method.dropout_passes}
-        set_method(config, recipe, **same)
+        if recipe == "cw_bass" and same["criterion"] == "focal_dice":
+            same["criterion"] = "cross_entropy"  # the other cannot weight single pixels
+        guided = method.name == "semivl" and recipe in ON_SEMIVL
+        set_method(config, ON_SEMIVL[recipe] if guided else recipe, **same)
     if recipe == "supervised":
         config.epoch_images = unlabelled

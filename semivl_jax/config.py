@@ -107,6 +107,8 @@ def _data() -> ConfigDict:
     # all, or a file of ids
     data.split = "1_8"
     data.split_seed = 0  # draws the labelled images of a share or number; not 0: no published list
+    # Share of the labelled images, at least 8 and at most a quarter, that method.calibrate withholds
+    data.calibration_share = 0.05
     data.unlabelled = ""  # file of ids; empty: every training image that is not labelled
     # NAME=FOLDER, …: further images for streams of a method (docs/methods.md)
     data.extra_sources = ""

@@ -2,7 +2,7 @@
 
 They lie in tests/golden; SEMIVL_GOLDEN_DIR names another folder of files of the same kinds (other seeds,
 sizes and hyper-parameters), and the tests must pass on those unchanged. A file that is not in that folder
-is read from tests/golden.
+is read from tests/golden. Those of further methods lie in the folder `methods` below either.
 """
 
 import json
@@ -31,7 +31,7 @@ class Golden:
 
     def __init__(self, name: str, folder: Path | None = None):
         path = (folder or golden_dir()) / f"{name}.npz"
-        with np.load(path if path.is_file() else OWN / path.name) as file:
+        with np.load(path if path.is_file() else OWN / f"{name}.npz") as file:
             self._arrays = {key: file[key] for key in file.files}
         self.meta = json.loads(str(self._arrays["meta"]))
 

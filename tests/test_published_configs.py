@@ -11,7 +11,7 @@ import sys
 import jax
 import pytest
 
-from configs import ade, arguments, cityscapes, coco, unimatch_v2, voc, voc_ablation
+from configs import ade, arguments, cityscapes, coco, cw_bass, unimatch_v2, voc, voc_ablation
 from semivl_jax.config import default_config, validate
 from semivl_jax.data import published_splits
 from semivl_jax.experiment import build_step, data, experiment, run
@@ -33,6 +33,11 @@ SPECS = [
       for dataset, module in unimatch_v2.FAMILIES.items()
       for split, backbone, finetune
       in itertools.product(module.SPLITS, unimatch_v2.BACKBONES, unimatch_v2.FINETUNE)),
+    *(f"cw_bass:{dataset},{split}" for dataset, module in unimatch_v2.FAMILIES.items()
+      for split in module.SPLITS),
+    *(f"cw_bass:voc,92,threshold={rule}" for rule in cw_bass.RULES),
+    *(f"cw_bass:{dataset},{split},version=v1" for dataset in cw_bass.V1_LR
+      for split in FAMILIES[dataset].SPLITS),
 ]  # fmt: skip
 
 

@@ -53,6 +53,7 @@ class TrainPipeline:
       process_index: which of the run's processes this is.
       process_count: how many there are.
       extra_sources: further images by the name in `Stream.source`; all of their records are used.
+      calibration: record indices of the labelled images that a stream may take as "calibration".
 
     Raises:
       ValueError: a batch that the processes cannot share, a stream without images or with the name of
@@ -73,6 +74,7 @@ class TrainPipeline:
         process_index: int = 0,
         process_count: int = 1,
         extra_sources: Mapping[str, Source] | None = None,
+        calibration: Sequence[int] = (),
     ) -> None:
         keys = ["labelled", *(key for stream in streams for key in stream.keys)]
         if len(set(keys)) != len(keys):
@@ -80,6 +82,8 @@ class TrainPipeline:
                 f"two streams have crops of the same name: {', '.join(keys)}; rename one"
             )
         sources = {"unlabelled": (source, unlabelled)}
+        if calibration:
+            sources["calibration"] = source, calibration
         for name, extra in (extra_sources or {}).items():
             sources[name] = extra, range(len(extra))
         # Labelled images are repeated to the length of the unlabelled ones, if a stream has these.

@@ -23,11 +23,15 @@ _EVERY_LABEL = "all"
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Record indices of the labelled and the unlabelled images, and the origin of the labelled list."""
+    """Record indices of the labelled and the unlabelled images, and the origin of the labelled list.
+
+    `calibration`: labelled images that are withheld, so `labelled` does not contain them.
+    """
 
     labelled: tuple[int, ...]
     unlabelled: tuple[int, ...]
     origin: str = dataclasses.field(compare=False)
+    calibration: tuple[int, ...] = ()
 
 
 def resolve_split(
@@ -100,6 +104,28 @@ def draw_ids(ids: Sequence[str], count: int, *, seed: int) -> list[str]:
     order = sorted(ids)
     random.Random(seed).shuffle(order)
     return order[:count]
+
+
+def withhold(
+    labelled: Sequence[int], *, share: float, seed: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(labelled images that stay, images withheld for calibration).
+
+    Withheld are a share of the images, but at least 8 and at most a quarter of them.
+
+    Raises:
+      ValueError: there are fewer than four labelled images.
+    """
+    count = min(max(8, round(share * len(labelled))), len(labelled) // 4)
+    if not count:
+        raise ValueError(
+            f"method.calibrate = True withholds a quarter of the labelled images at most, but there are "
+            f"{len(labelled)}; label at least 4, or set method.calibrate = False"
+        )
+    order = list(labelled)
+    random.Random(seed).shuffle(order)
+    taken = set(order[:count])
+    return tuple(i for i in labelled if i not in taken), tuple(order[:count])
 
 
 def labelled_count(

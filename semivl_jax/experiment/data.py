@@ -35,11 +35,11 @@ class Data:
     extra: Mapping[str, source_lib.Source] = dataclasses.field(default_factory=dict)
 
     def lists(self) -> dict[str, list[str]]:
-        """Ids of the labelled and the unlabelled images."""
-        return {
-            "labelled": [self.train.ids[index] for index in self.split.labelled],
-            "unlabelled": [self.train.ids[index] for index in self.split.unlabelled],
-        }
+        """Ids of the labelled and the unlabelled images, and of withheld ones."""
+        chosen = {"labelled": self.split.labelled, "unlabelled": self.split.unlabelled}
+        if self.split.calibration:
+            chosen["calibration"] = self.split.calibration
+        return {name: [self.train.ids[index] for index in of] for name, of in chosen.items()}
 
 
 def open_data(config: ConfigDict) -> Data:
@@ -64,6 +64,11 @@ def open_data(config: ConfigDict) -> Data:
         seed=settings.split_seed,
         supervised=not method.reads_unlabelled,
     )
+    if any(stream.source == "calibration" for stream in method.streams):
+        kept, calibration = splits.withhold(
+            split.labelled, share=settings.calibration_share, seed=settings.split_seed
+        )
+        split = dataclasses.replace(split, labelled=kept, calibration=calibration)
     validation = source_lib.open_source(directory, "validation")
     extra = _extra_sources(settings, method)
     return Data(info=train.info, train=train, validation=validation, split=split, extra=extra)
@@ -79,7 +84,7 @@ def _extra_sources(settings: ConfigDict, method: methods.Method) -> dict[str, so
                 f"data.extra_sources = {settings.extra_sources!r}: write NAME=FOLDER, …"
             )
         folders[name.strip()] = folder.strip()
-    needed = {stream.source for stream in method.streams} - {"unlabelled"}
+    needed = {stream.source for stream in method.streams} - {"unlabelled", "calibration"}
     missing = sorted(needed - folders.keys())
     if missing:
         raise ValueError(

@@ -104,6 +104,7 @@ class Experiment:
             data.split.unlabelled,
             streams=self.modules.method.streams,
             extra_sources=data.extra,
+            calibration=data.split.calibration,
             batch=self.config.batch,
             geometry=geometry,
             seed=self.config.seed,

@@ -2,6 +2,7 @@
 
     config.json                    the configuration
     labelled.txt, unlabelled.txt   ids of the training images, one per line
+    calibration.txt                ids of labelled images that the method withholds
 
 A run can be resumed only with the same configuration, except for keys that do not change the result.
 """
@@ -16,6 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from semivl_jax import utils
+from semivl_jax.config import default_config
 
 CONFIG = "config.json"
 
@@ -81,6 +83,24 @@ def check(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} belongs to a run with {', '.join(differing[:4])}; choose another --workdir, "
             "delete that one, or set the same values"
         )
+
+
+def read(workdir: Path) -> ConfigDict:
+    """The configuration of the run in a folder.
+
+    Raises:
+      ValueError: the folder holds no run.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        raise ValueError(f"{workdir} holds no run (there is no {CONFIG}); name a workdir of main")
+    try:
+        stored, config = json.loads(path.read_text(encoding="utf8")), default_config()
+        config.method = ConfigDict(stored.pop("method"))
+        config.update(stored)  # lists become tuples
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no configuration of this version: {error}") from error
+    return config
 
 
 def claim_lists(workdir: Path, lists: Mapping[str, Sequence[str]], *, writes: bool = True) -> None:

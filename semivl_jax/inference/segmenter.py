@@ -29,6 +29,7 @@ from semivl_jax.evaluation import visualize
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.inference.load import Model, open_model
 from semivl_jax.text import class_names
+from semivl_jax.types import IGNORE_INDEX
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -70,7 +71,11 @@ class Segmentation:
     def mask(self) -> Image.Image:
         """The labels as a palette image."""
         picture = Image.fromarray(self.labels)
-        picture.putpalette(self.palette.tobytes())
+        colours = self.palette.tobytes()
+        if (self.labels == IGNORE_INDEX).any():
+            # Pillow writes as few bits as the palette needs.
+            colours = colours.ljust(3 * (IGNORE_INDEX + 1), b"\xff")
+        picture.putpalette(colours)
         return picture
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -99,9 +104,11 @@ class Segmenter:
         window = model.window
         if batch is not None:
             window = dataclasses.replace(window, window_batch=batch)
+        window = window.for_prediction()
+        self._sums_probabilities = window.sums_probabilities
         self._evaluator = Evaluator(
             model.network,
-            window.for_prediction(),
+            window,
             num_classes=model.info.num_classes,
             devices=devices,
         )
@@ -164,6 +171,14 @@ class Segmenter:
         for found in self._evaluator.predict(self._variables, read(), scores=scores):
             image = waiting.popleft()
             yield Segmentation(found.labels, found.scores, self.names, image, self.palette)
+
+    def probabilities(self, segmentation: Segmentation) -> Float32[np.ndarray, "h w n"]:
+        """Class probabilities from the scores of a segmentation of this model."""
+        scores = segmentation.scores
+        if self._sums_probabilities:
+            return scores / scores.sum(-1, keepdims=True)
+        shifted = np.exp(scores - scores.max(-1, keepdims=True))
+        return shifted / shifted.sum(-1, keepdims=True)
 
 
 def as_rgb(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:

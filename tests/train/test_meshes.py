@@ -8,6 +8,7 @@ which changes the gradient by about one part in the 8192 pixels.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,19 @@ from tests.train.tiny_experiment import batch_of, step_of
 
 STEPS = 3
 SETTINGS = {"optim__name": "sgd", "optim__lr": 0.002}
+SMOOTH = {"method__threshold": "soft_match", "method__balance_classes": False,
+          "method__boundary_weight": 0.0}  # fmt: skip
+"""CW-BASS without a threshold."""
+OTHERS = {
+    "cw_bass": {**SMOOTH, "method": "cw_bass", "method__calibrate": True},
+    "cw_bass_semivl": {**SMOOTH, "method": "cw_bass_semivl"},
+}
+"""Further methods that must not depend on the arrangement of the devices."""
 
 
 def build(devices, *, method=None, **fields):
-    pixelavg = {} if method == "supervised" else {"method__confidence_mode": "pixelavg"}
+    smooth = method == "supervised" or SMOOTH["method__threshold"] in fields.values()
+    pixelavg = {} if smooth else {"method__confidence_mode": "pixelavg"}
     return tiny_experiment.build(devices, method=method, **{**SETTINGS, **pixelavg, **fields})
 
 
@@ -54,7 +64,9 @@ def assert_same(found, expected):
     """Starts equal, everything afterwards within 1e-5."""
     jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
     assert found[1].keys() == expected[1].keys()
-    for name in [*(name for name in expected[1] if "loss" in name), "guidance_s1", "confident"]:
+    for name in (
+        name for name in expected[1] if re.match("loss|guidance_s1|confident|calib", name)
+    ):
         values = expected[1][name]
         np.testing.assert_allclose(found[1][name], values, atol=1e-5, rtol=0, err_msg=name)
     ours, theirs = (
@@ -122,9 +134,18 @@ def test_parts_one_after_another(alone):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_methods_split_over_devices(case):
+    found, alone = (train(count, **OTHERS[case]) for count in (8, 1))
+    assert_same(found, alone)
+    assert moved(alone) > 5e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
+        *OTHERS.values(),
         {"method": "unimatch_v2", "method__cutmix_partner": "same_image", "method__teacher": "student"},
         {"method": "zegclip", "method__dropout_passes": "none"},
     ],

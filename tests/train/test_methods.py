@@ -39,6 +39,9 @@ METHODS = {
         "semivl", {"model.conv_encoder": "resnet101_v1c", "model.out_indices": (1, 2)},
     ),
     "fixmatch": ("fixmatch", DEEPLAB),
+    "cw_bass": ("cw_bass", {**DEEPLAB, "method.threshold": "class_adaptive", "method.calibrate": True}),
+    "cw_bass_v1": ("cw_bass_v1", DEEPLAB),
+    "cw_bass_semivl": ("cw_bass_semivl", {"method.threshold": "free_match"}),
     "supervised": ("supervised", DEEPLAB),
     "zegclip": (
         "zegclip",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from semivl_jax.train.methods.base import Method
+from semivl_jax.train.methods.cw_bass import CWBass, CWBassSemiVL, CWBassV1
 from semivl_jax.train.methods.fixmatch import FixMatch
 from semivl_jax.train.methods.semivl import SemiVL
 from semivl_jax.train.methods.supervised import Supervised
@@ -21,6 +22,9 @@ METHODS: dict[str, type[Method]] = {
     "unimatch_v2": UniMatchV2,
     "semivl": SemiVL,
     "zegclip": ZegCLIP,
+    "cw_bass": CWBass,
+    "cw_bass_v1": CWBassV1,
+    "cw_bass_semivl": CWBassSemiVL,
 }
 """A new method is a file in this folder and a line here."""
 
