@@ -18,8 +18,10 @@ def apply(config: ConfigDict, recipe: str, *, unlabelled: int) -> None:
         method.teacher, method.cutmix_partner = "student", "same_image"
     elif recipe != "default":
         same = {"criterion": method.criterion, "dropout_passes": method.dropout_passes}
-        if recipe == "cw_bass" and same["criterion"] == "focal_dice":
-            same["criterion"] = "cross_entropy"  # the other cannot weight single pixels
+        if recipe == "cw_bass":  # weights single pixels
+            same["confidence_mode"] = "pixelwise"
+            if same["criterion"] == "focal_dice":
+                same["criterion"] = "cross_entropy"
         guided = method.name == "semivl" and recipe in ON_SEMIVL
         set_method(config, ON_SEMIVL[recipe] if guided else recipe, **same)
     if recipe == "supervised":
