@@ -5,6 +5,10 @@
     python -m semivl_jax.prepare all --check
     python -m semivl_jax.prepare weights
     python -m semivl_jax.prepare weights --from=ViT-B-16.pt
+    python -m semivl_jax.prepare ood web --model clip:clip_vit_b16.safetensors --classes classes.txt
+
+`ood FOLDER` labels the images below FOLDER/images with an open-vocabulary model, for methods that train on
+them beside the run's own (docs/methods.md): FOLDER/masks/NAME.png, 8 bits, and FOLDER/classes.txt.
 
 The same command again goes on where it stopped, and does nothing where everything is there. Training does the
 same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something missing,
@@ -31,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
     """Prepares what the arguments name and returns the exit code."""
     options = parser().parse_args(argv)
     stopped = "stopped; the same command goes on from here"
+    if options.target == "ood":
+        return utils.run_command(lambda: _ood(options), stopped=stopped)
     if options.target == "weights":
         return utils.run_command(lambda: _weights(options), stopped=stopped)
     codes = []
@@ -97,16 +103,48 @@ def _weights(options: argparse.Namespace) -> int:
     return 0
 
 
+def _ood(options: argparse.Namespace) -> int:
+    from semivl_jax.inference import files, label_folder
+    from semivl_jax.inference.segmenter import Segmenter
+
+    if not options.folder or not options.model:
+        raise ValueError(
+            "ood needs a folder and a model: python -m semivl_jax.prepare ood FOLDER --model clip:WEIGHTS "
+            "--classes FILE"
+        )
+    folder = Path(options.folder).expanduser()
+    images = files.find_images([str(folder / "images")], without=folder / "masks")
+    segmenter = Segmenter.load(
+        options.model, classes=options.classes, definitions=options.definitions
+    )
+    made = label_folder.write_labels(folder, images, segmenter)
+    print(
+        f"{made} of {len(images)} images labelled, the others were: {folder / 'masks'}", flush=True
+    )
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     made = utils.Parser("semivl_jax.prepare", __doc__)
     add = made.add_argument
-    add("target", choices=(*builders.PUBLISHED, "all", "weights"),
-        help="a data set, all of them (but coco_instances), or the weights of CLIP ViT-B/16")  # fmt: skip
+    add("target", choices=(*builders.PUBLISHED, "all", "weights", "ood"),
+        help="a data set, all of them (but coco_instances), the weights of CLIP ViT-B/16, or labels for "
+        "a folder of images")  # fmt: skip
+    add("folder", nargs="?", default="", help="of ood: the folder that has images/")
     add("--data_dir", default=utils.DATA_DIRECTORY,
         help="folder of the prepared data sets; default: %(default)s")  # fmt: skip
     add("--manual_dir", default="", help="folder with archives that you downloaded yourself")
     add("--check", action="store_true", help="only list what is there and what is missing")
+    add = made.add_argument_group("ood").add_argument
+    add("--model", default="", metavar="DIR|hf://USER/REPO|clip:WEIGHTS",
+        help="what labels the images: a run, a model on the hub, or CLIP weights")  # fmt: skip
+    add("--classes", metavar="FILE|a,b,c",
+        help="the classes of the training that will use the labels; lines of FILE: name, or name: "
+        "concept, …; default: those of the model")  # fmt: skip
+    add("--definitions", nargs="?", const="concept", choices=("concept", "concept_average"),
+        help="describe classes by their concepts: the best of them (concept, if nothing follows), or "
+        "their mean (concept_average)")  # fmt: skip
     add = made.add_argument_group("weights").add_argument
     add("--from", dest="given", default="", help="a file or folder that you downloaded yourself")
     add("--source", choices=("openai", "huggingface"), default="",
