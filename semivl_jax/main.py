@@ -6,8 +6,8 @@
 
 On several machines the same command runs on each of them (docs/scaling.md).
 
-The same command resumes a run. Exit codes: 0 done, 2 an error in configuration or data (one sentence),
-130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+The same command resumes a run. Exit codes: 0 done, 2 an error in configuration or data, 3 a fault of the
+system such as a full disk (one sentence each), 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ def default_workdir(config_flag: str) -> Path:
     return Path("runs") / re.sub(r"[^\w.=+]+", "-", name).strip("-")
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; libraries are quiet unless --verbosity says otherwise."""
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; libraries are quiet unless --verbosity or --debug says otherwise."""
     _check_configuration(argv)
+    argv[1:] = _configuration_first(argv[1:])  # in place: config_flags reads sys.argv
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, OSError) as error:
@@ -79,8 +80,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         key = next(named, None)
         print(f"error: {key + ': no such key; ' if key else ''}{_sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = logging.ERROR
+    if flags.FLAGS["verbosity"].using_default_value and not _DEBUG.value:
+        flags.FLAGS.verbosity = logging.FATAL
     return rest
 
 
@@ -104,6 +105,15 @@ def _check_configuration(argv: Sequence[str]) -> None:
     sys.exit(2)
 
 
+def _configuration_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with --config=FILE, or --config FILE, before the fields that change it."""
+    for index, argument in enumerate(arguments):
+        if re.match(r"--?config(=|$)", argument):
+            end = index + 1 if "=" in argument else index + 2
+            return [*arguments[index:end], *arguments[:index], *arguments[end:]]
+    return list(arguments)
+
+
 def _sentence(error: Exception | str) -> str:
     """The message on one line, without the traceback that ml_collections quotes in it."""
     text = " ".join(str(error).replace("\\n", " ").split())
@@ -116,6 +126,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `--mode` and returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option starts with --")
+    sys.unraisablehook = _without_late_writes
     # Imported late so that --help and errors of flags are fast.
     from semivl_jax.train import distributed
 
@@ -133,22 +144,33 @@ def main(argv: Sequence[str]) -> int:
             "interrupted at once; the same command goes on from the last checkpoint, if there is one"
         )
         return 128 + signal.SIGINT
-    except (ValueError, OSError) as error:
-        if _DEBUG.value:
-            raise
-        # One sentence, or a list of files with a line for each.
-        print("error: " + "\n".join(map(_sentence, str(error).splitlines())), file=sys.stderr)
-        distributed.abort(2)
-        return 2
-    except Exception:
+    except Exception as error:
+        fault = None if isinstance(error, ValueError) else utils.fault_in(error)
+        if (fault or isinstance(error, (ValueError, OSError))) and not _DEBUG.value:
+            # One sentence, or a list of files with a line for each.
+            lines = str(fault or error).splitlines()
+            print("error: " + "\n".join(map(_sentence, lines)), file=sys.stderr)
+            code = fault.exit_code if fault else 2
+            distributed.abort(code)
+            return code
         if distributed.has_peers():
             traceback.print_exc()
             distributed.abort(1)
         raise
 
 
+def _without_late_writes(unraisable: sys.UnraisableHookArgs) -> None:
+    """Prints an exception of a thread, but not those of writes that end after the failure of another one.
+
+    TensorStore, which writes checkpoints, has one for each of them.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def _run(mode: str, config: ConfigDict) -> int:
     """The mode, to its end or until the run is stopped."""
+    from semivl_jax.config import drop_other_fields
     from semivl_jax.experiment import run
     from semivl_jax.train import distributed
     from semivl_jax.train.loop import Stopped
@@ -156,6 +178,7 @@ def _run(mode: str, config: ConfigDict) -> int:
     # Tracing makes millions of objects that stay; collecting garbage among them is slow.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    drop_other_fields(config, chosen=config_flags.get_override_values(flags.FLAGS["config"]))
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
     try:
         {"train": run.train, "evaluate": run.evaluate, "check": run.check}[mode](config, workdir)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semivl_jax import utils
+from semivl_jax.data.find_images import describe_left_out
 from semivl_jax.inference import files
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _predict(options: argparse.Namespace) -> int:
     begun = time.perf_counter()
     utils.use_compilation_cache(options.compilation_cache)
     out = files.ResultFolder(Path(options.out).expanduser(), scores=options.save_scores)
-    found = files.find_images(options.images, without=out.root)
+    found, left_out = files.find_images(options.images, without=out.root)
     segmenter = Segmenter.load(
         options.model,
         classes=options.classes,
@@ -69,6 +70,8 @@ def _predict(options: argparse.Namespace) -> int:
         f"writing), after {loaded - begun:.1f} s to load the model{skipped}\n"
         f"masks, overlays{', scores' * options.save_scores}: {out.root}"
     )
+    if left_out:
+        print(describe_left_out(left_out))
     if unreadable:
         print(f"{len(unreadable)} images could not be read:", file=sys.stderr)
         for message in unreadable:

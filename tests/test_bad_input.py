@@ -107,9 +107,20 @@ def test_workdir_of_another_configuration(tmp_path):
     workdir.claim(tmp_path, changed())
     workdir.claim(tmp_path, changed(data__workers=4, log_every=1, max_skipped_steps=9))
     workdir.claim(tmp_path, changed(mesh__fsdp=2, accumulation=2))
+    workdir.claim(tmp_path, changed(data__folder="/new/photos"))
     with pytest.raises(ValueError, match=r"belongs to a run with optim\.lr = 0\.0001 \(now 0\.5\)"):
         workdir.claim(tmp_path, changed(optim__lr=0.5))
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 1e-4
+
+
+def test_lists_that_moved_with_their_folder(tmp_path):
+    workdir.claim(tmp_path, changed(data__split="/old/photos/few.txt", data__folder="/old/photos"))
+    workdir.claim(tmp_path, changed(data__split="/new/photos/few.txt", data__folder="/new/photos"))
+    for split in ("/new/photos/more.txt", "1_4", "few.txt"):
+        with pytest.raises(
+            ValueError, match=r"belongs to a run with data\.split = '/new/photos/few"
+        ):
+            workdir.claim(tmp_path, changed(data__split=split))
 
 
 def test_evaluation_of_a_run_that_is_not_there_leaves_no_trace(tmp_path):

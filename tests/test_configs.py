@@ -30,6 +30,7 @@ def test_check_reports_the_step(monkeypatch):
 
 def test_configurations_are_valid_and_have_the_keys_of_the_default():
     known = set(default_config().to_dict())
-    for config in (demo.get_config(), tiny.get_config(), folder.get_config("/photos")):
+    light = folder.get_config("/photos,model=light")
+    for config in (demo.get_config(), tiny.get_config(), folder.get_config("/photos"), light):
         validate(config)
         assert set(config.to_dict()) == known

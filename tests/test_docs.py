@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 
+from semivl_jax import prepare_folder, prepare_ood
 from semivl_jax.config import default_config
 from semivl_jax.train import methods
 from tests.command import ROOT
@@ -72,8 +73,12 @@ def test_commands_exist(page, module, arguments, capsys):
         # Options that may be left out are checked too; placeholders get a value.
         values = {"…": "x", "DATASET": "voc"}
         bare = [argument.strip("[]") for argument in arguments]
+        parser = importlib.import_module(module).parser
+        if bare[0] in ("folder", "ood"):
+            own = {"folder": prepare_folder.folder_parser, "ood": prepare_ood.ood_parser}
+            parser, bare = own[bare[0]], bare[1:]
         try:
-            importlib.import_module(module).parser().parse_args([values.get(a, a) for a in bare])
+            parser().parse_args([values.get(a, a) for a in bare])
         except SystemExit:
             pytest.fail(f"{page}: {module} {shlex.join(arguments)}: {capsys.readouterr().err}")
 

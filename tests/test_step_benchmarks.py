@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from benchmarks import demo_ablation, hbm_traffic, precision, tpu_compile, workload
+from semivl_jax.config import drop_other_fields, validate
 from tests.command import ROOT, environment
+from tfds_builders.shapes import words
 
 
 def test_the_step_is_timed(tmp_path):
@@ -44,11 +46,28 @@ def test_precisions_are_compared_with_the_deviation_of_the_seeds():
 
 def test_rows_of_the_ablation_add_up_to_the_demo():
     rows = demo_ablation.rows()
-    assert len(rows) == len(demo_ablation.STEPS) + 1
+    assert len(rows) == len(demo_ablation.STEPS) + len(demo_ablation.RATES)
     assert rows["+ class definitions"] == {}
-    config = workload.load_config("configs/demo.py")
     for fields in rows.values():
-        config.update_from_flattened_dict({key: config[key] for key in fields})  # they exist
+        config = workload.load_config(
+            "configs/demo.py", [f"{key}={value}" for key, value in fields.items()]
+        )
+        drop_other_fields(config)
+        validate(config)
+
+
+def test_ablation_takes_the_classes_of_the_best_evaluation(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    lines = [
+        {"step": step, "eval/miou": 0.0, "eval/miou_ema": miou, "eval/iou/tiger": tiger,
+         **{f"eval/iou/{name}": 10.0 for name in words.CLASSES if name != "tiger"}}
+        for step, miou, tiger in ((4, 30.0, 50.0), (8, 20.0, 90.0))
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = demo_ablation.scores(tmp_path)
+    assert scores == {"mIoU": 30.0, "tiger, leopard": 30.0, "several concepts": 10.0}
+    table = demo_ablation.format_table({"row": [scores, scores]}, title="demo")
+    assert "| row | 30.0 ± 0.0 | 30.0 ± 0.0 | 10.0 ± 0.0 |" in table
 
 
 def test_traffic_of_a_tpu_program():

@@ -32,7 +32,9 @@ def fake(folder, name, code=0):
 
 def test_finished_runs_are_skipped_and_a_failure_stops_no_other(tmp_path, capsys):
     runs = [fake(tmp_path, "a"), fake(tmp_path, "b", code=3), fake(tmp_path, "c")]
-    assert sweep.run_all(runs) == [runs[1]]
+    finished = []
+    assert sweep.run_all(runs, finished=lambda: finished.append(runs[0].result())) == [runs[1]]
+    assert finished == [runs[0].result()] * 2
     printed = capsys.readouterr().out
     assert f"b: failed with exit code 3; see {runs[1].workdir / 'log.txt'}" in printed
     assert runs[0].result() == sweep.Result(best=30.0, last=20.0)
@@ -74,7 +76,22 @@ def test_commands_of_a_plan():
     assert command[-2:] == ["--config.batch=16", "--config.seed=5"]
 
 
+def test_methods_share_splits_and_seeds():
+    options = sweep._parse(["configs/demo.py", "--methods=supervised,semivl", "--seeds=0,1"])
+    groups = sweep.plan(options)
+    assert list(groups) == ["supervised", "semivl"]
+    command = groups["semivl"][1].command()
+    assert "--config=configs/demo.py" in command
+    assert "--workdir=runs/demo/semivl-seed1" in command
+    assert command[-2:] == ["--config.method.name=semivl", "--config.seed=1"]
+    options = sweep._parse(["configs/voc.py", "--methods=fixmatch", "--splits=92,183"])
+    assert list(sweep.plan(options)) == ["92, fixmatch", "183, fixmatch"]
+
+
 def test_errors_are_one_sentence(capsys):
+    with pytest.raises(SystemExit):
+        sweep.main(["configs/voc.py", "--methods=semivl,fixmach"])
+    assert "--methods 'fixmach' is unknown; choose from supervised" in capsys.readouterr().err
     assert sweep.main(["configs/voc.py", "--splits=92", "--set", "batch"]) == 2
     assert "--set 'batch' is not KEY=VALUE" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -91,10 +108,12 @@ def test_a_real_training_is_run_once(tmp_path, capsys, monkeypatch):
     command += [f"--set={key}={value}" for key, value in fields.items()]
     assert sweep.main(command) == 0, log.read_text()
     first = capsys.readouterr().out
+    assert "finished after 2 steps" in first and "finished after 2 steps" in log.read_text()
+    assert (tmp_path / "report.html").exists()
     written = json.loads((tmp_path / "1_2-seed3" / "config.json").read_text())
     assert (written["data"]["split"], written["seed"], written["steps"]) == ("1_2", 3, 2)
     assert sweep.main(command) == 0
     again = capsys.readouterr().out
     assert "1_2, seed 3: already finished" in again
-    assert first.splitlines()[-1] == again.splitlines()[-1]
+    assert first.splitlines()[-2:] == again.splitlines()[-2:]
     assert "| 1_2 | 1 of 1 |" in again

@@ -1,6 +1,7 @@
 """Progress of long work: bars on terminals only, lines elsewhere, neither colours nor control characters."""
 
 import contextlib
+import errno
 import os
 import pty
 import subprocess
@@ -94,3 +95,49 @@ def test_short_work_and_other_processes_say_nothing(clock, capfd):
         clock[0] = 300.0
         shown.update()
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (
+            errno.ENOSPC,
+            "No space left on device; free some space there and repeat the same command",
+        ),
+        (errno.EACCES, "Permission denied; give this user the permission"),
+        (errno.EROFS, "Read-only file system; mount"),
+        (errno.EDQUOT, "Disk quota exceeded; free"),
+    ],
+)
+@pytest.mark.parametrize("write", [utils.atomic_write, utils.replace_folder])
+def test_what_the_system_refuses_is_one_sentence_and_exit_code_3(
+    tmp_path, number, message, write, capsys
+):
+    path = tmp_path / "kept"
+
+    def command():
+        with write(path):
+            raise OSError(
+                number, os.strerror(number)
+            )  # as of a write to an open file: without its name
+
+    assert utils.run_command(command) == 3
+    assert f"error: {path}: {message}" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_other_errors_stay_what_they_are(tmp_path, capsys):
+    def command():
+        with utils.atomic_write(tmp_path / "kept"):
+            raise FileNotFoundError(errno.ENOENT, "No such file", "photo.png")
+
+    assert utils.run_command(command) == 2
+    assert "photo.png" in capsys.readouterr().err
+
+
+def test_libraries_hide_the_number_of_an_error():
+    error = ValueError(
+        "RESOURCE_EXHAUSTED: Failed to write: [OS error 28: No space left on device]"
+    )
+    assert str(utils.fault_in(error, "checkpoints")).startswith("checkpoints: No space left on")
+    assert utils.fault_in(ValueError("dimensions do not match"), "checkpoints") is None

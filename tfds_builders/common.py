@@ -5,10 +5,11 @@ PNG, grey or palette, whose values are class indices, 255 = ignore; **empty byte
 `captions` (texts, often none). Splits are "train" and "validation".
 
 Records keep the order in which the builder yields them. The metadata holds, beside names, palette and
-definitions, `ids` {part: [id, …]} in that order, `pixels` {part: [{value: count} | null, …]}, the
-label values of every image (null = no label), and `sizes` {part: [[rows, columns], …]}: choosing
-labelled images and reporting on them reads no record. Every image and label is decoded once before it is
-written. TFDS receives encoded bytes only, so that neither preparing nor reading needs TensorFlow.
+definitions, `ids` {part: [id, …]} in that order, `pixels` {part: [{value: count} | null, …]}, the label
+values of every image (null = no label), `sizes` {part: [[rows, columns], …]}, and `notes`
+{part: {note: number}} of the builder: choosing labelled images and reporting on them reads no record. Every
+image and label is decoded once before it is written. TFDS receives encoded bytes only, so that neither
+preparing nor reading needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from semivl_jax import utils
-from semivl_jax.data import download, images
+from semivl_jax.data import download, images, label_files
 from semivl_jax.data.dataset_info import DatasetInfo
 
 PARTS = ("train", "validation")
 
-_NOTES = ("ids", "pixels", "sizes")
+_PER_IMAGE = ("ids", "pixels", "sizes")
+_METADATA = (*_PER_IMAGE, "notes")
 
 
 class UnusableError(ValueError):
@@ -55,7 +57,7 @@ class Sample:
     """One image on its way into a data set: encoded bytes, or a path to them.
 
     `label` None means unlabelled. `origin` (by default the id) is what error messages call the image.
-    `problems` are those that its builder has found.
+    `problems` are those that its builder has found; `notes` are numbers that are added up over a part.
     """
 
     id: str
@@ -64,6 +66,7 @@ class Sample:
     captions: tuple[str, ...] = ()
     origin: str = ""
     problems: tuple[UnusableError, ...] = ()
+    notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +124,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             features=features(),
             homepage=self.HOMEPAGE,
             citation=self.citation,
-            metadata=tfds.core.MetadataDict(self.about().to_json() | {name: {} for name in _NOTES}),
+            metadata=tfds.core.MetadataDict(
+                self.about().to_json() | {name: {} for name in _METADATA}
+            ),
             disable_shuffling=True,  # record i is the i-th sample: the id list stays valid
         )
 
@@ -138,7 +143,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             `inspect` finds.
         """
         check = functools.partial(inspect, about=self.about())
-        notes: dict[str, list[Any]] = {name: [] for name in _NOTES}
+        columns: dict[str, list[Any]] = {name: [] for name in _PER_IMAGE}
+        notes: collections.Counter[str] = collections.Counter()
         seen: set[str] = set()
         problems: list[UnusableError] = []
         total = self.SIZES.get(part)
@@ -154,9 +160,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                         f"{self.name}: the id {sample.id!r} occurs twice in {part}; rename one image"
                     )
                 seen.add(sample.id)
-                notes["ids"].append(sample.id)
-                notes["pixels"].append(found.pixels)
-                notes["sizes"].append(list(found.size))
+                columns["ids"].append(sample.id)
+                columns["pixels"].append(found.pixels)
+                columns["sizes"].append(list(found.size))
+                notes.update(sample.notes)
                 yield (
                     len(seen) - 1,
                     {
@@ -172,8 +179,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             _raise_all(problems)
         if not seen:
             raise ValueError(f"{self.name}: the part {part!r} has no image; add some")
-        for name, values in notes.items():
+        for name, values in columns.items():
             self.info.metadata[name][part] = values
+        self.info.metadata["notes"][part] = dict(notes)
 
     def _generate_examples(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("builders return self.write(...) from _split_generators")
@@ -204,12 +212,13 @@ def inspect(sample: Sample, about: DatasetInfo) -> Inspected:
     try:
         data = _read(sample.image)
         image = images.decode_image(data)
+        images.check_size(image)
         sample = dataclasses.replace(sample, image=data)
         if sample.label is None:
             return Inspected(sample, image.shape[:2])
         what = f"label of {sample.origin or sample.id}"
         data = _read(sample.label)
-        label = images.decode_label(data)
+        label = label_files.decode_label(data)
         images.check_pair(image, label)
         images.check_labels(label, num_classes=about.num_classes)
     except (ValueError, OSError) as error:

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
-import unicodedata
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 IGNORE_INDEX = 255
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""Suffixes of images in folders."""
 
 
 def distinct_palette(num_classes: int) -> np.ndarray:
@@ -123,53 +118,3 @@ def _problem(
         if not concepts or not all(concept.strip() for concept in concepts):
             return f"gives class {name!r} an empty concept; name or remove it"
     return ""
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a user's text file, with or without a byte order mark, Unix or Windows line ends.
-
-    Accented letters are composed (NFC).
-
-    Raises:
-      ValueError: text that is not UTF-8.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} cannot be read as text ({error}); save it as UTF-8") from error
-    return unicodedata.normalize("NFC", text).splitlines()
-
-
-def parse_classes(lines: Sequence[str], *, where: str) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Class names and concepts from text lines `name` or `name: concept, concept`.
-
-    Empty lines are skipped. Without a colon a class is described by its name.
-
-    Raises:
-      ValueError: a line without a name before its colon, an empty concept, a name that an earlier line
-        has; `where` names the file.
-    """
-    names: list[str] = []
-    definitions = []
-    for number, line in enumerate(lines, start=1):
-        name, colon, rest = line.partition(":")
-        name = " ".join(name.split())
-        if not name and not rest.strip():
-            continue
-        if not name:
-            raise ValueError(f"{where} line {number} has concepts but no class name before ':'")
-        # A comma at the end is no further concept.
-        parts = rest.strip().removesuffix(",").split(",")
-        concepts = tuple(" ".join(part.split()) for part in parts)
-        if colon and not all(concepts):
-            raise ValueError(
-                f"{where} line {number}: class {name!r} has an empty concept; name it, or remove a comma "
-                "or the colon"
-            )
-        if name in names:
-            raise ValueError(
-                f"{where} line {number} names the class {name!r} twice; rename or remove one of them"
-            )
-        names.append(name)
-        definitions.append(concepts if colon else (name,))
-    return names, definitions

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from semivl_jax.data import deep_images
 from semivl_jax.data.dataset_info import IGNORE_INDEX
 
 HostImage = UInt8[np.ndarray, "h w 3"]
@@ -30,7 +31,11 @@ HostLabel = UInt8[np.ndarray, "label_h label_w"]
 ScaledImage = UInt8[np.ndarray, "new_h new_w 3"]
 
 # Modes of Pillow whose samples are no 8-bit values.
-_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+LEAST_SIDE = 4
+MOST_ASPECT = 32
+"""Limits of images: pixels of the shorter side, and how many times as long the longer one may be."""
 
 _PLAIN = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _ORIENTATION = 0x0112  # EXIF tag; 1 = upright
@@ -48,56 +53,50 @@ class Crop:
 def decode_image(data: bytes) -> HostImage:
     """An image file of any kind as RGB, turned upright by its EXIF data; transparency is dropped.
 
+    Samples of more than 8 bits are divided by the range that they use (`deep_images`).
+
     Raises:
-      ValueError: bytes that are no complete image, or samples of more than 16 bits.
+      ValueError: bytes that are no complete image, or samples that are negative or no numbers.
     """
     if _is_plain_jpeg(data):
         # The same pixels as Pillow's (a test compares them), without Pillow's copies.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _PLAIN)
         if pixels is not None:
             return pixels
-    return to_rgb(_open(data))
+    samples = deep_images.deep_samples(data)
+    if samples is None:
+        return to_rgb(open_upright(data)[0])
+    if data.startswith(deep_images.JPEG_2000):
+        open_upright(data)  # OpenCV reads also what is cut off
+    image = Image.fromarray(np.ascontiguousarray(deep_images.to_eight_bits(samples)))
+    image.getexif()[_ORIENTATION] = stored_size(data)[1]
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(image)
+
+
+def stored_size(data: bytes) -> tuple[tuple[int, int], int]:
+    """(rows, columns) of an image file as it is stored, and its EXIF orientation: 1 = upright.
+
+    ((0, 0), 1) where it cannot be read; `open_upright` raises with the reason.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        return image.size[::-1], int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return (0, 0), 1
 
 
 def to_rgb(image: Image.Image) -> HostImage:
-    """A decoded image of any mode as RGB; transparency is dropped.
+    """A decoded image of any mode as RGB; transparency is dropped, more than 8 bits as `deep_images`.
 
     Raises:
-      ValueError: samples of more than 16 bits.
+      ValueError: negative samples, or some that are no numbers.
     """
-    if image.mode in _DEEP_MODES:
-        gray = np.asarray(image)
-        if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
-            raise ValueError(
-                f"image of mode {image.mode} with values {gray.min()} … {gray.max()}; save it as 8-bit RGB"
-            )
-        return np.repeat((gray >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode in DEEP_MODES:
+        return deep_images.to_eight_bits(np.asarray(image))
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def decode_label(data: bytes) -> HostLabel:
-    """A label file: the palette indices or the grey values of its pixels.
-
-    Raises:
-      ValueError: bytes that are no complete image, a colour image, or values beyond 255.
-    """
-    image = _open(data)
-    if image.mode in ("P", "L", "1"):
-        return np.asarray(image).astype(np.uint8, copy=False)
-    if image.mode in _DEEP_MODES and image.mode != "F":
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 255:
-            raise ValueError(
-                f"label map with the values {values.min()} … {values.max()}; class indices must be 0 … 254, "
-                "and 255 where nothing is labelled"
-            )
-        return values.astype(np.uint8)
-    raise ValueError(
-        f"label map of mode {image.mode}, that is colours instead of class indices; save one channel "
-        "(grey or palette) whose values are the indices"
-    )
 
 
 def check_labels(label: HostLabel, *, num_classes: int) -> None:
@@ -112,6 +111,22 @@ def check_labels(label: HostLabel, *, num_classes: int) -> None:
         raise ValueError(
             f"label map with the value {values}, but the {num_classes} classes have the indices 0 … "
             f"{num_classes - 1}; correct the map, add the class, or write {IGNORE_INDEX} there (not counted)"
+        )
+
+
+def check_size(image: HostImage) -> None:
+    """An image must not be too small or too thin; the same limits hold for training and prediction.
+
+    The short side is enlarged to the windows' size, and a thin image would become thousands of windows.
+
+    Raises:
+      ValueError: it is.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < LEAST_SIDE or max(height, width) > MOST_ASPECT * min(height, width):
+        raise ValueError(
+            f"image of {width}×{height} pixels: the shorter side needs at least {LEAST_SIDE} pixels, and the "
+            f"longer one may be {MOST_ASPECT} times as long; leave it out, or cut it into pieces"
         )
 
 
@@ -193,21 +208,26 @@ def _is_plain_jpeg(data: bytes) -> bool:
     try:
         image = Image.open(io.BytesIO(data))  # reads the header alone
         return image.mode == "RGB" and image.getexif().get(_ORIENTATION, 1) == 1
-    except Exception:  # `_open` raises with the reason
+    except Exception:  # `open_upright` raises with the reason
         return False
 
 
-def _open(data: bytes) -> Image.Image:
-    """Decoded and upright. Pillow reports broken files in many ways; all become ValueError."""
+def open_upright(data: bytes) -> tuple[Image.Image, str]:
+    """An image file decoded and upright, and Pillow's name of the samples in it, such as "L;4".
+
+    Raises:
+      ValueError: bytes that are no complete image. Pillow reports broken files in many ways.
+    """
     try:
         image = Image.open(io.BytesIO(data))
+        stored = image.tile[0].args if image.tile else ""
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        return image
     except Exception as error:
         raise ValueError(
             f"{len(data)} bytes that cannot be read as an image ({error}); replace the file"
         ) from error
+    return image, str(stored[0] if isinstance(stored, tuple) else stored or "")
 
 
 def _at_least_one(length: float) -> int:

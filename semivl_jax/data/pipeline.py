@@ -13,7 +13,9 @@ stream is the next step.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from semivl_jax import utils
 from semivl_jax.data import workers as workers_lib
 from semivl_jax.data.crops import BatchLoader, CropLoader, ExampleLoader, Geometry
 from semivl_jax.data.sampler import Sampler, Shard
@@ -30,6 +33,7 @@ from semivl_jax.types import Stream
 
 HostBatch = dict[str, np.ndarray]
 
+_SHARED_MEMORY = Path("/dev/shm")
 _BUFFER = 2  # batches that a worker (or the threads) keeps ready beside the one it makes
 _ENDLESS = 2**40  # only bounds the index arithmetic
 
@@ -130,20 +134,22 @@ class TrainPipeline:
             grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_BUFFER),
             worker_init_fn=workers_lib.start,
         )
-        return BatchStream(iter(dataset))
+        with utils.writing(_SHARED_MEMORY):
+            return BatchStream(iter(dataset))
 
     def _fits_shared_memory(self) -> bool:
         """Whether /dev/shm holds all batches in flight.
 
         Containers often have 64 MB, and a worker that writes beyond it is killed. Pipes are slower.
         """
-        shared = Path("/dev/shm")
         crop_bytes = sum(
             len(loader.keys) * (3 + loader.labels) * loader.geometry.crop**2
             for loader in self._load.streams
         )
         needed = self._load.shard.size * crop_bytes * self._workers * (_BUFFER + 2)
-        return not shared.is_dir() or shutil.disk_usage(shared).free > 1.3 * needed
+        if not _SHARED_MEMORY.is_dir():
+            return True
+        return shutil.disk_usage(_SHARED_MEMORY).free > 1.3 * needed
 
 
 def _loader(
@@ -177,6 +183,22 @@ def _loader(
     )
 
 
+def _killed(code: int) -> utils.SystemFault:
+    """The error for a worker process that ended with this exit code; negative numbers are signals."""
+    what, remedy = f"ended with exit code {code}", "set data.workers = 0 to load without processes"
+    if code == -signal.SIGBUS:
+        what = "was killed by SIGBUS: /dev/shm is full"
+        remedy = "enlarge it (docker run --shm-size), or lower data.workers"
+    elif code == -signal.SIGKILL:
+        what = "was killed by SIGKILL, as the system does when memory is full"
+        remedy = "free some memory, or lower data.workers"
+    elif code < 0:
+        what = f"was killed by signal {-code}"
+    return utils.SystemFault(
+        f"a process that loads images {what}; {remedy}, and repeat the same command"
+    )
+
+
 class BatchStream:
     """An endless iterator over host batches that stops its workers when closed."""
 
@@ -191,9 +213,18 @@ class BatchStream:
 
         Raises:
           ValueError: an image or label that cannot be used, also when a worker process found it.
+          SystemFault: a worker process was killed.
         """
+        try:
+            with utils.writing(_SHARED_MEMORY):  # images come as ValueError
+                batch = next(self._iterator)
+        except RuntimeError as error:
+            ended = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+            if ended is None:
+                raise
+            raise _killed(int(ended[1])) from error
         # A copy: arrays in shared memory are unmapped with the batch, while JAX may still read them.
-        return {name: np.array(array) for name, array in next(self._iterator).items()}
+        return {name: np.array(array) for name, array in batch.items()}
 
     def close(self) -> None:
         """Stop threads and worker processes; calling it again does nothing."""

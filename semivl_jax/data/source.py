@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from semivl_jax.data import images
+from semivl_jax.data import images, label_files
 from semivl_jax.data.dataset_info import DatasetInfo
 
 
@@ -50,6 +50,8 @@ class Source:
         self.sizes: tuple[tuple[int, int], ...] = tuple(
             (rows, columns) for rows, columns in facts["sizes"][part]
         )
+        # What the builder counted (`FolderSemi`); files of earlier versions have none.
+        self.notes: dict[str, int] = facts.get("notes", {}).get(part, {})
         self._records: Any = None
         self._opening = threading.Lock()
 
@@ -87,7 +89,7 @@ class Source:
                 return image, None
             if record.label is None:
                 raise ValueError("it has no label; add the mask")
-            values = images.decode_label(record.label)
+            values = label_files.decode_label(record.label)
             images.check_pair(image, values)
             images.check_labels(values, num_classes=self.info.num_classes)
             return image, values

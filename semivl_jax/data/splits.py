@@ -10,12 +10,12 @@ import dataclasses
 import random
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from semivl_jax.data.dataset_info import read_lines
-from semivl_jax.data.published_splits import PublishedList, image_id
+from semivl_jax.data import id_lists
+from semivl_jax.data.published_splits import PublishedList
 from semivl_jax.data.source import Source
 
 _EVERY_LABEL = "all"
@@ -178,35 +178,11 @@ def _is_list(text: str) -> bool:
     return text != _EVERY_LABEL and Path(text).expanduser().is_file()
 
 
-def _read_list(path: str, by_id: dict[str, int], *, key: str) -> list[int]:
+def _read_list(path: str, by_id: Mapping[str, int], *, key: str) -> list[int]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"{key}={path!r} is no file; give a file with one image id per line")
-    indices: dict[int, None] = {}
-    for number, line in enumerate(map(str.strip, read_lines(file)), start=1):
-        if not line:
-            continue
-        index = _find(line, by_id)
-        if index is None:
-            raise ValueError(
-                f"{key}={path!r} line {number} names {line!r}, which is no training image "
-                f"(ids look like {next(iter(by_id))!r}); correct the line or take it out"
-            )
-        if index in indices:
-            raise ValueError(f"{key}={path!r} names {line!r} twice; take one line out")
-        indices[index] = None
-    if not indices:
-        raise ValueError(f"{key}={path!r} names no image; write one id per line")
-    return list(indices)
-
-
-def _find(entry: str, by_id: dict[str, int]) -> int | None:
-    """Index of an id, or of a file name or path whose stem is one (the path of a mask may follow)."""
-    path = PurePosixPath(entry)
-    for name in (entry, str(path.with_suffix("")), path.stem, image_id(entry.split()[0])):
-        if name in by_id:
-            return by_id[name]
-    return None
+    return [by_id[name] for name in id_lists.read_id_list(file, by_id, key=f"{key}={path!r}")]
 
 
 def describe_split(source: Source, split: Split) -> str:

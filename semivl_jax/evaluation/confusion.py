@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float64, Int32, Int64, Integer, UInt8
 
 from semivl_jax.types import IGNORE_INDEX
 
+_WITHOUT = "without absent"
+
 
 def count(
     prediction: Integer[Array, "h w"], label: UInt8[Array, "h w"], *, num_classes: int
@@ -56,7 +58,8 @@ def image_iou(confusion: Int64[np.ndarray, "n n"]) -> float:
 def format_table(confusion: Int64[np.ndarray, "n n"], names: Sequence[str]) -> str:
     """Per-class table for a terminal: IoU, pixel accuracy and share of the labelled pixels in percent.
 
-    Classes without a labelled pixel are marked "absent"; they still count (0) in the mean.
+    Classes without a labelled pixel are marked "absent"; they still count (0) in the mean, and the mean
+    without them stands below it.
     """
     if len(names) != len(confusion):
         raise ValueError(
@@ -65,14 +68,16 @@ def format_table(confusion: Int64[np.ndarray, "n n"], names: Sequence[str]) -> s
     per_class, labelled = iou(confusion), confusion.sum(1)
     recall = 100 * np.diagonal(confusion) / np.maximum(labelled, 1)
     share = 100 * labelled / max(labelled.sum(), 1)
-    width = max(len("class"), len("mean"), *(len(name) for name in names))
+    known = labelled > 0
+    width = max(len("class"), len(_WITHOUT), *(len(name) for name in names))
     head = f"{'class':<{width}}  {'IoU':>6}  {'acc.':>6}  {'pixels':>7}"
     rule = "─" * len(head)
     lines = [head, rule]
     for row, name in enumerate(names):
         there = f"{recall[row]:6.2f}  {share[row]:6.2f}%" if labelled[row] else f"{'absent':>15}"
         lines.append(f"{name:<{width}}  {per_class[row]:6.2f}  {there}")
-    known = labelled > 0
     accuracy = recall[known].mean() if known.any() else 0.0
     lines += [rule, f"{'mean':<{width}}  {per_class.mean():6.2f}  {accuracy:6.2f}"]
+    if known.any() and not known.all():
+        lines.append(f"{_WITHOUT:<{width}}  {per_class[known].mean():6.2f}")
     return "\n".join(lines)

@@ -81,23 +81,49 @@ def panel(
     Raises:
         ValueError: other than one colour per class, or a label value without colour.
     """
+    return panels([(image, labels)], classes=classes, palette=palette)
+
+
+def panels(
+    rows: Sequence[tuple[Rgb, Mapping[str, Integer[np.ndarray, "_ _"]]]],
+    *,
+    classes: Sequence[str],
+    palette: UInt8[np.ndarray, "n 3"],
+    largest: int = LARGEST,
+) -> Rgb:
+    """Several rows as in `panel`, with the titles of the first row and one legend; ValueError as there.
+
+    Pictures whose longer side exceeds `largest` are reduced to it.
+    """
     if len(classes) != len(palette):
         raise ValueError(f"{len(palette)} colours for {len(classes)} classes: give one per class")
-    pictures = {"image": image} | {t: colorize(label, palette) for t, label in labels.items()}
-    sized = _same_height([Image.fromarray(picture) for picture in pictures.values()])
-    width = 2 * MARGIN + sum(p.width for p in sized) + GAP * (len(sized) - 1)
+    pictures = [
+        _same_height(
+            [Image.fromarray(p) for p in (image, *(colorize(m, palette) for m in maps.values()))],
+            largest=largest,
+        )
+        for image, maps in rows
+    ]
+    width = max(sum(p.width for p in row) + GAP * (len(row) - 1) for row in pictures)
+    height = sum(row[0].height for row in pictures) + GAP * (len(rows) - 1)
     top = MARGIN + TITLE
-    bottom = top + sized[0].height
-    row = Image.new("RGB", (max(width, 2 * MARGIN + LARGEST), bottom + 1), BACKGROUND)
-    draw, left = ImageDraw.Draw(row), MARGIN
-    for title, picture in zip(pictures, sized, strict=True):
-        draw.text((left, top - 9), title, fill=TEXT, font=_font(17), anchor="ls")
-        row.paste(picture, (left, top))
-        # A thin frame: a white label map would have no edge on white.
-        draw.rectangle((left - 1, top - 1, left + picture.width, bottom), outline=LINES)
-        left += picture.width + GAP
-    entries = _entries(labels.values(), classes, palette, all_of=len(classes) <= ALL_CLASSES)
-    return _above_legend(row, entries)
+    size = (max(width, LARGEST) + 2 * MARGIN, top + height + 1)
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for number, row in enumerate(pictures):
+        left, bottom = MARGIN, top + row[0].height
+        for title, picture in zip(("image", *rows[number][1]), row, strict=True):
+            if number == 0:
+                draw.text((left, top - 9), title, fill=TEXT, font=_font(17), anchor="ls")
+            sheet.paste(picture, (left, top))
+            # A thin frame: a white label map would have no edge on white.
+            draw.rectangle((left - 1, top - 1, left + picture.width, bottom), outline=LINES)
+            left += picture.width + GAP
+        top = bottom + GAP
+    maps = [label for _, labels in rows for label in labels.values()]
+    return _above_legend(
+        sheet, _entries(maps, classes, palette, all_of=len(classes) <= ALL_CLASSES)
+    )
 
 
 def captioned(
@@ -136,10 +162,10 @@ def _borders(label: np.ndarray) -> Bool[np.ndarray, "h w"]:
     return edge
 
 
-def _same_height(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+def _same_height(pictures: Sequence[Image.Image], *, largest: int) -> list[Image.Image]:
     """The first picture at a readable size, and the others as high as it."""
     longer = max(pictures[0].size)
-    factor = -(-SMALLEST // longer) if longer < SMALLEST else min(1.0, LARGEST / longer)
+    factor = -(-SMALLEST // longer) if longer < SMALLEST else min(1.0, largest / longer)
     width, height = (max(1, round(length * factor)) for length in pictures[0].size)
     sized = []
     for picture in pictures:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def open_data(config: ConfigDict) -> Data:
 def _extra_sources(settings: ConfigDict, method: methods.Method) -> dict[str, source_lib.Source]:
     """Further images of the method's streams, from the folders that `data.extra_sources` names."""
     folders = {}
-    for part in filter(None, settings.extra_sources.split(",")):
+    for part in filter(None, re.split(r",\s*(?=\w+=)", settings.extra_sources)):
         name, equals, folder = part.partition("=")
         if not equals or not folder:
             raise ValueError(

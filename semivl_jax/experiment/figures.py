@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from semivl_jax import utils
 from semivl_jax.data.examples import EvalExample, EvalExamples
 from semivl_jax.evaluation import visualize
 from semivl_jax.evaluation.evaluator import Evaluator
@@ -82,7 +83,8 @@ class Figures:
                 sample.image, labels, classes=info.classes, palette=info.palette
             )
             name = re.sub(r"[^\w.-]+", "_", sample.id)
-            Image.fromarray(picture).save(folder / f"{name}.png")
+            with utils.writing(folder):
+                Image.fromarray(picture).save(folder / f"{name}.png")
             yield name, picture
 
     def _sample(

@@ -21,11 +21,13 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from semivl_jax.experiment import build_step
+from semivl_jax.inference import bundle
+from semivl_jax.models.mobile import MobileNet
 from semivl_jax.models.pos_embed import Grid
 from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import ClassText, PyTree
-from semivl_jax.weights import files
+from semivl_jax.weights import files, packaged
 from semivl_jax.weights.tree import check
 
 
@@ -44,7 +46,7 @@ def variables(
     for part in ("backbone", "conv_encoder"):
         key = f"{part}_weights"
         if model[key]:
-            found = _load_part(Path(model[key]).expanduser(), getattr(segmenter, part), key=key)
+            found = _load_part(packaged.locate(model[key]), getattr(segmenter, part), key=key)
             start["params"][part] = found["params"]
             if found["batch_stats"]:
                 start["batch_stats"][part] = found["batch_stats"]
@@ -54,7 +56,10 @@ def variables(
 def _file_in(path: str) -> Path:
     """The weights file, also for a `serving/` folder."""
     found = Path(path).expanduser()
-    return found / "model.safetensors" if found.is_dir() else found
+    if not found.is_dir():
+        return found
+    bundle.verify(found, ["model.safetensors"])
+    return found / "model.safetensors"
 
 
 def _load_part(path: Path, module: nn.Module, *, key: str) -> PyTree:
@@ -62,11 +67,28 @@ def _load_part(path: Path, module: nn.Module, *, key: str) -> PyTree:
     tree = weights.tree
     if weights.format == files.SIGLIP:
         tree = {"params": tree["params"]["img"], "batch_stats": {}}
+    if isinstance(module, MobileNet):
+        tree = _mobile_encoder(weights, module, source=f"model.{key} = {path}")
     tree["params"] = _at_grid(tree["params"], module, path, weights.grid)
     image = jnp.zeros((1, 64, 64, 3))  # the parameters are the same for every size
     like = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
     check(tree, {"batch_stats": {}, **like}, source=f"model.{key} = {path}")
     return tree
+
+
+def _mobile_encoder(weights: files.Weights, module: MobileNet, *, source: str) -> PyTree:
+    """The weights without head and classifier. ValueError if they were trained with another padding."""
+    if weights.sizes.get("tf", module.tf) != module.tf:
+        trained = {True: "efficientnet_lite0", False: "timm_efficientnet_lite0"}
+        raise ValueError(
+            f"{source} was trained with another padding, epsilon and normalisation of images; set "
+            f"model.backbone = {trained[not module.tf]!r}"
+        )
+    drop = ("head", "classifier")
+    return {
+        collection: {name: part for name, part in branch.items() if name not in drop}
+        for collection, branch in weights.tree.items()
+    }
 
 
 def _load_segmenter(path: Path, segmenter: SegmentationModel, like: PyTree) -> PyTree:

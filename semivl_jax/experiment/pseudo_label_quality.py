@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64, UInt8
 from numpy.typing import ArrayLike
 
 from semivl_jax.data import images as images_lib
+from semivl_jax.data import label_files
 from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.models import image_normalization
@@ -101,7 +102,7 @@ class PseudoLabelQuality:
             image = images_lib.decode_image(record.image)
             truth = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
             if record.label is not None:
-                truth = images_lib.decode_label(record.label)
+                truth = label_files.decode_label(record.label)
             crop = _crop(index, image.shape[:2], side=self._crop)
             truth, maps = truth[crop], labeller(image[crop])
             for name, count in zip(names, counts, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from semivl_jax import utils
 from semivl_jax.config import drop_other_fields, validate
-from semivl_jax.data import prefetch, splits
+from semivl_jax.data import check_data, prefetch, splits
 from semivl_jax.experiment import data as data_lib
-from semivl_jax.experiment import dry_run, profiling, run_log
+from semivl_jax.experiment import dry_run, lock, profiling, run_log
 from semivl_jax.experiment import experiment as experiment_lib
 from semivl_jax.experiment import workdir as workdir_lib
 from semivl_jax.experiment.data import Data
@@ -24,7 +24,7 @@ from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.experiment.run_evaluation import RunEvaluation
 from semivl_jax.inference import bundle
 from semivl_jax.reporting import checks, page, read
-from semivl_jax.train import distributed, loop, methods, sharding
+from semivl_jax.train import checkpoint, distributed, loop, methods, sharding
 from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.train.metrics import MetricWriter
 from semivl_jax.train.state import TrainState
@@ -35,11 +35,17 @@ from semivl_jax.types import Batch
 def train(config: ConfigDict, workdir: Path) -> None:
     """Trains from the newest checkpoint of the workdir, or from the start, to the end."""
     _begin(config)
+    with lock.one_writer(workdir):
+        _train(config, workdir)
+
+
+def _train(config: ConfigDict, workdir: Path) -> None:
     data, experiment = _open(config)
     evaluator = experiment.evaluator()  # checks its options, before the folder is claimed
     _check_start(experiment, workdir)
     workdir_lib.claim(workdir, config, writes=distributed.is_main())
     workdir_lib.claim_lists(workdir, data.lists(), writes=distributed.is_main())
+    _warn(distributed.main_first(lambda: checkpoint.set_aside_damaged(workdir / "checkpoints")))
     agree = distributed.Agreement() if jax.process_count() > 1 else None
     with loop.StopSignal(agree) as stop, closing(_checkpoints(workdir, config)) as checkpoints:
         state, progress = _start(experiment, checkpoints)
@@ -107,6 +113,11 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     if not foreign:
         workdir_lib.check(workdir, config)
     _begin(config)
+    with lock.one_writer(workdir):
+        _evaluate(config, workdir, foreign=foreign)
+
+
+def _evaluate(config: ConfigDict, workdir: Path, *, foreign: bool) -> None:
     data, experiment = _open(config)
     if foreign:
         _check_start(experiment, workdir)
@@ -115,7 +126,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
         state = experiment.init_state().replace(ema_params=None, ema_batch_stats=None)
         progress = LoopState()
     else:
-        with closing(_checkpoints(workdir, config)) as checkpoints:
+        with closing(_checkpoints(workdir, config, read_only=True)) as checkpoints:
+            _warn(checkpoints.verify())
             state, progress = checkpoints.restore(experiment.abstract_state())
     evaluation = RunEvaluation(experiment, experiment.evaluator(), data, workdir)
     values = evaluation(state, progress.next_step)
@@ -154,14 +166,22 @@ def _begin(config: ConfigDict) -> None:
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
     data = data_lib.open_data(config)
     distributed.log_main(splits.describe_split(data.train, data.split))
+    for line in check_data.check(data.train, data.validation, data.split):
+        distributed.log_main(line)
     unlabelled = methods.create(config.method).reads_unlabelled
     images = data.split.unlabelled if unlabelled else data.split.labelled
     experiment = experiment_lib.build(config, data.info, images_per_epoch=len(images))
     return data, experiment
 
 
-def _checkpoints(workdir: Path, config: ConfigDict) -> Checkpoints:
-    return Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+def _checkpoints(workdir: Path, config: ConfigDict, *, read_only: bool = False) -> Checkpoints:
+    directory = workdir / "checkpoints"
+    return Checkpoints(directory, keep=config.checkpoint.keep, read_only=read_only)
+
+
+def _warn(notes: Iterable[str]) -> None:
+    for note in notes:
+        distributed.log_main(f"warning: {note}")
 
 
 def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, LoopState]:
@@ -176,7 +196,7 @@ def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState
 
 
 def _has_checkpoint(workdir: Path) -> bool:
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+    return bool(checkpoint.steps(workdir / "checkpoints"))
 
 
 def _check_start(experiment: Experiment, workdir: Path) -> None:

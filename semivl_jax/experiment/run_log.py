@@ -83,13 +83,15 @@ class RunLog:
         """Writes metadata and the start of a session; on exit its duration, last step and outcome.
 
         Raises:
-          ValueError: run.json is damaged.
+          ValueError: run.json is damaged, or the run was started with other images.
         """
         if not self._writes:
             yield
             return
         path = self._workdir / _RUN
-        earlier = _close_killed(_read_sessions(path), self._workdir)
+        before = _read(path)
+        _check_same_images(before, metadata, path)
+        earlier = _close_killed(before.get("sessions", []), self._workdir)
         session = {"started": _now(), "first_step": first_step, "outcome": "running", **_machine()}
         start = time.monotonic()
 
@@ -169,11 +171,27 @@ def _close_killed(sessions: list[dict[str, Any]], workdir: Path) -> list[dict[st
     return sessions
 
 
-def _read_sessions(path: Path) -> list[dict[str, Any]]:
+def _check_same_images(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    for key, what in (
+        ("classes", "classes"),
+        ("images", "numbers of images"),
+        ("balance", "masks"),
+    ):
+        if key in before and before[key] != json.loads(json.dumps(now[key])):
+            raise ValueError(
+                f"the {what} of the data set are not those that the run began with, see {key!r} in {path}; "
+                "restore the images (data.folder may be another path to the same ones), or choose another "
+                "--workdir"
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """run.json; empty without one."""
     if not path.exists():
-        return []
+        return {}
     try:
-        return list(json.loads(path.read_text(encoding="utf8"))["sessions"])
+        run = json.loads(path.read_text(encoding="utf8"))
+        return {**run, "sessions": list(run["sessions"])}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete it, only the report needs it"

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "max_skipped_steps",
     "compilation_cache",
     "data.directory",
+    "data.folder",
     "data.manual_dir",
     "data.workers",
     "text.cache",
@@ -38,7 +39,12 @@ MAY_CHANGE = (
     "evaluation.pictures",
     "evaluation.pseudo_label_eval_images",
 )
-"""Keys that may have other values when a run is resumed."""
+"""Keys that may have other values when a run is resumed.
+
+`data.folder` may be where the same images are now: `claim_lists` compares their ids, `run_log` their masks.
+"""
+LISTS = ("data.split", "data.unlabelled")
+"""Keys that may name a file of the same name elsewhere."""
 
 
 def claim(workdir: Path, config: ConfigDict, *, writes: bool = True) -> None:
@@ -67,7 +73,10 @@ def check(workdir: Path, config: ConfigDict) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); choose another --workdir") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); delete it if the run had this configuration, or choose "
+            "another --workdir"
+        ) from error
     differing = list(_differences(before, json.loads(config.to_json())))
     if differing:
         raise ValueError(
@@ -120,7 +129,15 @@ def _differences(
         if name in MAY_CHANGE:
             continue
         old, new = before.get(key), now.get(key)
+        if name in LISTS and _moved(old, new):
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, name + ".")
         elif old != new:
             yield f"{name} = {old!r} (now {new!r})"
+
+
+def _moved(old: Any, new: Any) -> bool:
+    """Whether both are paths of a file with the same name."""
+    paths = [Path(str(value)) for value in (old, new)]
+    return all(len(path.parts) > 1 for path in paths) and paths[0].name == paths[1].name

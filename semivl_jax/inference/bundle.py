@@ -7,6 +7,7 @@
     classes.json             names, definitions, palette
     config.json              the configuration of the run
     metrics.json             scores of the weights on the validation part, by name
+    SHA256SUMS               checksums of these files, verified by `load`
 
 The folder is replaced as a whole, so a reader never sees a mixture. The text tower does not change during a
 run: it is written once and then linked into every new folder.
@@ -18,7 +19,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from semivl_jax.models import build
 from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.text.class_text import TextTower
 from semivl_jax.types import ClassText, PyTree
-from semivl_jax.weights import files, store
+from semivl_jax.weights import checksums, files, store
 from semivl_jax.weights.tree import check
 
 TEXT_TOWER = "semivl_jax text tower 1"
@@ -46,6 +47,7 @@ FILES = (
     "classes.json",
     "config.json",
     "metrics.json",
+    checksums.FILE,
 )
 
 KEYS = {
@@ -63,6 +65,7 @@ TRAINING_KEYS = (
     "init",
     "finetune",
     "remat",
+    "frozen_batch_norm",
     "guidance_grid",
     "guidance_dtype",
 )
@@ -127,6 +130,7 @@ def save(
         utils.write_text(new / "classes.json", json.dumps(info.to_json(), indent=1))
         utils.write_text(new / "config.json", config.to_json(indent=1))
         utils.write_text(new / "metrics.json", json.dumps(dict(metrics), indent=1))
+        checksums.write(new)
 
 
 def find(path: Path) -> Path:
@@ -155,6 +159,7 @@ def load(path: str | os.PathLike[str]) -> Bundle:
         and cannot be read.
     """
     folder = find(Path(path).expanduser())
+    verify(folder)
     variables, metadata = store.load_tree(folder / "model.safetensors")
     try:
         clip_sizes = json.loads(metadata["sizes"])["image"]
@@ -178,6 +183,20 @@ def load(path: str | os.PathLike[str]) -> Bundle:
         tower=_read_tower(tower) if tower.exists() else None,
         metrics=metrics,
     )
+
+
+def verify(folder: Path, names: Collection[str] | None = None) -> None:
+    """Compares the files of the folder, or those with the `names`, with its checksums, if it has any.
+
+    Raises:
+      ValueError: a file is missing or has other bytes; the message names it.
+    """
+    try:
+        checksums.verify(folder, names)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; {_AGAIN}, or, if you changed it on purpose, delete {checksums.FILE}"
+        ) from error
 
 
 def read_config(path: Path) -> ConfigDict:
@@ -214,7 +233,7 @@ def read_config(path: Path) -> ConfigDict:
 
 def _save_tower(path: Path, tower: TextTower, *, old: Path) -> None:
     """Writes a text tower as float16, or links the old file if it holds the same one."""
-    if old.is_file() and store.load_metadata(old).get("made_from") == tower.digest:
+    if _is_intact(old) and store.load_metadata(old).get("made_from") == tower.digest:
         try:
             os.link(old, path)
         except OSError:
@@ -223,6 +242,13 @@ def _save_tower(path: Path, tower: TextTower, *, old: Path) -> None:
     half = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), jax.device_get(tower.params))
     metadata = {"format": TEXT_TOWER, "sizes": json.dumps(tower.sizes), "made_from": tower.digest}
     store.save_tree(path, half, metadata)
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        return path.is_file() and checksums.verify(path.parent, [path.name])
+    except ValueError:
+        return False
 
 
 def _read_tower(path: Path) -> TextTower:

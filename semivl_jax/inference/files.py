@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semivl_jax import utils
-from semivl_jax.data.dataset_info import IMAGE_SUFFIXES
+from semivl_jax.data.find_images import describe_left_out, images_in
 
 if TYPE_CHECKING:
     from semivl_jax.inference.segmenter import Segmentation
@@ -36,11 +36,11 @@ class ImageFile:
     name: str
 
 
-def find_images(patterns: Sequence[str], *, without: Path) -> list[ImageFile]:
-    """Images by paths, folders (searched to the bottom) and patterns, each once, in order.
+def find_images(patterns: Sequence[str], *, without: Path) -> tuple[list[ImageFile], Counter[str]]:
+    """Images by paths, folders and patterns, each once, in order; and by suffix how many files are none.
 
-    Files that are named or match a pattern are taken whatever their suffix; folders are searched for
-    `dataset_info.IMAGE_SUFFIXES`. Nothing below `without`, where results go, is an image. The name is the
+    Files that are named or match a pattern are taken whatever their suffix; folders are searched as for
+    training (`data.find_images`). Nothing below `without`, where results go, is an image. The name is the
     path below the folder or pattern: without suffix, with it where two images differ in nothing else, or
     numbered.
 
@@ -48,23 +48,34 @@ def find_images(patterns: Sequence[str], *, without: Path) -> list[ImageFile]:
       ValueError: a path that is not there, or a folder or pattern that holds no image.
     """
     images: dict[Path, tuple[Path, Path]] = {}  # two patterns may find the same image
+    left_out: Counter[str] = Counter()
     for pattern in patterns:
-        found = list(_find(os.path.expanduser(pattern), without.resolve()))
+        found = list(_find(os.path.expanduser(pattern), without.resolve(), left_out))
         if not found:
-            raise ValueError(f"--images {pattern} finds no image; correct the path or pattern")
+            others = f" ({describe_left_out(left_out)})" if left_out else ""
+            raise ValueError(
+                f"--images {pattern} finds no image{others}; correct the path or pattern"
+            )
         for path, name in found:
             images.setdefault(path.resolve(), (path, name))
     unique = _unique_names([name for _, name in images.values()])
-    return [ImageFile(path, name) for (path, _), name in zip(images.values(), unique, strict=True)]
+    paths = (path for path, _ in images.values())
+    return [ImageFile(path, name) for path, name in zip(paths, unique, strict=True)], left_out
 
 
-def _find(pattern: str, without: Path) -> Iterator[tuple[Path, Path]]:
-    """(path, name with suffix) of every image of a pattern."""
+def _find(pattern: str, without: Path, left_out: Counter[str]) -> Iterator[tuple[Path, Path]]:
+    """(path, name with suffix) of every image of a pattern; counts other files in `left_out`."""
+
+    def inside(folder: Path, base: Path) -> Iterator[tuple[Path, Path]]:
+        found = images_in(folder, without=without)
+        left_out.update(found.left_out)
+        yield from ((file, file.relative_to(base)) for file in found.files)
+
     path = Path(pattern)
     if path.is_file():
         yield path, Path(path.name)
     elif path.is_dir():
-        yield from _inside(path, path, without)
+        yield from inside(path, path)
     elif not glob.has_magic(pattern):
         raise ValueError(f"--images {pattern}: no such file or folder; correct the path")
     else:
@@ -73,20 +84,9 @@ def _find(pattern: str, without: Path) -> Iterator[tuple[Path, Path]]:
             fixed = fixed.parent
         for match in map(Path, sorted(glob.glob(pattern, recursive=True))):
             if match.is_dir():
-                yield from _inside(match, fixed, without)
+                yield from inside(match, fixed)
             elif without not in match.resolve().parents:
                 yield match, match.relative_to(fixed)
-
-
-def _inside(folder: Path, base: Path, without: Path) -> Iterator[tuple[Path, Path]]:
-    for path in sorted(folder.rglob("*")):
-        if (
-            path.suffix.lower() in IMAGE_SUFFIXES
-            and not path.name.startswith(".")
-            and without not in path.resolve().parents
-            and path.is_file()
-        ):
-            yield path, path.relative_to(base)
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:

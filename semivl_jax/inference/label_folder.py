@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semivl_jax import utils
-from semivl_jax.data.dataset_info import parse_classes, read_lines
+from semivl_jax.data.class_files import parse_classes
+from semivl_jax.data.text_files import read_lines
 from semivl_jax.inference.files import ImageFile
 from semivl_jax.inference.segmenter import Segmenter, as_rgb
 
@@ -23,8 +24,7 @@ def write_labels(folder: Path, images: Sequence[ImageFile], segmenter: Segmenter
     """
     path = folder / "classes.txt"
     if path.exists():
-        names, _ = parse_classes(read_lines(path), where=str(path))
-        if tuple(names) != segmenter.names:
+        if parse_classes(read_lines(path), where=str(path)).names != segmenter.names:
             raise ValueError(
                 f"{path} has other classes than the model ({', '.join(segmenter.names[:4])}, …); give them "
                 "with --classes, or delete classes.txt and masks/"

@@ -185,19 +185,25 @@ def as_rgb(image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
     """Any accepted kind of image as uint8 RGB, turned upright.
 
     Raises:
-      ValueError: a file that is no image, or an array of another kind; the file is named.
+      ValueError: a file that is no image, an array of another kind, or an image that is too small or too
+        thin; the file is named.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
                 f"array of {image.dtype} and shape {image.shape} is no image; give uint8 RGB [h, w, 3]"
             )
+        images_lib.check_size(image)
         return image
     if isinstance(image, Image.Image):
-        return images_lib.to_rgb(ImageOps.exif_transpose(image))
+        pixels = images_lib.to_rgb(ImageOps.exif_transpose(image))
+        images_lib.check_size(pixels)
+        return pixels
     path = Path(image)
     try:
-        return images_lib.decode_image(path.read_bytes())
+        pixels = images_lib.decode_image(path.read_bytes())
+        images_lib.check_size(pixels)
+        return pixels
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ValueError(f"{path}: {reason}") from error

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from semivl_jax.models import vit
+from semivl_jax.models import mobile, vit
 from semivl_jax.models.atm import MaskDecoder
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.dpt import DPTHead
+from semivl_jax.models.mobile import MobileNet
 from semivl_jax.models.resnet import ResNet, ResNetV1c
 from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.models.vit import VisionTransformer
@@ -33,6 +34,9 @@ BACKBONES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "siglip_b16": (VisionTransformer, vit.SIGLIP_B16),
     "resnet50": (ResNet, {"blocks": (3, 4, 6, 3)}),
     "resnet101": (ResNet, {"blocks": (3, 4, 23, 3)}),
+    "efficientnet_lite0": (MobileNet, {**mobile.EFFICIENTNET_LITE0, "tf": True}),
+    "timm_efficientnet_lite0": (MobileNet, mobile.EFFICIENTNET_LITE0),
+    "mobilenet_v2": (MobileNet, mobile.MOBILENET_V2),
 }
 """`model.backbone` -> constructor and arguments. CLIP's sizes come with its weights; without a `grid` it is
 that of the training crop."""
@@ -67,6 +71,7 @@ def segmenter(
         conv_encoder=conv_encoder,
         crop=config.data.crop,
         renormalize=model.renormalize,
+        frozen_batch_norm=model.frozen_batch_norm,
     )
 
 
@@ -74,6 +79,8 @@ def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
     """The image encoder. ValueError for `out_indices` that it does not have."""
     model, dtype = config.model, jnp.dtype(config.dtype)
     make, options = BACKBONES[model.backbone]
+    if make is MobileNet and model.decoder == "dpt":
+        options = {**options, **mobile.PYRAMID}
     if make is not VisionTransformer:
         return make(**options, dtype=dtype)
     if model.backbone in CLIP_BACKBONES:
@@ -135,7 +142,7 @@ def _decoder(config: ConfigDict, encoder: nn.Module, num_classes: int) -> nn.Mod
     if name == "atm":
         return MaskDecoder(**config.atm_decoder, dtype=dtype)
     if name == "dpt":
-        patch = encoder.patch_size
+        patch = None if isinstance(encoder, MobileNet) else encoder.patch_size
         return DPTHead(num_classes, **config.dpt_decoder, patch_size=patch, dtype=dtype)
     corners = not encoder.via_square
     return DeepLabHead(num_classes, **config.deeplab_decoder, align_corners=corners, dtype=dtype)

@@ -21,6 +21,8 @@ from jaxtyping import Array, Float
 from semivl_jax.models import conv_cpu
 from semivl_jax.models.platforms import Derived, Form, by_platform
 
+Padding = conv_cpu.Padding
+
 
 def convolve(
     x: Float[Array, "b h w i"],
@@ -28,19 +30,39 @@ def convolve(
     *,
     stride: int = 1,
     dilation: int = 1,
+    padding: Padding | None = None,
 ) -> Float[Array, "b _ _ o"]:
-    """Convolution with an odd square kernel, padded so that stride 1 keeps the size."""
+    """Convolution with an odd square kernel; None: padded so that stride 1 keeps the size."""
+    if padding is not None:
+        return _plain(x, kernel, stride=stride, dilation=dilation, padding=padding)
     size, (rows, cols) = kernel.shape[0], x.shape[1:3]
     # Taps that only read padding are cut off: on small maps most of a dilated kernel.
     centre = size // 2
     down, across = (min(centre, (side - 1) // dilation) for side in (rows, cols))
     kernel = kernel[centre - down : centre + down + 1, centre - across : centre + across + 1]
     if kernel.shape[:2] == (1, 1):
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        x = x[:, ::stride, ::stride]
+        # As matrices: XLA's gradient on CPUs is several times slower with three axes of pixels.
+        product = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+        return product.reshape(*x.shape[:3], -1)
     form = _form(kernel, stride=stride, dilation=dilation, dtype=x.dtype)
-    padding = (down * dilation, across * dilation)
+    padding = ((down * dilation,) * 2, (across * dilation,) * 2)
     plain = functools.partial(_plain, stride=stride, dilation=dilation, padding=padding)
     return plain(x, kernel) if form is None else by_platform("cpu", form, Derived(plain), x, kernel)
+
+
+def depthwise(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "s s 1 c"],
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: Padding,
+) -> Float[Array, "b _ _ c"]:
+    """Convolution of every channel with its own kernel."""
+    form = conv_cpu.Depthwise(stride=stride, dilation=dilation, padding=padding)
+    plain = functools.partial(_plain, stride=stride, dilation=dilation, padding=padding)
+    return by_platform("cpu", form, Derived(plain), x, kernel)
 
 
 def upsampled(
@@ -53,7 +75,7 @@ def upsampled(
     Kernels are joined in float32; the arithmetic on maps has x's dtype.
     """
     joined = _joined_kernel(up, kernel).astype(x.dtype)
-    plain = functools.partial(_plain, stride=1, dilation=1, padding=(1, 1))
+    plain = functools.partial(_plain, stride=1, dilation=1, padding=((1, 1), (1, 1)))
     blocks = by_platform("cpu", conv_cpu.Thin(padding=1), Derived(plain), x, joined)
     # Block i holds rows 2i-1 and 2i of the result, and columns likewise: one row too many on every side.
     b, rows, cols, _ = blocks.shape
@@ -101,14 +123,13 @@ def _form(kernel: Array, *, stride: int, dilation: int, dtype: DTypeLike) -> For
     return conv_cpu.Winograd() if kernel.shape[:2] == (3, 3) and dtype == jnp.float32 else None
 
 
-def _plain(
-    x: Array, kernel: Array, *, stride: int, dilation: int, padding: tuple[int, int]
-) -> Array:
+def _plain(x: Array, kernel: Array, *, stride: int, dilation: int, padding: Padding) -> Array:
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=[(amount, amount) for amount in padding],
+        padding=padding,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )

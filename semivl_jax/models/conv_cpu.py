@@ -1,10 +1,11 @@
-"""Stride-1 convolutions as matrix products, for CPUs.
+"""Convolutions as matrix products and sums, for CPUs; stride 1 but for `Depthwise`.
 
 In and out as in `conv`. XLA's CPU convolutions are slow for few channels and for gradients;
 docs/performance.md has the times of these forms:
 
     Thin       one input or output channel, and joined upsampling
     PerTap     dilated kernels
+    Depthwise  one kernel per channel: a sum over taps, which XLA makes one loop
     Winograd   3×3 in float32 by F(2×2, 3×3): 16 products in place of 36 (arXiv 1509.09308)
 """
 
@@ -25,6 +26,8 @@ CHUNK_BYTES = 2**24
 """Size of intermediate maps that are computed at a time, to fit the cache of a CPU."""
 
 Gradients = tuple[Array, Array]
+Padding = tuple[tuple[int, int], tuple[int, int]]
+"""Above and below, left and right."""
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -167,6 +170,76 @@ class PerTap(Form):
 
 def _pad_back(x: Array, amounts: list[tuple[int, int]]) -> Array:
     return jnp.pad(x, ((0, 0), *amounts, (0, 0)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Depthwise(Form):
+    """Every channel has its own kernel."""
+
+    stride: int
+    dilation: int
+    padding: Padding
+
+    def __call__(self, x: Array, kernel: Array) -> Array:
+        """The convolution."""
+        reach = self.dilation * (kernel.shape[0] - 1)
+        padded = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+        rows, cols = ((side - reach - 1) // self.stride + 1 for side in padded.shape[1:3])
+        return _sum_of_taps(
+            padded, kernel, (rows, cols), stride=self.stride, dilation=self.dilation
+        )
+
+    def gradients(self, x: Array, kernel: Array, out: Array) -> Gradients:
+        """Gradients of x and kernel."""
+        reach, between = self.dilation * (kernel.shape[0] - 1), self.stride - 1
+        margins = []
+        for side, (low, _), steps in zip(x.shape[1:3], self.padding, out.shape[1:3], strict=True):
+            before = reach - low
+            margins.append(
+                (before, side + reach - before - (steps + between * (steps - 1)), between)
+            )
+        spread = jax.lax.pad(out, jnp.zeros((), out.dtype), ((0, 0, 0), *margins, (0, 0, 0)))
+        turned = kernel[::-1, ::-1]
+        of_x = _sum_of_taps(spread, turned, x.shape[1:3], stride=1, dilation=self.dilation)
+        return of_x, self._of_kernel(x, kernel, out)
+
+    def _of_kernel(self, x: Array, kernel: Array, out: Array) -> Array:
+        """Row by row: a sum per column of the kernel, of all its rows; sums over pixels come last."""
+        size, reach = kernel.shape[0], self.dilation * (kernel.shape[0] - 1)
+        padded = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+        b, rows, cols, channels = out.shape
+        across = self.stride * (cols - 1) + 1
+
+        def add_row(sums: list[Array], index: Array) -> tuple[list[Array], None]:
+            image, row = index // rows, index % rows
+            place = (image, self.stride * row, 0, 0)
+            read = jax.lax.dynamic_slice(padded, place, (1, reach + 1, *padded.shape[2:]))
+            read = read[0, :: self.dilation].astype(jnp.float32)
+            given = jax.lax.dynamic_slice(out, (image, row, 0, 0), (1, 1, cols, channels))[0]
+            starts = range(0, reach + 1, self.dilation)
+            taps = [read[:, start : start + across : self.stride] for start in starts]
+            return [total + tap * given for total, tap in zip(sums, taps, strict=True)], None
+
+        start = [jnp.zeros((size, cols, channels), jnp.float32)] * size
+        sums, _ = jax.lax.scan(add_row, start, jnp.arange(b * rows))
+        of_kernel = jnp.stack([jnp.sum(total, 1) for total in sums], axis=1)
+        return of_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _sum_of_taps(
+    padded: Array, kernel: Array, sides: tuple[int, int], *, stride: int, dilation: int
+) -> Array:
+    """The result of `sides`, added up in float32."""
+    size = kernel.shape[0]
+    down, across = (stride * (side - 1) + 1 for side in sides)
+    total = None
+    for i in range(size):
+        for j in range(size):
+            y, x = i * dilation, j * dilation
+            tap = padded[:, y : y + down : stride, x : x + across : stride]
+            part = tap.astype(jnp.float32) * kernel[i, j][None, None].astype(jnp.float32)
+            total = part if total is None else total + part
+    return total.astype(padded.dtype)
 
 
 # Winograd's matrix of kernels for 2×2 results of a 3×3 kernel; those of maps are sums in `Winograd`.

@@ -18,14 +18,16 @@ from semivl_jax.types import ClassText, Features
 
 
 class DeepLabHead(nn.Module):
-    """ASPP of the high-level map to an eighth of its channels, fused with the low-level one.
+    """ASPP of the high-level map, fused with the low-level one.
 
+    `aspp_channels` 0: an eighth of the channels of the high-level map, as published.
     As published, `align_corners` is for residual networks only (METHOD 9, trap 21).
     """
 
     num_classes: int
     channels: int = 256
     low_channels: int = 48
+    aspp_channels: int = 0
     dilations: tuple[int, ...] = (1, 6, 12, 18)
     align_corners: bool = False
     dtype: DTypeLike = jnp.float32
@@ -51,7 +53,7 @@ class DeepLabHead(nn.Module):
 
         low, high = features.maps
         high = ASPP(
-            high.shape[-1] // 8,
+            self.aspp_channels or high.shape[-1] // 8,
             norm="batch",
             dilations=self.dilations,
             dtype=self.dtype,

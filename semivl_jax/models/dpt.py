@@ -54,21 +54,30 @@ class FusionBlock(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """The head; defaults are the published ones behind ViT-B/14."""
+    """The head; defaults are the published ones behind ViT-B/14.
+
+    `patch_size` None: the maps are those of a convolutional network, each about half as large as the one
+    before. They are not scaled, `out_channels` is not used, and logits have twice the size of the first.
+    """
 
     num_classes: int
     channels: int = 128
     out_channels: tuple[int, int, int, int] = (96, 192, 384, 768)
-    patch_size: int = 14
+    patch_size: int | None = 14
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, features: Features, text: ClassText | None = None, *, train: bool = False
     ) -> Float32[Array, "b _ _ {self.num_classes}"]:
-        """Decode; `text` and `train` are ignored. ValueError unless there are four maps on one grid."""
+        """Decode; `text` and `train` are ignored. ValueError unless there are four maps (on one grid)."""
         del text, train
-        rows, cols = self._grid(features)
+        if self.patch_size is not None:
+            rows, cols = self._grid(features)
+        elif len(features.maps) != 4:
+            raise ValueError(
+                f"the DPT head takes four maps, the encoder gives {len(features.maps)}"
+            )
         levels = [self._level(i, x) for i, x in enumerate(features.maps)]
         sizes = [level.shape[1:3] for level in levels]
         x = None
@@ -78,6 +87,8 @@ class DPTHead(nn.Module):
             x = FusionBlock(dtype=self.dtype, name=f"fusion_{i}")(*maps, size=size)
         x = nn.relu(self._conv("head", self.channels, 3)(x))
         logits = self._conv("classifier", self.num_classes, 1)(x).astype(jnp.float32)
+        if self.patch_size is None:
+            return logits
         size = (rows * self.patch_size, cols * self.patch_size)
         return bilinear(logits, size, align_corners=True)
 
@@ -92,6 +103,8 @@ class DPTHead(nn.Module):
 
     def _level(self, i: int, x: Array) -> Array:
         """A map of the encoder at its scale, with `channels` channels."""
+        if self.patch_size is None:
+            return Conv(self.channels, dtype=self.dtype, name=f"level_{i}")(x)
         width = self.out_channels[i]
         x = self._conv(f"tap_{i}", width, 1)(x)
         if i < 2:

@@ -29,6 +29,11 @@ def symmetric(image: Float[Array, "*b 3"]) -> Float32[Array, "*b 3"]:
     return 2 * _unit(image) - 1
 
 
+def efficientnet_lite(image: Float[Array, "*b 3"]) -> Float32[Array, "*b 3"]:
+    """ImageNet-normalised -> (pixels − 127) / 128, the input of TensorFlow's EfficientNet-Lite."""
+    return (255 * _unit(image) - 127) / 128
+
+
 def _unit(image: Array) -> Array:
     """ImageNet-normalised -> pixels scaled to [0, 1]."""
     return image.astype(jnp.float32) * _along(IMAGENET_STD, image) + _along(IMAGENET_MEAN, image)

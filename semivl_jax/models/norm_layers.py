@@ -32,6 +32,7 @@ class BatchNorm(nn.Module):
     """
 
     scale_init: Initializer = nn.initializers.ones
+    epsilon: float = EPSILON
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -56,7 +57,7 @@ class BatchNorm(nn.Module):
                 unbiased = var * (count / (count - 1))
                 running_mean.value = (1 - MOMENTUM) * running_mean.value + MOMENTUM * mean
                 running_var.value = (1 - MOMENTUM) * running_var.value + MOMENTUM * unbiased
-        factor = scale * jax.lax.rsqrt(var + EPSILON)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
         out = (wide - mean[None, None, None, :]) * factor[None, None, None, :]
         return (out + bias[None, None, None, :]).astype(self.dtype)
 

@@ -21,7 +21,8 @@ class SegmentationModel(nn.Module):
     """Encoder and decoder with `Features` between them.
 
     `crop` is the side of the training crop. With `renormalize` the backbone's input has CLIP's statistics;
-    that of the convolutional encoder always has those of ImageNet.
+    that of the convolutional encoder always has those of ImageNet. With `frozen_batch_norm` the encoders'
+    batch norms use their running statistics in training as well, which do not change.
     """
 
     backbone: nn.Module
@@ -29,6 +30,7 @@ class SegmentationModel(nn.Module):
     crop: int
     conv_encoder: nn.Module | None = None
     renormalize: bool = False
+    frozen_batch_norm: bool = False
 
     @property
     def via_square(self) -> bool:
@@ -58,6 +60,7 @@ class SegmentationModel(nn.Module):
 
         `train` uses batch statistics and, with a "dropout" key, dropout and stochastic depth.
         """
+        train = train and not self.frozen_batch_norm
         features = self.backbone(renormalize(image) if self.renormalize else image, train=train)
         if self.conv_encoder is not None:
             features = features.replace(conv=self.conv_encoder(image, train=train))

@@ -11,7 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from semivl_jax.data.dataset_info import DatasetInfo, parse_classes, read_lines
+from semivl_jax.data.class_files import parse_classes
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.data.text_files import read_lines
 
 DATASETS = ("voc", "coco", "ade20k", "cityscapes")
 
@@ -50,7 +52,8 @@ def read_classes(classes: Classes, *, where: str = "--classes") -> DatasetInfo:
         path = Path(text).expanduser()
         if _is_file(path):
             where = str(path)
-            names, definitions = parse_classes(read_lines(path), where=where)
+            parsed = parse_classes(read_lines(path), where=where)
+            names, definitions = parsed.names, parsed.definitions
         elif isinstance(classes, Path) or (
             "," not in text and (path.suffix == ".txt" or "/" in text)
         ):

@@ -2,18 +2,28 @@
 
 `<directory>/<step>/` holds the state after `step` updates and, as JSON, the position in the data stream and
 the best score so far. Orbax writes in the background into a temporary folder and renames it at the end,
-so a killed run leaves only complete checkpoints.
+so a killed run leaves only complete checkpoints. Before the renaming it also writes `SHA256SUMS`, which is
+verified before a checkpoint is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
+from semivl_jax import utils
 from semivl_jax.train.state import TrainState
+from semivl_jax.weights import checksums
+
+_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""Files that Orbax writes after the checksums; nothing is read from them."""
 
 
 @dataclasses.dataclass
@@ -31,13 +41,56 @@ class LoopState:
     best_step: int = -1
 
 
-class Checkpoints:
-    """The newest `keep` checkpoints of one run."""
+def steps(directory: Path) -> list[int]:
+    """Steps of the complete checkpoints, the newest first."""
+    return sorted(
+        (int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True
+    )
 
-    def __init__(self, directory: Path, *, keep: int) -> None:
+
+def set_aside_damaged(directory: Path) -> list[str]:
+    """Renames checkpoints that are damaged to `STEP.damaged`, from the newest on, until one is not.
+
+    Returns a sentence for each of them, and one for a checkpoint that cannot be verified.
+    """
+    notes, found = [], steps(directory)
+    for step, before in itertools.zip_longest(found, found[1:]):
+        folder = directory / str(step)
+        try:
+            notes += _unverified(folder)
+            return notes
+        except ValueError as error:
+            aside = folder.with_name(f"{step}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            start = f"the checkpoint of step {before}" if before else "the start"
+            notes.append(
+                f"{error}; its checkpoint is now {aside.name}, the run goes on from {start}"
+            )
+    return notes
+
+
+def _unverified(folder: Path) -> list[str]:
+    if checksums.verify(folder):
+        return []
+    return [
+        f"checkpoint {folder} has no {checksums.FILE}, an earlier version wrote it; it is read unverified"
+    ]
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints of one run; with `read_only` nothing is created or removed."""
+
+    def __init__(self, directory: Path, *, keep: int, read_only: bool = False) -> None:
         self._directory = directory
+        self._saving = -1
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True
+            max_to_keep=None if read_only else keep,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,  # of killed runs
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
         handlers = {
             # Compression hardly reduces the size, and decompression takes half the time of a restore.
@@ -61,7 +114,35 @@ class Checkpoints:
             state=ocp.args.PyTreeSave(state),
             progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
         )
-        self._manager.save(step, args=items)
+        self.wait()
+        self._saving = step
+        with self._named_faults():
+            self._manager.save(step, args=items)
+
+    def _write_checksums(self) -> None:
+        """Runs in the background thread, when all files are written and before the renaming."""
+        if jax.process_index() == 0:
+            name = str(self._saving)
+            temporary = self._directory.glob(f"{name}.orbax-checkpoint-tmp*")
+            folder = next(temporary, self._directory / name)
+            checksums.write(folder, leave_out=_WRITTEN_LAST)
+
+    def verify(self) -> list[str]:
+        """Verifies the newest checkpoint; a sentence if it has no checksums.
+
+        Raises:
+          ValueError: a file is damaged; the message names it.
+        """
+        step = self.latest_step()
+        if step is None:
+            return []
+        try:
+            return _unverified(self._directory / str(step))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; train on, which repeats the steps since the checkpoint before, or delete its "
+                "checkpoint to use that one"
+            ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, LoopState]:
         """The newest checkpoint, placed like `like` (arrays or abstract arrays with shardings).
@@ -91,9 +172,25 @@ class Checkpoints:
             ) from error
 
     def wait(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on disk.
+
+        Raises:
+          SystemFault: it cannot be written; the message says why.
+        """
+        with self._named_faults():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and releases the background threads."""
-        self._manager.close()
+        with self._named_faults():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _named_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            fault = utils.fault_in(error, self._directory)
+            if fault is None:
+                raise
+            raise fault from error

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,11 +23,16 @@ from semivl_jax import utils
 _torch = sys.modules.get("torch")
 sys.modules["torch"] = None
 try:
-    from tensorboardX import SummaryWriter
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 finally:
     del sys.modules["torch"]
     if _torch is not None:
         sys.modules["torch"] = _torch
+
+FLUSH_INTERVAL = 60.0
+"""Seconds after which the events are written out."""
 
 
 class MetricWriter:
@@ -40,29 +47,48 @@ class MetricWriter:
             return
         path = workdir / "metrics.jsonl"
         _drop_repeated_lines(path, next_step, evaluated)
-        self._file = path.open("a", encoding="utf8")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=next_step + 1)
+        self._path, self._folder = path, workdir / "tensorboard"
+        with utils.writing(path):
+            self._file = path.open("a", encoding="utf8")
+        with utils.writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Not SummaryWriter: its thread ends at the first error, and training then waits for it forever.
+            self._events = EventsWriter(str(self._folder / "events"))
+            self._flushed = time.monotonic()
+            self._event(next_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line; non-finite values become null."""
         if not self._writes:
             return
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **line}) + "\n")
-        self._file.flush()
+        with utils.writing(self._path):
+            self._file.write(json.dumps({"step": step, **line}) + "\n")
+            self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._event(step, summary=summary.scalar(name, value))
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds an RGB picture (height × width × 3, uint8) to the events."""
         if self._writes:
-            self._events.add_image(name, image, step, dataformats="HWC")
+            self._event(step, summary=summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
         """Flushes and closes both files."""
         if self._writes:
-            self._file.close()
-            self._events.close()
+            try:
+                with utils.writing(self._path):
+                    self._file.close()
+            finally:
+                with utils.writing(self._folder):
+                    self._events.close()
+
+    def _event(self, step: int, **content: Any) -> None:
+        with utils.writing(self._folder):
+            self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+            if time.monotonic() - self._flushed > FLUSH_INTERVAL:
+                self._events.flush()
+                self._flushed = time.monotonic()
 
     def __enter__(self) -> MetricWriter:
         return self

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from semivl_jax.weights import clip_training, files, npz
 from semivl_jax.weights import decoder_layouts as decoders
 from semivl_jax.weights import encoder_layouts as encoders
-from semivl_jax.weights import files, npz
 from semivl_jax.weights.foreign_files import Checkpoint
 from semivl_jax.weights.layout import Layout, Options, Tensors
 from semivl_jax.weights.rename import Rule, Rules, State
@@ -92,6 +92,10 @@ def detect_format(checkpoint: Checkpoint, name: str = "") -> Format:
             "needs no conversion"
         )
     found = [form for form in FORMATS if form.matches(checkpoint.state)]
+    architecture = (checkpoint.config or {}).get(
+        "architecture"
+    )  # in config.json of timm's repositories
+    found = [form for form in found if form.name == f"timm_{architecture}"] or found
     if len(found) == 1:
         return found[0]
     what = "fits several formats" if found else "is of no format that can be converted"
@@ -117,60 +121,35 @@ def names() -> tuple[str, ...]:
 
 # --- steps of single formats before and after the conversion ---
 
-_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
-"""Whether an activation of Hugging Face's config.json is QuickGELU."""
 
-
-def _heads_of_config(checkpoint: Checkpoint, options: Options) -> tuple[State, Options]:
-    """Attention heads from Hugging Face's config.json unless the options have them."""
+def _heads_of_training(checkpoint: Checkpoint, options: Options) -> tuple[State, Options]:
+    """Attention heads as the CLIP was trained, unless the options have them."""
+    # `_finish_clip` asks for the activation, when everything else is known to fit.
+    known = dataclasses.replace(options, activation=options.activation or "gelu")
     found = {
-        option: getattr(options, option) or _config_of(checkpoint, part).get("num_attention_heads")
-        for option, part in (("image_heads", "vision_config"), ("text_heads", "text_config"))
+        option: getattr(options, option) or clip_training.of_tower(checkpoint, tower, known).heads
+        for option, tower in (("image_heads", "vision"), ("text_heads", "text"))
     }
     return checkpoint.state, dataclasses.replace(options, **found)
 
 
-def _config_of(checkpoint: Checkpoint, part: str) -> Mapping[str, Any]:
-    """Settings of one tower, by default OpenAI's. ValueError for unusable ones."""
-    source, settings = checkpoint.source, checkpoint.config.get(part, {})
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"{source}: config.json has no settings under {part}; fetch it again")
-    defaults = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": None}
-    settings = defaults | dict(settings)
-    if settings["hidden_act"] not in _ACTIVATIONS:
-        raise ValueError(
-            f"{source}: config.json has {part}.hidden_act = {settings['hidden_act']!r}, which the towers do "
-            f"not support; they support {' and '.join(_ACTIVATIONS)}"
-        )
-    eps, heads = settings["layer_norm_eps"], settings["num_attention_heads"]
-    if not isinstance(eps, float) or not (heads is None or isinstance(heads, int)):
-        raise ValueError(
-            f"{source}: config.json has {part}.layer_norm_eps = {eps!r} and num_attention_heads = "
-            f"{heads!r}, which are no numbers; fetch it again"
-        )
-    return settings
-
-
 def _finish_clip(weights: files.Weights, checkpoint: Checkpoint, options: Options) -> files.Weights:
     """Adds activations and epsilons to the sizes, removes a square grid, exponentiates the logit scale."""
-    sizes, trained = weights.sizes, {}
-    for tower in ("vision", "text"):
-        settings = _config_of(checkpoint, f"{tower}_config")
-        trained[tower] = {
-            "quick_gelu": _ACTIVATIONS[settings["hidden_act"]],
-            "eps": settings["layer_norm_eps"],
-        }
+    sizes = weights.sizes
+    image, text = (clip_training.of_tower(checkpoint, t, options) for t in ("vision", "text"))
+    trained = [{"quick_gelu": tower.quick_gelu, "eps": tower.eps} for tower in (image, text)]
     image_sizes = {k: v for k, v in sizes["image"].items() if k != "grid" or v[0] != v[1]}
-    image_sizes |= trained["vision"] if options.as_trained else {}
-    text_sizes = sizes["text"] | (trained["text"] if weights.kind == "huggingface_clip" else {})
+    image_sizes |= trained[0] if options.as_trained else {}
+    as_openai = weights.kind == "openai_clip" and text.quick_gelu and text.eps == 1e-5
+    text_sizes = sizes["text"] | ({} if as_openai else trained[1])
     _check_widths(checkpoint, image=image_sizes["out_dim"], text=text_sizes["out_dim"])
-    activation = "QuickGELU" if trained["vision"]["quick_gelu"] else "GELU"
+    activation = "QuickGELU" if image.quick_gelu else "GELU"
     scale = np.asarray(np.exp(np.float32(weights.tree["logit_scale"])))
     return dataclasses.replace(
         weights,
         sizes={"image": image_sizes, "text": text_sizes},
         tree={part: weights.tree[part] for part in ("image", "text")} | {"logit_scale": scale},
-        notes={"trained_with": f"{activation}, LayerNorm epsilon {trained['vision']['eps']:g}"},
+        notes={"trained_with": f"{activation}, LayerNorm epsilon {image.eps:g}"},
     )
 
 
@@ -218,6 +197,7 @@ FORMATS = (
         ),
         arrays=_LOGIT_SCALE,
         dropped=("input_resolution", "context_length", "vocab_size"),  # of TorchScript archives
+        prepare=_heads_of_training,
         finish=_finish_clip,
     ),
     Format(
@@ -231,7 +211,7 @@ FORMATS = (
         ),
         arrays=_LOGIT_SCALE,
         dropped=("*_model.embeddings.position_ids",),
-        prepare=_heads_of_config,
+        prepare=_heads_of_training,
         finish=_finish_clip,
     ),
     Format(
@@ -302,6 +282,42 @@ FORMATS = (
         marks=("stem.0.weight", "layer1.0.conv1.weight"),
         parts=(Part(layout=encoders.RESNET_V1C),),
         dropped=("layer2.*", "layer3.*", "layer4.*", "fc.*"),
+    ),
+    Format(
+        name="efficientnet_lite0",
+        title="EfficientNet-Lite0 with TensorFlow's weights, of the package efficientnet_lite_pytorch",
+        holds=files.BACKBONE,
+        marks=("_conv_stem.weight", "_blocks.0._depthwise_conv.weight"),
+        parts=(Part(layout=encoders.EFFICIENTNET_LITE0),),
+    ),
+    Format(
+        name="timm_tf_efficientnet_lite0",
+        title="EfficientNet-Lite0 with TensorFlow's weights, of timm",
+        holds=files.BACKBONE,
+        marks=("conv_stem.weight", "blocks.5.3.conv_pwl.weight"),
+        parts=(Part(layout=encoders.TIMM_TF_EFFICIENTNET_LITE0),),
+    ),
+    Format(
+        name="timm_efficientnet_lite0",
+        title="EfficientNet-Lite0 with timm's own weights",
+        holds=files.BACKBONE,
+        marks=("conv_stem.weight", "blocks.5.3.conv_pwl.weight"),
+        parts=(Part(layout=encoders.TIMM_EFFICIENTNET_LITE0),),
+    ),
+    Format(
+        name="timm_mobilenetv2_100",
+        title="MobileNetV2 of timm",
+        holds=files.BACKBONE,
+        marks=("conv_stem.weight", "blocks.2.2.conv_pwl.weight"),
+        without=("blocks.5.3.conv_pwl.weight",),
+        parts=(Part(layout=encoders.TIMM_MOBILENET_V2),),
+    ),
+    Format(
+        name="mobilenet_v2",
+        title="MobileNetV2 of torchvision",
+        holds=files.BACKBONE,
+        marks=("features.0.0.weight", "features.17.conv.3.weight"),
+        parts=(Part(layout=encoders.MOBILENET_V2),),
     ),
     Format(
         name="imagenet_vit",

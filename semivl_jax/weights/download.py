@@ -23,6 +23,7 @@ from typing import Any
 from semivl_jax.data import download
 from semivl_jax.data.download import RemoteFile
 from semivl_jax.weights import convert, files, foreign_files, towers
+from semivl_jax.weights.layout import Options
 
 SOURCES = ("openai", "huggingface")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first of them that a repository has
@@ -79,7 +80,9 @@ def prepare(
         towers.load(path, published.name)  # raises if it is damaged
         return path
     found = given or _fetch(published, directory / "downloads", source)
-    weights = convert.convert(foreign_files.read(found))
+    # What is fetched is OpenAI's; a file from elsewhere has to say it.
+    options = Options(activation="" if given else "quick_gelu")
+    weights = convert.convert(foreign_files.read(found), options)
     _check_sizes(weights, published, found)
     files.save(path, weights)
     print(convert.describe(weights, path), flush=True)

@@ -101,7 +101,7 @@ def parse(
     expected = (expect,) if isinstance(expect, str) else expect
     if found not in expected:
         is_what = f"is of the format {found!r}" if found else "is no weight file of semivl_jax"
-        remedy = "make one with python -m semivl_jax.convert"
+        remedy = f"make one with python -m semivl_jax.convert {path} --out FILE.safetensors"
         raise ValueError(
             f"{path} {is_what}, but {USES[expected[0]]} takes {' or '.join(map(repr, expected))}; "
             + (f"name it in {USES[found]}" if found in USES else remedy)

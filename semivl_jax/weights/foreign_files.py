@@ -24,6 +24,7 @@ from semivl_jax.weights import store, torch_files
 # Entries of training checkpoints that hold the weights, in the order of preference.
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "net")
 _FOLDER = ("model.safetensors", "pytorch_model.bin")
+_OPEN_CLIP_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,13 +33,15 @@ class Checkpoint:
 
     source    name for errors
     state     arrays by published name
-    config    contents of Hugging Face's config.json, if there is one
+    config    contents of Hugging Face's config.json; None: there is none
+    open_clip  contents of open_clip_config.json; None: there is none
     metadata  of a safetensors file
     """
 
     source: str
     state: dict[str, np.ndarray]
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    open_clip: dict[str, Any] | None = None
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -52,22 +55,29 @@ def read(path: Path, *, entry: str = "") -> Checkpoint:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; check the path of the weights")
     state, metadata = _read_file(path, entry)
-    beside = path.with_name("config.json")
-    config = _read_config(beside) if path.name in _FOLDER and beside.is_file() else {}
     state = {name: _storable(array) for name, array in _without_prefix(state).items()}
-    return Checkpoint(source=str(path), state=state, config=config, metadata=metadata)
+    return Checkpoint(
+        source=str(path),
+        state=state,
+        config=_read_config(path.with_name("config.json")) if path.name in _FOLDER else None,
+        open_clip=_read_config(path.with_name("open_clip_config.json")),
+        metadata=metadata,
+    )
 
 
 def _read_folder(folder: Path) -> Checkpoint:
-    found = next((folder / name for name in _FOLDER if (folder / name).is_file()), None)
+    names = (*_FOLDER, *_OPEN_CLIP_FOLDER)
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
         raise ValueError(
-            f"{folder} holds neither {' nor '.join(_FOLDER)}; name the file with the weights"
+            f"{folder} holds none of {', '.join(names)}; name the file with the weights"
         )
     return read(found)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
     try:
         config = json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
@@ -80,16 +90,14 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_file(path: Path, entry: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with path.open("rb") as stream:
         start = stream.read(64)
+    if start[8:9] == b"{":  # the bytes before are the length of the header of safetensors
+        return store.load_flat(path)
     if start.startswith(b"PK"):
         return _read_archive(path, entry), {}
-    if start[8:9] == b"{":
-        return store.load_flat(path)
     if start.startswith(b"\x80"):  # a pickle
         return _unpacked(torch_files.read_saved(path), path, entry), {}
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(
-            f"{path} is a pointer of Git LFS and not the file itself; run git lfs pull, or download it"
-        )
+    if start.startswith(store.LFS_POINTER):
+        raise ValueError(f"{path} {store.what_it_is(path)}")
     raise ValueError(
         f"{path} is of no known format: neither safetensors, npz nor a file of torch; if it should be "
         "one, it is damaged: fetch it again"

@@ -23,6 +23,7 @@ from semivl_jax.weights.rename import Rules, State, pattern
 Sizes = dict[str, Any]
 POSITIONS = "positions"
 """Name of the axis of position tables; it becomes the size "grid"."""
+ACTIVATIONS = ("quick_gelu", "gelu")
 _HEAD_CHANNELS = 64
 
 
@@ -34,6 +35,7 @@ class Options:
     grid         rows and columns of the image encoder's position table; None: square
     as_trained   CLIP's image tower keeps the activation and LayerNorm epsilon of its training; otherwise it
                  has exact GELU and 1e-6, as in SemiVL (METHOD 1.4)
+    activation   of CLIP's training, one of ACTIVATIONS; "": as files beside the weights say
     """
 
     image_heads: int | None = None
@@ -41,6 +43,7 @@ class Options:
     decoder_heads: int | None = None
     grid: Grid | None = None
     as_trained: bool = False
+    activation: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

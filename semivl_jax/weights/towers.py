@@ -27,9 +27,8 @@ from semivl_jax.models.clip_text import TextTransformer
 from semivl_jax.models.pos_embed import Grid, Resizing, resize_table
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.types import PyTree
-from semivl_jax.weights import convert, files, store
+from semivl_jax.weights import convert, files, foreign_files, store
 from semivl_jax.weights.encoder_layouts import OPENAI_IMAGE, OPENAI_TEXT
-from semivl_jax.weights.foreign_files import Checkpoint
 from semivl_jax.weights.layout import table_grid
 from semivl_jax.weights.tree import check
 
@@ -94,7 +93,7 @@ def load(weights: str | os.PathLike[str], tower: str) -> Clip:
     if metadata.get("format") == FORMAT:
         return _load_pretrained(path, tree, metadata)
     if "visual.conv1.weight" in tree:
-        openai = convert.convert(Checkpoint(source=str(path), state=tree))
+        openai = convert.convert(foreign_files.read(path))
         return _clip(path, dataclasses.replace(openai, tree=jax.tree.map(_single, openai.tree)))
     clip = _clip(path, files.parse(path, tree, metadata, expect=files.CLIP))
     _check(clip, path)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from semivl_jax import utils
-from semivl_jax.data import images
+from semivl_jax.data import images, label_files
 from semivl_jax.data.source import open_source
 from semivl_jax.data.splits import resolve_split
 from tests.data.photos import make_folder, prepared, write_pair
@@ -32,7 +32,7 @@ def test_records_hold_what_the_folder_holds(toy_folder, toy_source):
     mask = np.asarray(Image.open(toy_folder / "masks/train/train03.png"))
     record = toy_source[3]
     assert record.image == photo.read_bytes()
-    np.testing.assert_array_equal(images.decode_label(record.label), mask)
+    np.testing.assert_array_equal(label_files.decode_label(record.label), mask)
     assert toy_source.pixels[3] == {v: int((mask == v).sum()) for v in np.unique(mask)}
     assert toy_source[8].label is None
 
@@ -60,7 +60,7 @@ def test_prepares_once_and_again_when_the_folder_changes(folder):
 def test_interrupted_preparation_is_not_taken_for_a_whole_one(folder, monkeypatch):
     builder = FolderSemi(folder, data_dir=folder.parent / "prepared")
     place = builder.data_path.parent
-    remains = place / "incomplete.AAAAAA_1.0.0"  # what a killed process leaves
+    remains = place / f"incomplete.AAAAAA_{builder.VERSION}"  # what a killed process leaves
     remains.mkdir(parents=True)
     (remains / "some.array_record").write_bytes(b"half")
     directory = common.prepare(builder)
@@ -172,7 +172,7 @@ def test_unusual_names_and_text_files(tmp_path):
     (root / "images/train/linked").symlink_to(tmp_path / "elsewhere/images")
     (root / "images/train/linked/circle").symlink_to(root / "images/train")
     write_pair(root, "val/v", rng=RNG)
-    (root / "classes.txt").write_bytes("\ufeffWäsche\r\n\r\nroad : road,street\r\n".encode())
+    (root / "classes.txt").write_bytes("\ufeffWäsche\r\nroad : road,street\r\n\r\n".encode())
     source = prepared(root)
     assert source.info.classes == ("Wäsche", "road")
     assert source.ids == ("a.b", "linked/x", "my Bäume é")
@@ -221,6 +221,14 @@ def _mask(name, *shape):
     return lambda root: Image.fromarray(np.zeros(shape, np.uint8)).save(root / "masks" / name)
 
 
+def _photo(width, height):
+    def write(root):
+        Image.new("RGB", (width, height)).save(root / "images/val/val00.jpg")
+        Image.new("L", (width, height)).save(root / "masks/val/val00.png")
+
+    return write
+
+
 def _text(name, text):
     return lambda root: (root / name).write_text(text)
 
@@ -250,6 +258,13 @@ def _text(name, text):
         (
             _mask("train/train02.jpg", 34, 44),
             "masks/train/train02.jpg in .* is no PNG; save masks as PNG",
+        ),
+        *(
+            (
+                _photo(*size),
+                rf"val00.jpg cannot be used: image of {size[0]}×{size[1]} pixels: .* cut",
+            )
+            for size in ((1, 1), (1, 2000), (5000, 40), (2, 600))
         ),
         (_shared_mask, "would both have the mask masks/both.png; put masks into folders"),
         (
@@ -307,7 +322,34 @@ def test_photos_are_turned_upright_before_sizes_are_compared(tmp_path):
     source = prepared(root)  # its mask is 24 rows of 30
     assert images.decode_image(source[0].image).shape == (24, 30, 3)
     Image.fromarray(np.zeros((30, 24), np.uint8)).save(root / "masks/train/train00.png")
+    with pytest.raises(ValueError, match=r"train00.png of 24×30 pixels fits its photo only as it"):
+        prepared(root)
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "labelmap.txt"])
+def test_colour_masks(tmp_path, name):
+    root = make_folder(tmp_path / "photos", masks=2, without=0, validation=1)
+    (root / "classes.txt").unlink()
+    hexadecimal = "sky #000000\nroad: street #800000\n__ignore__ #ffffff\n"
+    cvat = (
+        "# label:color_rgb:parts:actions\nsky:0,0,0::\nroad:128,0,0::\n__ignore__:255,255,255::\n"
+    )
+    (root / name).write_text(hexadecimal if name == "classes.txt" else cvat)
+    colours = np.array([[0, 0, 0], [128, 0, 0], [255, 255, 255]], np.uint8)
+    stored = []
+    for path in sorted(root.glob("masks/*/*.png")):
+        values = np.asarray(Image.open(path))
+        stored.append(values)
+        painted = Image.fromarray(colours[np.where(values == 255, 2, values)])
+        path.unlink()
+        painted.save(path.with_suffix(".tif" if "01" in path.stem else ".png"))
+    source = prepared(root)
+    assert source.info.palette.tolist() == colours[:2].tolist()
+    for index in range(2):
+        np.testing.assert_array_equal(label_files.decode_label(source[index].label), stored[index])
+    path = root / "masks/train/train00.png"
+    Image.fromarray(np.full((24, 30, 3), 7, np.uint8)).save(path)
     with pytest.raises(
-        ValueError, match=r"of 24×30 pixels for an image of 30×24 .perhaps only one"
+        ValueError, match=r"train00.png cannot be used: .*the colour #070707 \(100 %"
     ):
         prepared(root)

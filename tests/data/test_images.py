@@ -155,40 +155,6 @@ class TestDecodeImage:
         with pytest.raises(ValueError, match="cannot be read as an image"):
             images.decode_image(data)
 
-    def test_floating_point(self):
-        data = encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF")
-        with pytest.raises(ValueError, match="8-bit RGB"):
-            images.decode_image(data)
-
-
-class TestDecodeLabel:
-    def test_palette_indices(self):
-        values = noise(5, 7) % 20
-        image = Image.fromarray(values, "L").convert("P")
-        image.putdata(values.ravel().tolist())
-        image.putpalette(noise(768).tolist())
-        np.testing.assert_array_equal(images.decode_label(encoded(image)), values)
-
-    def test_grey_values(self):
-        label = images.decode_label(encoded(Image.fromarray(noise(5, 7))))
-        assert label.dtype == np.uint8
-        np.testing.assert_array_equal(label, noise(5, 7))
-
-    def test_two_classes_in_one_bit(self):
-        bits = noise(5, 7) > 127
-        np.testing.assert_array_equal(images.decode_label(encoded(Image.fromarray(bits))), bits)
-
-    def test_sixteen_bits(self):
-        small = np.array([[0, 20, 255]], np.uint16)
-        np.testing.assert_array_equal(images.decode_label(encoded(Image.fromarray(small))), small)
-        with pytest.raises(ValueError, match="0 … 256"):
-            images.decode_label(encoded(Image.fromarray(np.array([[0, 256]], np.uint16))))
-
-    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-    def test_colours(self, mode):
-        with pytest.raises(ValueError, match=f"mode {mode}, that is colours.*save one channel"):
-            images.decode_label(encoded(Image.fromarray(noise(5, 7, 3)).convert(mode)))
-
 
 def test_check_labels():
     images.check_labels(np.array([[0, 20, 255]], np.uint8), num_classes=21)

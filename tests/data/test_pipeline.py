@@ -1,6 +1,8 @@
 """The training stream: order, shards, crops of every stream, workers, resuming."""
 
+import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from semivl_jax import utils
 from semivl_jax.data.crops import Geometry
-from semivl_jax.data.pipeline import TrainPipeline
+from semivl_jax.data.pipeline import BatchStream, TrainPipeline
 from semivl_jax.data.sampler import Sampler, Shard, generator, permutation
 from semivl_jax.data.source import open_source
 from semivl_jax.types import Stream
@@ -211,6 +214,36 @@ def test_wrong_label_is_named_wherever_it_is_loaded(tmp_path, workers):
         pytest.raises(ValueError, match=r"training image 'train00' of .* cannot be used: .*1"),
     ):
         next(stream)
+
+
+def test_a_killed_worker_is_named(toy_source):
+    before = set(multiprocessing.active_children())
+    with make(toy_source, workers=1).batches(0) as stream:
+        next(stream)
+        (worker,) = set(multiprocessing.active_children()) - before
+        worker.kill()
+        message = "images was killed by SIGKILL, as the system does when memory is full; free some"
+        with pytest.raises(utils.SystemFault, match=message):
+            for _ in range(50):
+                next(stream)
+
+
+def test_shared_memory_that_is_full_is_named():
+    """A worker that writes beyond it gets SIGBUS."""
+
+    def ended(error):
+        raise error
+        yield
+
+    killed = RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search")
+    message = (
+        r"killed by SIGBUS: /dev/shm is full; enlarge it \(docker run --shm-size\), or lower data"
+    )
+    with pytest.raises(utils.SystemFault, match=message):
+        next(BatchStream(ended(killed)))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(utils.SystemFault, match="/dev/shm: No space left on device; free some"):
+        next(BatchStream(ended(full)))
 
 
 def test_killed_run_leaves_no_workers(toy_source):

@@ -10,7 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from semivl_jax.data import images
+from semivl_jax.data import images, label_files
+from semivl_jax.data.foreign import drawing
 from semivl_jax.data.source import open_source
 from tests.data import archive_files
 from tests.data.archive_files import SIZES, mask, pack, photo
@@ -95,7 +96,7 @@ def test_prepares_what_the_archives_hold(dataset, server, tmp_path):
     assert sorted(train.ids) == sorted(ids) and validation.ids == val_ids
     assert train.labels_exist().all()
     record = train[train.ids.index(ids[0])]
-    label = images.decode_label(record.label)
+    label = label_files.decode_label(record.label)
     assert sorted({*np.unique(label)} - {255}) == values
     assert images.decode_image(record.image).shape == (20, 28, 3)
     assert dataset.startswith(train.info.name) and build.info.citation and build.info.homepage
@@ -241,10 +242,10 @@ def test_instances_are_drawn_like_their_outlines():
     expected = np.zeros((20, 28), np.uint8)
     expected[4:12, 4:12], expected[6:10, 6:10] = 1, 7
     np.testing.assert_array_equal(label, expected)
-    crowd = instances.run_lengths([21, 3, 536], (20, 28))
+    crowd = drawing.run_lengths([21, 3, 536], (20, 28))
     assert np.argwhere(crowd).tolist() == [[1, 1], [2, 1], [3, 1]]
     with pytest.raises(ValueError, match="run lengths of 4 pixels for an image of 28x20"):
-        instances.run_lengths([4], (20, 28))
+        drawing.run_lengths([4], (20, 28))
     with pytest.raises(ValueError, match="holds no instance annotations"):
         instances.mask_archive(Path("a.json"), b"{}")
 

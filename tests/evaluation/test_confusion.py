@@ -71,7 +71,9 @@ def test_table_marks_absent_classes_and_lines_up():
     assert lines[2].split() == ["sky", "75.00", "90.00", "50.00%"]
     assert lines[3].split() == ["traffic", "light", "72.73", "80.00", "50.00%"]
     assert lines[4].split() == ["bus", "0.00", "absent"]
-    assert lines[-1].split() == ["mean", "49.24", "85.00"]
+    assert lines[-2].split() == ["mean", "49.24", "85.00"]
+    assert lines[-1].split() == ["without", "absent", "73.86"]
+    assert "without" not in confusion.format_table(matrix[:2, :2], ["sky", "road"])
     assert len({len(line) for line in lines[:5]}) == 1
     with pytest.raises(ValueError, match="2 class names for 3 classes"):
         confusion.format_table(matrix, ["a", "b"])

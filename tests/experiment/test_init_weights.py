@@ -11,6 +11,7 @@ from semivl_jax.config import set_method, validate
 from semivl_jax.experiment import build_step, init_weights, run
 from semivl_jax.models import build
 from semivl_jax.models.deeplab import DeepLabHead
+from semivl_jax.models.mobile import MobileNet, Stage
 from semivl_jax.models.pos_embed import resize_table
 from semivl_jax.models.resnet import ResNet, ResNetV1c
 from semivl_jax.models.segmentation_model import SegmentationModel
@@ -122,6 +123,27 @@ def test_encoders_start_alone(tmp_path):
     config.model.conv_encoder_weights = config.model.backbone_weights
     with pytest.raises(ValueError, match=r"model\.conv_encoder_weights = .* does not fit"):
         begin(segmenter, config)
+
+
+def test_light_networks_start_without_the_classifier_and_with_their_own_padding(tmp_path):
+    path, stages = tmp_path / "w.safetensors", (Stage(3, 1, 4, 1, 1), Stage(5, 1, 8, 2))
+    encoder = MobileNet(stages, tf=True, out_indices=(0, 1))
+    whole = encoder.clone(head_channels=6, num_classes=5)
+    tree = random_variables(whole, np.zeros((1, 32, 32, 3), np.float32))
+    sizes = {"tf": True, "head_channels": 6, "num_classes": 5}
+    contents = files.Weights(format=files.BACKBONE, kind="mobile", sizes=sizes, tree=tree)
+    files.save(path, contents)
+    segmenter, config = model().clone(backbone=encoder), config_with(backbone_weights=path)
+    start = begin(segmenter, config)
+    for name in ("params", "batch_stats"):
+        found, expected = start[name]["backbone"], dict(tree[name])
+        assert expected.keys() - found.keys() <= {"head", "classifier"}
+        jax.tree.map(np.testing.assert_array_equal, found, {k: expected[k] for k in found})
+    other = model().clone(backbone=encoder.clone(tf=False))
+    with pytest.raises(
+        ValueError, match=r"another padding, .*set model\.backbone = 'efficientnet_l"
+    ):
+        begin(other, config)
 
 
 @pytest.mark.parametrize("backbone", ["augreg_b16", "siglip_b16"])

@@ -30,6 +30,29 @@ def test_sessions_continue_and_a_killed_one_is_closed(tmp_path, monkeypatch):
     assert sessions[2]["devices"]["platform"] == "cpu" and sessions[2]["versions"]["jax"]
 
 
+def test_a_folder_with_other_images_of_the_same_names_is_refused(tmp_path):
+    log = run_log.RunLog(tmp_path)
+    metadata = {
+        "classes": ["a", "b"],
+        "images": {"labelled": 1, "unlabelled": 2, "validation": 1},
+        "balance": {"labelled": {"pixels": [9, 1], "images": [1, 1]}},
+    }
+    for _ in range(2):
+        with log.session(metadata, first_step=0):
+            pass
+    for changed, what in (
+        ({"balance": {"labelled": {"pixels": [8, 2], "images": [1, 1]}}}, "masks"),
+        ({"images": {**metadata["images"], "validation": 2}}, "numbers of images"),
+        ({"classes": ["b", "a"]}, "classes"),
+    ):
+        message = f"the {what} of the data set are not those that the run began with"
+        with (
+            pytest.raises(ValueError, match=message),
+            log.session({**metadata, **changed}, first_step=0),
+        ):
+            pass
+
+
 def test_evaluations_that_will_be_repeated_are_discarded(tmp_path):
     log = run_log.RunLog(tmp_path)
     for step in (4, 8, 12):

@@ -3,15 +3,18 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.experiment import init_weights
 from semivl_jax.inference import bundle
+from semivl_jax.models import build
 from semivl_jax.text import class_text
 from semivl_jax.types import ClassText
-from semivl_jax.weights import store
+from semivl_jax.weights import checksums, store
 from tests import served
 
 INFO = DatasetInfo(name="toy", classes=("ground", "disc"), definitions=(("floor",), ("disc", "ø")))
@@ -107,6 +110,7 @@ def test_a_save_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
 def test_configurations_of_other_versions(tmp_path):
     """Old names are translated, keys of training ignored; an unknown key of the model is an error."""
     save(tmp_path, 1.0)
+    (tmp_path / checksums.FILE).unlink()
     path = tmp_path / "config.json"
     stored = json.loads(path.read_text())
     stored["model"]["taps"] = [0, 2]
@@ -157,12 +161,46 @@ def _old_model(folder):
         ),
     ],
 )
-def test_what_is_missing_or_damaged_is_named(tmp_path, damage, message):
+def test_what_is_missing_or_damaged_is_named_also_without_checksums(tmp_path, damage, message):
     folder = tmp_path / "serving"
     save(folder, 1.0)
+    (folder / checksums.FILE).unlink()
     damage(folder)
     with pytest.raises(ValueError, match=message):
         bundle.load(folder)
+
+
+def test_a_flipped_byte_is_named(tmp_path):
+    """Wherever it is; also for training that starts from the folder."""
+    folder = tmp_path / "serving"
+    save(folder, 1.0)
+    for name in bundle.FILES:
+        whole = (folder / name).read_bytes()
+        for position in (0, len(whole) // 2, len(whole) - 1):
+            flipped = bytearray(whole)
+            flipped[position] ^= 1
+            (folder / name).write_bytes(flipped)
+            with pytest.raises(ValueError, match=rf"{name} (is damaged|cannot be read)"):
+                bundle.load(folder)
+        if name == "model.safetensors":
+            config = served.config(
+                model__checkpoint=str(folder), model__decoder="deeplab", model__out_indices=(1, 2)
+            )
+            network = build.segmenter(config, num_classes=2, clip_sizes=served.clip().image)
+            with pytest.raises(ValueError, match=rf"{name} is damaged.* copy the folder once more"):
+                init_weights.variables(config, network, None, clip=None)
+        (folder / name).write_bytes(whole)
+    bundle.load(folder)
+
+
+def test_a_damaged_text_tower_is_not_linked_into_the_next_folder(tmp_path):
+    folder = tmp_path / "serving"
+    save(folder, 1.0)
+    path = folder / "text_tower.safetensors"
+    whole, (tree, _) = path.read_bytes(), store.load_tree(path)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    save(folder, 2.0)
+    jax.tree.map(np.testing.assert_array_equal, store.load_tree(path)[0], tree)
 
 
 def test_a_run_before_its_first_evaluation(tmp_path):

@@ -74,7 +74,7 @@ def test_arrays_pillow_images_and_files_are_the_same(segmenter, tmp_path):
         np.testing.assert_allclose(other, scores[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 70), (3, 200), (300, 2)])
+@pytest.mark.parametrize("size", [(4, 4), (4, 120), (160, 5)])
 def test_any_size(segmenter, size):
     found = segmenter(photo(size))
     assert found.labels.shape == size and np.isfinite(found.scores).all()
@@ -87,6 +87,8 @@ def test_any_size(segmenter, size):
         (np.zeros((4, 4, 3)), "array of float64 and shape .* give uint8 RGB"),
         (np.zeros((4, 4), np.uint8), r"shape \(4, 4\) is no image"),
         (np.zeros((0, 4, 3), np.uint8), "is no image"),
+        (np.zeros((1, 1, 3), np.uint8), "image of 1×1 pixels: the shorter side needs at least 4"),
+        (Image.new("RGB", (2000, 1)), "image of 2000×1 pixels"),
         ("nowhere/photo.jpg", r"nowhere/photo\.jpg: No such file"),
     ],
 )
@@ -138,6 +140,7 @@ def test_a_decoder_of_fixed_classes_refuses_others(tmp_path):
 def test_a_folder_of_an_early_version_has_no_text_tower(tmp_path):
     served.make(tmp_path)
     (tmp_path / "text_tower.safetensors").unlink()
+    (tmp_path / "SHA256SUMS").unlink()
     assert Segmenter.load(tmp_path, cache="").names == served.INFO.classes
     with pytest.raises(ValueError, match=r"has no text_tower\.safetensors, without which no other"):
         Segmenter.load(tmp_path, classes=["a", "b"])
@@ -145,6 +148,7 @@ def test_a_folder_of_an_early_version_has_no_text_tower(tmp_path):
 
 def test_weights_that_do_not_fit_the_configuration(tmp_path):
     served.make(tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"mlp_dim": 32', '"mlp_dim": 48'))
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit the model\. of another"):

@@ -16,6 +16,7 @@ DECODERS = {
     "prompted_clip_vit": ("atm", (2,)),
     "dinov2_vits14": ("dpt", (0, 1, 2, 3)),
     "dinov2_vitb14": ("dpt", (0, 1, 2, 3)),
+    "mobilenet_v2": ("dpt", ()),
 }
 
 
@@ -32,7 +33,9 @@ def test_every_backbone_makes_a_model(backbone):
         lambda image: model.init_with_output(jax.random.key(0), image, text), image
     )
     assert logits.shape == (2, 40, 24, 3)
-    own_size = backbone.startswith(("resnet", "dinov2"))
+    own_size = (
+        backbone.startswith(("resnet", "dinov2")) or "lite0" in backbone or "mobile" in backbone
+    )
     assert model.via_square == (not own_size)
     assert (model.padding_patch is not None) == (backbone == "clip_vit")
 

@@ -102,3 +102,37 @@ def test_accelerators_get_the_plain_operation():
 def test_half_precision_is_not_transformed():
     x, kernel = jnp.ones((2, 8, 8, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 4), jnp.bfloat16)
     assert "stablehlo.convolution" in jax.jit(conv.convolve).lower(x, kernel).as_text()
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 1, 2), (5, 2, 1), (3, 2, 3)]
+)
+@pytest.mark.parametrize("padding", ["SAME", "symmetric"])
+def test_depthwise(size, stride, dilation, padding):
+    x, kernel = normal(0, 3, 8, 11, 6), normal(1, size, size, 1, 6) / size
+    margin, reach = dilation * (size // 2), dilation * (size - 1) + 1
+    pads = ((margin, margin), (margin, margin))
+    if padding == "SAME":
+        pads = jax.lax.padtype_to_pads((8, 11), (reach, reach), (stride, stride), "SAME")
+        pads = tuple(map(tuple, pads))
+
+    def reference(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(stride, stride),
+            padding=pads if padding == "symmetric" else "SAME",
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=6,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+
+    def ours(x, kernel):
+        return conv.depthwise(x, kernel, stride=stride, dilation=dilation, padding=pads)
+
+    assert_same(ours, reference, x, kernel)
+    traced = jax.jit(jax.grad(lambda x, k: ours(x, k).sum(), (0, 1))).trace(x, kernel)
+    for platform, plain in {"cpu": False, "tpu": True, "cuda": True}.items():
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.convolution" in text) == plain, platform

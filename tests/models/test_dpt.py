@@ -40,16 +40,21 @@ def torch_head(torch, maps, state, patch_size):
         return conv(x, f"{name}.out_conv")
 
     rows, cols = maps[0].shape[2:]
-    levels = [conv(x, f"projects.{i}") for i, x in enumerate(maps)]
-    levels[0] = spread(levels[0], "resize_layers.0", 4)
-    levels[1] = spread(levels[1], "resize_layers.1", 2)
-    levels[3] = conv(levels[3], "resize_layers.3", stride=2)
+    levels = maps
+    if patch_size is not None:
+        levels = [conv(x, f"projects.{i}") for i, x in enumerate(maps)]
+        levels[0] = spread(levels[0], "resize_layers.0", 4)
+        levels[1] = spread(levels[1], "resize_layers.1", 2)
+        levels[3] = conv(levels[3], "resize_layers.3", stride=2)
     levels = [conv(x, f"scratch.layer{i + 1}_rn") for i, x in enumerate(levels)]
     x = fuse(levels[3], "scratch.refinenet4", levels[2].shape[2:])
     x = fuse(x, "scratch.refinenet3", levels[1].shape[2:], levels[2])
     x = fuse(x, "scratch.refinenet2", levels[0].shape[2:], levels[1])
-    x = fuse(x, "scratch.refinenet1", (8 * rows, 8 * cols), levels[0])
+    size = [2 * side for side in levels[0].shape[2:]]
+    x = fuse(x, "scratch.refinenet1", size, levels[0])
     x = conv(conv(x, "scratch.output_conv.0").relu(), "scratch.output_conv.2")
+    if patch_size is None:
+        return x
     size = (patch_size * rows, patch_size * cols)
     return functional.interpolate(x, size, mode="bilinear", align_corners=True)
 
@@ -98,6 +103,23 @@ def test_the_head_is_that_of_unimatch_v2():
     assert weights.sizes["dpt_decoder"]["out_channels"] == list(out_channels)
     params = weights.tree["params"]["decoder"]
     logits = jax.jit(head.apply)({"params": params}, features)
+    assert_close(logits, nhwc(expected.numpy()), TOLERANCE)
+
+
+def test_maps_of_a_convolutional_network_are_not_scaled():
+    torch = pytest.importorskip("torch")
+    widths, sides = (4, 5, 6, 7), ((9, 14), (5, 7), (3, 4), (2, 2))
+    state = head_state(torch, 6, 8, widths, 3)
+    maps = [torch.randn(2, w, *side) for w, side in zip(widths, sides, strict=True)]
+    expected = torch_head(torch, maps, state, None)
+    whole = {f"head.{name}": tensor.numpy() for name, tensor in state.items()}
+    params = converted.some(whole, "unimatch_v2", {"backbone": {}, "dpt_decoder": {}})["params"]
+    params = params["decoder"]
+    head = DPTHead(3, channels=8, patch_size=None)
+    features = Features(maps=tuple(jnp.asarray(nhwc(x.numpy())) for x in maps))
+    shapes = jax.eval_shape(head.init, jax.random.key(0), features)["params"]
+    assert not [name for name in shapes if name.startswith(("tap", "scale"))]
+    logits = jax.jit(head.apply)({"params": {name: params[name] for name in shapes}}, features)
     assert_close(logits, nhwc(expected.numpy()), TOLERANCE)
 
 

@@ -7,8 +7,10 @@ import pytest
 
 from semivl_jax.models import clip_guidance, image_normalization
 from semivl_jax.models.deeplab import DeepLabHead
+from semivl_jax.models.mobile import MobileNet, Stage
 from semivl_jax.models.resize import bilinear
-from semivl_jax.models.segmentation_model import SegmentationModel
+from semivl_jax.models.resnet import ResNet
+from semivl_jax.models.segmentation_model import SegmentationModel, applied_in_training
 from semivl_jax.models.vit import CLIP, VisionTransformer
 from semivl_jax.train.augment.channel_dropout import drop_channels
 from semivl_jax.types import IGNORE_INDEX
@@ -116,3 +118,42 @@ def test_encode_and_decode_apart(tiny):
     logits = decode(variables, jax.tree.map(lambda maps: jnp.roll(maps, -1, axis=0), features))
     resized = bilinear(logits, image.shape[1:3], align_corners=False)
     np.testing.assert_allclose(resized, np.roll(whole, -1, axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        MobileNet(stages=(Stage(3, 1, 4, 1), Stage(5, 2, 8, 2)), out_indices=(0, 1), tf=True),
+        ResNet(
+            stem_channels=8, blocks=(1, 1), channels=(4, 8), dilated=(True,), out_indices=(0, 1)
+        ),
+    ],
+    ids=["mobile", "resnet"],
+)
+def test_frozen_batch_norms_use_and_keep_their_statistics(backbone):
+    model = SegmentationModel(
+        backbone=backbone,
+        decoder=DeepLabHead(3, channels=8, low_channels=4, aspp_channels=8),
+        crop=33,
+        frozen_batch_norm=True,
+    )
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 33, 33, 3)), jnp.float32)
+    variables = random_variables(model, image, None)
+
+    def train(model):
+        features, stats = applied_in_training(
+            model, variables, image, method="encode", dropout=None
+        )
+        return features.maps, stats["backbone"]
+
+    evaluated = model.apply(variables, image, method="encode").maps
+    maps, stats = train(model)
+    jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"]["backbone"])
+    for ours, expected in zip(maps, evaluated, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+    maps, stats = train(model.clone(frozen_batch_norm=False))
+    assert abs(maps[-1] - evaluated[-1]).max() > 0.1
+    changed = jax.tree.map(
+        lambda new, old: bool((new != old).any()), stats, variables["batch_stats"]["backbone"]
+    )
+    assert all(jax.tree.leaves(changed))

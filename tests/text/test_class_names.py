@@ -61,8 +61,8 @@ def test_classes_that_cannot_be_used(classes, message):
     [
         ("car: \n", r"names\.txt line 1: class 'car' has an empty concept"),
         ("car\ntruck: van,, lorry", r"line 2: class 'truck' has an empty concept"),
-        ("car\n\ncar: van", r"line 3 names the class 'car' twice"),
-        (": van", "line 1 has concepts but no class name"),
+        ("car\ncar: van", r"line 2 names the class 'car' twice"),
+        (": van", "line 1 has concepts or a colour but no class name"),
         ("\n\n", "names no class"),
     ],
 )

@@ -272,7 +272,9 @@ def test_fields_of_a_method_are_its_own():
     set_method(config, "semivl", guidance_threshold=0.8)
     config.method.name = "fixmatch"
     with pytest.raises(ValueError, match=r"method\.guidance_threshold = 0\.8 is no field of"):
-        drop_other_fields(config)
+        drop_other_fields(config, chosen=["method.guidance_threshold"])
+    drop_other_fields(config)  # a value of the configuration file goes with its method
+    assert set(config.method) == set(methods.defaults("fixmatch"))
     config.method.name = "fixmach"
     with pytest.raises(
         ValueError, match=r"method\.name = 'fixmach' is unknown; choose one of superv"

@@ -1,5 +1,6 @@
 """What metrics.jsonl and the events hold, also after a run was cut short."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,8 +8,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from semivl_jax import utils
 from semivl_jax.train.metrics import MetricWriter
 
 
@@ -98,3 +101,24 @@ import torch
         check=True,
     )
     assert found.stdout.split() == ["True", "False", "imported"]
+
+
+@pytest.mark.parametrize("full", ["metrics.jsonl", "tensorboard"])
+def test_a_full_disk_ends_the_run_with_the_file(tmp_path, full):
+    """TensorBoard's events are written by the thread that trains, which sees the error."""
+    with pytest.raises(utils.SystemFault, match=f"{full}: No space left on device; free"):  # noqa: SIM117
+        with MetricWriter(tmp_path, next_step=0) as writer:
+            file = (
+                writer._file
+                if full == "metrics.jsonl"
+                else writer._events._py_recordio_writer._writer
+            )
+            with open("/dev/full", "wb") as device:
+                os.dup2(device.fileno(), file.fileno())
+            for step in range(1, 4):
+                writer.scalars(step, {"train/loss": 1.0})
+    with contextlib.suppress(OSError):
+        file.close()
+    with MetricWriter(tmp_path, next_step=0) as writer:
+        writer.scalars(1, {"train/loss": 1.0})
+    assert kept(tmp_path)[-1] == (1, False)

@@ -13,7 +13,11 @@ from tests.weights import published
 
 
 def through(folder: Path, state: dict, **options) -> Path:
-    """The file that the command writes for a state dict saved as safetensors."""
+    """The file that the command writes for a state dict saved as safetensors.
+
+    A CLIP was trained with QuickGELU unless its state or `options` say something else.
+    """
+    options = {"activation": "quick_gelu"} | options
     save_file({name: np.array(array, order="C") for name, array in state.items()}, folder / "in")
     out = folder / "ours.safetensors"
     convert.convert_file(folder / "in", out, options=Options(**options))

@@ -149,6 +149,12 @@ def tiny_openai(dtype=np.float32) -> dict:
     return random_like(tiny_shapes(), dtype=dtype)
 
 
+OPENAI_FACTS = {
+    "input_resolution": np.array(12), "context_length": np.array(9), "vocab_size": np.array(40)
+}  # fmt: skip
+"""Further entries of OpenAI's archives."""
+
+
 TIMM_MARKS = {"patch_embed.proj.weight": (8, 3, 4, 4), "blocks.0.ls1.gamma": (8,)}
 """Names that DINOv2 is detected by."""
 

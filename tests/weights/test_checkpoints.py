@@ -156,5 +156,5 @@ def test_a_config_that_cannot_be_used(tmp_path, state, config, sentence):
     folder = hugging_face(tmp_path / "clip", state, config)
     with pytest.raises(ValueError, match=sentence):
         convert.convert_file(folder, tmp_path / "ours.safetensors")
-    with pytest.raises(ValueError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(ValueError, match=r"holds none of model\.safetensors, pytorch_model\.bin"):
         foreign_files.read(tmp_path)

@@ -1,5 +1,6 @@
 """`convert`: errors, options and output. The numbers of converted models are tested in tests/models."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from semivl_jax.weights import convert, files, towers
-from tests.weights import converted, published
+from semivl_jax.weights.layout import Options
+from tests.weights import converted, file_formats, published
 from tests.weights.converted import through
 
 
@@ -91,12 +93,8 @@ def test_both_layouts_of_clip_give_the_same():
 
 
 def test_half_precision_stays_and_training_facts_are_an_option(tmp_path):
-    state = published.tiny_openai(np.float16) | {
-        "input_resolution": np.array(12),
-        "context_length": np.array(9),
-        "vocab_size": np.array(40),
-    }
-    path = through(tmp_path, state, as_trained=True)
+    state = published.tiny_openai(np.float16) | published.OPENAI_FACTS
+    path = through(tmp_path, state, as_trained=True, activation="")
     weights = files.load(path, expect=files.CLIP)
     assert (weights.kind, weights.sizes["image"]["quick_gelu"]) == ("openai_clip", True)
     assert weights.sizes["image"]["eps"] == 1e-5
@@ -107,7 +105,7 @@ def test_half_precision_stays_and_training_facts_are_an_option(tmp_path):
 
 
 def test_openais_names_load_directly_and_own_files_need_no_conversion(tmp_path):
-    path = through(tmp_path, published.tiny_openai())
+    path = through(tmp_path, published.tiny_openai() | published.OPENAI_FACTS)
     direct, ours = towers.load(tmp_path / "in", ""), towers.load(path, "")
     jax.tree.map(np.testing.assert_array_equal, direct.image_params, ours.image_params)
     jax.tree.map(np.testing.assert_array_equal, direct.text_params, ours.text_params)
@@ -131,8 +129,85 @@ def test_a_table_that_is_not_square_needs_its_grid(tmp_path):
     assert files.load(path, expect=files.CLIP).grid == towers.load(path, "").grid == (2, 5)
 
 
+def test_an_activation_is_never_guessed(tmp_path):
+    """The text tower keeps the activation; open_clip's files have OpenAI's names."""
+
+    def text_tower(**options):
+        convert.convert_file(
+            tmp_path / "open_clip_model.safetensors", out, options=Options(**options)
+        )
+        return files.load(out, expect=files.CLIP).sizes["text"].get("quick_gelu", True)
+
+    out = tmp_path / "ours.safetensors"
+    save_file(published.tiny_openai(), tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"does not say which activation .* --activation=quick_gel"
+    ):
+        text_tower()
+    with pytest.raises(ValueError, match="does not say which activation"):
+        towers.load(tmp_path / "open_clip_model.safetensors", "")
+    assert text_tower(activation="quick_gelu") and not text_tower(activation="gelu")
+    config = tmp_path / "open_clip_config.json"
+    for quick in (True, False):
+        tower = {"width": 64, "heads": 2}
+        model = {
+            "quick_gelu": quick,
+            "text_cfg": tower,
+            "vision_cfg": {"width": 64, "head_width": 16},
+        }
+        config.write_text(
+            json.dumps({"model_cfg": model if quick else {**model, "quick_gelu": False}})
+        )
+        assert text_tower() is quick
+        sizes = files.load(out, expect=files.CLIP).sizes
+        assert (sizes["text"]["num_heads"], sizes["image"]["num_heads"]) == (2, 4)
+    convert.convert_file(tmp_path, out)  # the folder
+    config.write_text('{"model_cfg": {"vision_cfg": 3}}')
+    with pytest.raises(
+        ValueError, match=r"open_clip_config\.json has no settings under vision_cfg"
+    ):
+        text_tower()
+
+
+def test_giant_dinov2_is_named(tmp_path):
+    shapes = {**published.TIMM_MARKS, "blocks.0.mlp.w12.weight": (8, 8)}
+    with pytest.raises(ValueError, match=r"is the giant DINOv2, .* dinov2_vits14_pretrain\.pth"):
+        through(tmp_path, published.random_like(shapes))
+
+
+def _folder(path):
+    path.mkdir()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (_folder, "is a folder; name the file with the weights, or convert it: python -m"),
+        (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+         "is a pointer of Git LFS and not the file itself; run git lfs pull"),
+        (lambda p: p.write_bytes(b"\x80\x02}q\x00."), "is a file of torch .*convert it: python -m"),
+        (lambda p: file_formats.write({"a": np.zeros(2)}, p, "npz"), "is an archive of NumPy .*; convert it"),
+        (lambda p: file_formats.write(published.tiny_openai(), p, "zip"),
+         "is a file of torch; convert it: python -m semivl_jax.convert"),
+        (lambda p: file_formats.save_script(published.tiny_openai(), p), "is a TorchScript archive"),
+        (lambda p: p.write_text("<!DOCTYPE html>"), "is a web page and not the file itself"),
+        (lambda p: save_file({"a": np.zeros(2)}, p),
+         "is no weight file of semivl_jax, .* make one with python -m semivl_jax.convert .*--out"),
+    ],
+    ids=["folder", "lfs", "pickle", "npz", "torch", "script", "page", "safetensors"],
+)  # fmt: skip
+def test_files_of_others_are_recognised_where_ours_are_expected(tmp_path, write, sentence):
+    path = tmp_path / "weights.pt"
+    write(path)
+    with pytest.raises(ValueError, match=sentence):
+        towers.load(path, "")
+    with pytest.raises(ValueError, match=sentence):
+        files.load(path, expect=files.BACKBONE)
+
+
 def test_command_line(tmp_path):
-    state = published.tiny_openai()
+    state = published.tiny_openai() | published.OPENAI_FACTS
     save_file(state, tmp_path / "theirs.safetensors")
     command = [sys.executable, "-m", "semivl_jax.convert", str(tmp_path / "theirs.safetensors")]
     out = tmp_path / "new" / "ours.safetensors"

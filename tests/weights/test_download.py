@@ -141,11 +141,11 @@ def test_offline_only_what_is_here(run, server, tmp_path, monkeypatch):
 
 def test_a_file_from_elsewhere(run, server, tmp_path):
     given = tmp_path / "given.safetensors"
-    given.write_bytes(to_bytes(published.tiny_openai()))
+    given.write_bytes(to_bytes(published.tiny_openai() | published.OPENAI_FACTS))
     code, text = run(f"--from={given}")
     assert code == 0 and "--config.model.weights=" in text and server.requests == []
     small = published.openai_image_shapes(64, 1, 8) | published.openai_text_shapes(64, 1, 8)
-    given.write_bytes(to_bytes(published.random_like(small)))
+    given.write_bytes(to_bytes(published.random_like(small) | published.OPENAI_FACTS))
     code, text = run(f"--from={given}")
     assert code == 2 and "is not clip_vit_b16: its image tower has depth 1 instead of 2" in text
     code, text = run(f"--from={tmp_path / 'gone'}")
@@ -164,7 +164,7 @@ def test_the_prepared_file_has_a_short_name(tmp_path, monkeypatch, run, server):
     with pytest.raises(ValueError, match=r"is not prepared yet .*semivl_jax\.prepare weights"):
         towers.load("clip_vit_b16", "clip_vit_b16")
     given = tmp_path / "given.safetensors"
-    given.write_bytes(to_bytes(published.tiny_openai()))
+    given.write_bytes(to_bytes(published.tiny_openai() | published.OPENAI_FACTS))
     code, text = run(f"--from={given}")
     assert code == 0 and text.endswith("--config.model.weights=clip_vit_b16\n")
     assert towers.load("clip_vit_b16", "").image["width"] == 64

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from semivl_jax.weights import convert, foreign_files, towers
+from semivl_jax.weights.layout import Options
 from tests.weights import file_formats, published
 
 EACH = 40
+OPENAI = Options(activation="quick_gelu")
 EDGE = 3000
 """Bytes at both ends where formats keep their tables."""
 
@@ -46,7 +48,7 @@ def test_damaged_files_are_named(tmp_path, name):
     for number in range(EACH):
         path.write_bytes(damaged(data, rng, number))
         try:
-            convert.convert(foreign_files.read(path))
+            convert.convert(foreign_files.read(path), OPENAI)
         except ValueError as error:
             refused += 1
             assert str(path) in str(error), (number, str(error))
@@ -56,8 +58,9 @@ def test_damaged_files_are_named(tmp_path, name):
 
 def test_damaged_files_of_our_own_are_named(tmp_path):
     (tmp_path / "theirs.safetensors").write_bytes(whole("safetensors", tmp_path))
-    convert.convert_file(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors")
-    data, rng = (tmp_path / "ours.safetensors").read_bytes(), np.random.default_rng(7)
+    ours = tmp_path / "ours.safetensors"
+    convert.convert_file(tmp_path / "theirs.safetensors", ours, options=OPENAI)
+    data, rng = ours.read_bytes(), np.random.default_rng(7)
     path = tmp_path / "damaged.safetensors"
     refused = 0
     for number in range(EACH):

@@ -11,6 +11,7 @@ from semivl_jax.models import build
 from semivl_jax.weights import convert as convert_lib
 from semivl_jax.weights import towers
 from semivl_jax.weights.foreign_files import Checkpoint
+from semivl_jax.weights.layout import Options
 from semivl_jax.weights.tree import check
 from tests.checked_recipes import config_of
 from tests.golden_files import OWN, golden_dir
@@ -50,10 +51,10 @@ def is_unused(name):
     return ".".join(parts).startswith(UNUSED)
 
 
-def convert(shapes):
+def convert(shapes, **options):
     """The weights from arrays of these shapes that take no memory."""
     state = {name: np.broadcast_to(np.float16(0.01), shape) for name, shape in shapes.items()}
-    return convert_lib.convert(Checkpoint(source="published", state=state))
+    return convert_lib.convert(Checkpoint(source="published", state=state), Options(**options))
 
 
 @pytest.mark.golden
@@ -93,7 +94,7 @@ def test_the_published_clips_convert(patch, side, width, depth, text_width, dim,
     """Totals are those that OpenAI's package prints for its models."""
     shapes = published.openai_image_shapes(width, depth, dim, patch=patch, grid=(side, side))
     shapes |= published.openai_text_shapes(text_width, 12, dim, vocabulary=49408, length=77)
-    weights = convert(shapes)
+    weights = convert(shapes, activation="quick_gelu")
     assert convert_lib.parameter_counts(weights)["total"] == total
     assert weights.sizes["image"]["num_heads"] == width // 64
     if patch == 16:

@@ -45,3 +45,13 @@ def test_a_saved_tree_comes_back(tmp_path):
         load_tree(path)
     with pytest.raises(ValueError, match=r"other\.safetensors: no such file"):
         load_tree(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("start", [b"\x80\0", b"PK"])
+def test_a_safetensors_file_may_begin_like_another_format(tmp_path, start):
+    """Its first bytes are the length of its header."""
+    path, length = tmp_path / "weights.safetensors", int.from_bytes(start, "little")
+    # Without a note the header has 88 bytes.
+    save_tree(path, {"a": np.ones(3, np.float32)}, {"note": "x" * (length - 88)})
+    assert path.read_bytes().startswith(start)
+    assert load_tree(path)[0]["a"].sum() == 3

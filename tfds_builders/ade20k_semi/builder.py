@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from semivl_jax.data import images
+from semivl_jax.data import label_files
 from semivl_jax.data.download import RemoteFile
 from tfds_builders import common
 from tfds_builders.published import Members, PublishedBuilder
@@ -41,7 +41,7 @@ class Ade20kSemi(PublishedBuilder):
     )
 
     def _label(self, stored: bytes) -> bytes:
-        label = images.decode_label(stored)
+        label = label_files.decode_label(stored)
         if label.max() > 150:  # 255 would become 254, with a less clear error
             raise ValueError(f"it has the value {label.max()}; ADE20K stores 0 to 150")
         return common.encode_png(label - np.uint8(1))  # 0 - 1 = 255 in 8 bits

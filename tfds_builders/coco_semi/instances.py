@@ -12,18 +12,15 @@ from __future__ import annotations
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
+from semivl_jax.data.foreign.drawing import Canvas, draw_segmentation
 from tfds_builders.archives import Archive
 from tfds_builders.common import encode_png
-
-_FINER = 4  # the canvas, along both sides
-_FRACTION_BITS = 4  # outlines have sub-pixel corners
 
 Shape = tuple[int, float, Any]
 """Class, area, and outlines (lists of x, y, …) or {"counts": run lengths, "size": (h, w)}."""
@@ -59,35 +56,11 @@ def mask_archive(path: Path, annotations: bytes) -> Archive:
 
 
 def draw(shapes: Sequence[Shape], size: tuple[int, int]) -> np.ndarray:
-    """Label map uint8 [h, w] of the objects of an image.
-
-    A pixel belongs to the object that covers its centre. OpenCV also fills what an outline touches, so
-    it draws on a finer canvas, of which the centres are taken.
-    """
-    fine = np.zeros((size[0] * _FINER, size[1] * _FINER), np.uint8)
+    """Label map uint8 [h, w] of the objects of an image."""
+    canvas = Canvas(size)
     for value, _, outline in sorted(shapes, key=lambda shape: -shape[1]):
-        if isinstance(outline, Mapping):
-            crowd = run_lengths(outline["counts"], size)
-            fine[crowd.repeat(_FINER, axis=0).repeat(_FINER, axis=1)] = value
-            continue
-        for corners in outline:
-            # COCO counts from the corner of a pixel, OpenCV from its centre.
-            points = np.asarray(corners, np.float64).reshape(-1, 1, 2) * _FINER - 0.5
-            fixed = np.round(points * 2**_FRACTION_BITS).astype(np.int32)
-            cv2.fillPoly(fine, [fixed], int(value), cv2.LINE_8, _FRACTION_BITS)
-    return np.ascontiguousarray(fine[_FINER // 2 :: _FINER, _FINER // 2 :: _FINER])
-
-
-def run_lengths(counts: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """Lengths of runs outside, inside, outside, … down the columns, as bool [h, w].
-
-    Raises:
-      ValueError: the runs do not add up to the image.
-    """
-    if sum(counts) != size[0] * size[1]:
-        raise ValueError(f"run lengths of {sum(counts)} pixels for an image of {size[1]}x{size[0]}")
-    inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return inside.reshape(size[1], size[0]).T
+        draw_segmentation(canvas, outline, value)
+    return canvas.label()
 
 
 def _encoded(shapes: Sequence[Shape], size: tuple[int, int]) -> bytes:

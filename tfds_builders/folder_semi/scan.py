@@ -1,17 +1,17 @@
 """Finds the images of a user's folder, their masks, the classes and the validation images.
 
-    classes.txt            one class per line, `name` or `name: concept, concept`; line i is mask value i
+    classes.txt            one class per line, see `data.class_files`; the first is mask value 0. CVAT's
+                           labelmap.txt may take its place
     images/…               photos; with images/val (or images/validation) those are for validation and
                            images/train, or else everything beside it, is for training
-    masks/…                PNG with class indices (grey or palette), at the image's relative path;
-                           an image without a mask is unlabelled
+    masks/…                PNG, TIFF or BMP with class indices (grey or palette), or with the colours of
+                           the class list, at the image's relative path; an image without a mask is unlabelled
     val.txt                instead of images/val: ids of the validation images, one per line
     unlabelled/…           more training images without masks, if you keep them apart; the folder may be a
                            symbolic link
 
 An image's id is its path below its part (images/train, images/val or images) without the suffix; below
-unlabelled/ it starts with "unlabelled/". Suffixes may be in capitals, folders may be symbolic links, and
-what is hidden (begins with a dot) is left out.
+unlabelled/ it starts with "unlabelled/". Which files are photos: `data.find_images`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from semivl_jax.data.dataset_info import (
-    IMAGE_SUFFIXES,
-    DatasetInfo,
-    parse_classes,
-    read_lines,
-)
+import numpy as np
+
+from semivl_jax.data.class_files import ClassList, Colour, parse_classes
+from semivl_jax.data.dataset_info import DatasetInfo
+from semivl_jax.data.find_images import IMAGE_SUFFIXES, Found, describe_left_out, images_in
+from semivl_jax.data.id_lists import read_id_list
+from semivl_jax.data.label_files import LOSSLESS
+from semivl_jax.data.text_files import read_lines
 
 _VALIDATION_FOLDERS = ("val", "validation")
+_CONVERT = "convert data of another tool: python -m semivl_jax.prepare folder SRC --out=DIR"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +49,32 @@ class FolderImage:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A scanned folder; `orphans` are masks that belong to no image."""
+    """A scanned folder.
+
+    `class_file` names the classes, `colours` are label values by colour (empty: masks hold indices),
+    `orphans` are masks that belong to no image, `left_out` counts files that are no photos.
+    """
 
     root: Path
     about: DatasetInfo
+    class_file: Path
+    colours: Mapping[Colour, int]
     train: tuple[FolderImage, ...]
     validation: tuple[FolderImage, ...]
     orphans: tuple[Path, ...]
+    left_out: Counter[str]
 
     def fingerprint(self, label_map: Mapping[int, int]) -> str:
         """Twelve hex digits that change when a file, a class or the label map does."""
         digest = hashlib.sha256()
-        digest.update(repr((self.about.to_json(), sorted(label_map.items()))).encode())
+        facts = (self.about.to_json(), sorted(self.colours.items()), sorted(label_map.items()))
+        digest.update(repr(facts).encode())
         for part in (self.train, self.validation):
             for found in part:
                 for path in (found.image, found.mask):
                     if path is not None:
-                        facts = path.stat()
-                        line = (found.id, path.name, facts.st_size, facts.st_mtime_ns)
+                        state = path.stat()
+                        line = (found.id, path.name, state.st_size, state.st_mtime_ns)
                         digest.update(repr(line).encode())
             digest.update(b"next part")
         return digest.hexdigest()[:12]
@@ -105,15 +117,23 @@ def scan(root: str | Path) -> Folder:
     root = Path(root).expanduser()
     if not root.is_dir():
         raise ValueError(
-            f"config.data.folder is {str(root)!r}, which is no folder; correct the path"
+            f"config.data.folder is {str(root)!r}, which is no folder; correct the path, or name it with "
+            "--config.data.folder=PATH"
         )
     images = root / "images"
     if not images.is_dir():
-        raise ValueError(f"{root} has no folder images/; put your photos there")
-    about = _read_classes(root)
+        raise ValueError(f"{root} has no folder images/; put your photos there, or {_CONVERT}")
+    class_file = _class_file(root)
+    classes = parse_classes(read_lines(class_file), where=str(class_file))
+    if not classes.names:
+        raise ValueError(f"{class_file} names no class; write one class name per line")
     masks = _find_masks(root)
-    train, validation = _split_parts(root, images, masks)
-    train = _match(root, root, _unlabelled_files(root), {}, others=train)
+    apart = _unlabelled_files(root)
+    train, validation, left_out = _split_parts(root, images, masks)
+    train = _match(root, root, apart.files, {}, others=train)
+    left_out = left_out + apart.left_out
+    if not train:
+        raise ValueError(f"{root} has no training image. {describe_left_out(left_out)}".strip())
     _check_shared_masks(root, (*train, *validation))
     used = {found.mask for found in (*train, *validation)}
     orphans = tuple(path for path in masks.values() if path not in used)
@@ -121,7 +141,7 @@ def scan(root: str | Path) -> Folder:
         example = f", for example {orphans[0].relative_to(root)}" if orphans else ""
         raise ValueError(
             f"{root} has no mask for any training image ({len(orphans)} other masks{example}); "
-            "save masks/NAME.png for images/NAME.jpg, with the same sub-folders"
+            f"save masks/NAME.png for images/NAME.jpg, with the same sub-folders, or {_CONVERT}"
         )
     for found in validation:
         if found.mask is None:
@@ -130,23 +150,34 @@ def scan(root: str | Path) -> Folder:
                 "evaluated; add the mask or move the image to the training images"
             )
     return Folder(
-        root=root, about=about, train=tuple(train), validation=tuple(validation), orphans=orphans
+        root=root,
+        about=_about(root, classes),
+        class_file=class_file,
+        colours=classes.colours,
+        train=tuple(train),
+        validation=tuple(validation),
+        orphans=orphans,
+        left_out=left_out,
     )
 
 
-def _read_classes(root: Path) -> DatasetInfo:
-    path = root / "classes.txt"
-    if not path.is_file():
-        raise ValueError(
-            f"{root} has no classes.txt; write one class name per line, the first for mask value 0"
-        )
-    names, definitions = parse_classes(read_lines(path), where=str(path))
-    if not names:
-        raise ValueError(f"{path} names no class; write one class name per line")
+def _class_file(root: Path) -> Path:
+    for name in ("classes.txt", "labelmap.txt"):
+        if (root / name).is_file():
+            return root / name
+    raise ValueError(
+        f"{root} has no classes.txt; write one class name per line, the first for mask value 0, or {_CONVERT}"
+    )
+
+
+def _about(root: Path, classes: ClassList) -> DatasetInfo:
+    counted = {value: colour for colour, value in classes.colours.items()}
+    listed = [counted[value] for value in range(len(classes.names))] if counted else None
     return DatasetInfo(
         name=root.resolve().name,
-        classes=tuple(names),
-        definitions=tuple(definitions),
+        classes=classes.names,
+        definitions=classes.definitions,
+        palette=None if listed is None else np.array(listed, np.uint8),
     )
 
 
@@ -155,13 +186,17 @@ def _find_masks(root: Path) -> dict[str, Path]:
     folder = root / "masks"
     if not folder.is_dir():
         return {}
-    files = _files(folder)
-    masks = {_name(path, folder): path for path in files if path.suffix.lower() == ".png"}
-    for path in files:
-        if _name(path, folder) not in masks:
+    masks: dict[str, Path] = {}
+    files = images_in(folder, suffixes=IMAGE_SUFFIXES).files
+    # PNG first: other files may lie beside them.
+    for path in sorted(files, key=lambda path: path.suffix.lower() != ".png"):
+        name = _name(path, folder)
+        if path.suffix.lower() in LOSSLESS:
+            masks.setdefault(name, path)
+        elif name not in masks:
             raise ValueError(
                 f"{path.relative_to(root)} in {root} is no PNG; save masks as PNG, which keeps every value "
-                "(JPEG does not)"
+                "(JPEG and GIF do not)"
             )
     return masks
 
@@ -180,8 +215,8 @@ def _check_shared_masks(root: Path, images: Iterable[FolderImage]) -> None:
 
 def _split_parts(
     root: Path, images: Path, masks: Mapping[str, Path]
-) -> tuple[list[FolderImage], list[FolderImage]]:
-    """Training and validation images below images/."""
+) -> tuple[list[FolderImage], list[FolderImage], Counter[str]]:
+    """Training and validation images below images/, and what else is there, by suffix."""
     held_out = [images / name for name in _VALIDATION_FOLDERS if (images / name).is_dir()]
     listed = root / "val.txt"
     if len(held_out) + listed.is_file() != 1:
@@ -190,29 +225,29 @@ def _split_parts(
             f"{root} must say which images are for validation in one way, either images/val or "
             f"val.txt with one id per line (there is {has}{' and val.txt' * listed.is_file()})"
         )
+    everything = images_in(images)
+    left_out = everything.left_out.copy()
     train_root = images / "train" if (images / "train").is_dir() else images
-    paths = [path for path in _files(train_root) if not set(held_out) & set(path.parents)]
+    paths = [p for p in images_in(train_root).files if not set(held_out) & set(p.parents)]
     train = _match(root, train_root, paths, masks)
+    outside = [p for p in everything.files if not {train_root, *held_out} & set(p.parents)]
+    if outside:
+        left_out[f"images beside {train_root.relative_to(root)}"] = len(outside)
     if held_out:
-        return train, _match(root, held_out[0], _files(held_out[0]), masks)
-    wanted = {line.strip() for line in read_lines(listed)} - {""}
-    unknown = wanted - {found.id for found in train}
-    if unknown:
-        raise ValueError(
-            f"{listed} lists {min(unknown)!r}, which is no image below {train_root}; write the file "
-            "name without its suffix"
-        )
+        return train, _match(root, held_out[0], images_in(held_out[0]).files, masks), left_out
+    wanted = set(read_id_list(listed, (found.id for found in train), key=str(listed)))
     validation = [found for found in train if found.id in wanted]
-    return [found for found in train if found.id not in wanted], validation
+    return [found for found in train if found.id not in wanted], validation, left_out
 
 
-def _unlabelled_files(root: Path) -> list[Path]:
+def _unlabelled_files(root: Path) -> Found:
     """The images below unlabelled/, if there is such a folder."""
     folder = root / "unlabelled"
-    paths = _files(folder) if folder.is_dir() else []
-    if folder.is_dir() and not paths:
-        raise ValueError(f"{folder} holds no image; put some there or remove the folder")
-    return paths
+    found = images_in(folder) if folder.is_dir() else Found((), Counter())
+    if folder.is_dir() and not found.files:
+        others = f" ({describe_left_out(found.left_out)})" if found.left_out else ""
+        raise ValueError(f"{folder} holds no image{others}; put some there or remove the folder")
+    return found
 
 
 def _match(
@@ -236,25 +271,6 @@ def _match(
         mask = masks.get(_name(path, root).removeprefix("images/")) or masks.get(name)
         images[name] = FolderImage(name, path, mask)
     return list(images.values())
-
-
-def _files(folder: Path) -> list[Path]:
-    """Images below a folder, sorted; symbolic links are followed, hidden files left out."""
-    found: list[Path] = []
-    entered: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        real = os.path.realpath(parent)
-        if real in entered:  # links in a circle
-            folders.clear()
-            continue
-        entered.add(real)
-        paths = (Path(parent, name) for name in names if not name.startswith("."))
-        found += (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
-    for path in found:
-        if not path.is_file():
-            raise ValueError(f"{path} is a link to a file that is not there; restore or remove it")
-    return sorted(found)
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -22,8 +22,8 @@ from tfds_builders.shapes.textures import FAR, NEAR, TEXTURE
 
 PARTS = {"train": 3000, "validation": 300}
 """Pictures of each labelled part."""
-SIZES = ((96, 112), (112, 96), (96, 128), (128, 96), (112, 128), (128, 112), (112, 112))
-"""Rows and columns a scene may have."""
+SIDE = 64
+"""Rows and columns of a scene."""
 VOID = 255
 _STREAM = {"train": 1, "validation": 2, "pretrain": 3}
 _CLASS_GROUPS = tuple(words.DEFINITIONS[name] for name in words.CLASSES[1:])
@@ -68,10 +68,9 @@ def sample(part: str, index: int, *, seed: int = 0) -> Sample:
     if part not in PARTS:
         raise ValueError(f"part is {part!r}; labelled scenes are in {', '.join(PARTS)}")
     rng = generator(part, index, seed=seed)
-    h, w = SIZES[rng.integers(len(SIZES))]
-    canvas = _scenery(rng, h, w)
-    for _ in range(int(rng.integers(2, 6))):
-        _place(canvas, rng, diameter=rng.uniform(26, 64))
+    canvas = _scenery(rng, SIDE, SIDE)
+    for _ in range(int(rng.integers(2, 5))):
+        _place(canvas, rng, diameter=rng.uniform(30, 60))
     return Sample(_photograph(canvas, rng), _label(canvas), _captions(canvas, rng))
 
 
@@ -86,11 +85,11 @@ def pretrain_sample(index: int, *, size: int, seed: int = 0) -> tuple[np.ndarray
     canvas = _scenery(rng, size, size)
     kind = rng.random()
     if size >= 64 and kind < 0.85:
-        for _ in range(int(rng.integers(2, 6))):
-            _place(canvas, rng, diameter=rng.uniform(26, 64))
+        for _ in range(int(rng.integers(1, 5))):
+            _place(canvas, rng, diameter=rng.uniform(30, 60))
     elif kind < 0.88:
-        for _ in range(2 if kind < 0.08 else 1):
-            _place(canvas, rng, diameter=rng.uniform(26, 80), spread=0.4)
+        for _ in range(2 if kind < 0.15 else 1):
+            _place(canvas, rng, diameter=rng.uniform(30, 64), spread=0.4)
     return _photograph(canvas, rng), _captions(canvas, rng)
 
 

@@ -24,12 +24,11 @@ class Builder(SegmentationBuilder, skip_registration=True):
     """Drawn scenes of toys, animals and things on textured ground, with label maps and captions.
 
     Some classes have concepts that look different and share a plain name that captions seldom use
-    (vehicle: car, truck, bus); others share an outline and differ in what words say (striped and
-    dotted ball, tiger and leopard, crate and gift).
+    (vehicle: car, truck, bus); tiger and leopard share an outline and differ in their fur.
     """
 
     name = "shapes"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class Builder(SegmentationBuilder, skip_registration=True):
         super().__init__(data_dir=data_dir, config=config)
 
     def about(self) -> DatasetInfo:
-        """The ten classes, their concepts and colours."""
+        """The eight classes, their concepts and colours."""
         return DatasetInfo(
             name=self.name,
             classes=words.CLASSES,

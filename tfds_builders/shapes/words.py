@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tfds_builders.shapes.objects import COLOURS
+
 DEFINITIONS: dict[str, tuple[str, ...]] = {
     "background": (
         "grass field",
@@ -18,12 +20,10 @@ DEFINITIONS: dict[str, tuple[str, ...]] = {
         "wooden floor",
         "cloudy sky",
     ),
-    "striped ball": ("striped ball",),
-    "dotted ball": ("dotted ball",),
     "tiger": ("tiger",),
     "leopard": ("leopard",),
-    "crate": ("wooden crate",),
-    "gift": ("gift box",),
+    "ball": ("striped ball", "dotted ball"),
+    "parcel": ("wooden crate", "gift box"),
     "vehicle": ("car", "truck", "bus"),
     "fruit": ("red apple", "banana", "bunch of grapes"),
     "flower": ("daisy", "tulip", "sunflower"),
@@ -35,11 +35,9 @@ SCENERY = DEFINITIONS["background"]
 OBJECTS = tuple(concept for concept in CONCEPTS if concept not in SCENERY)
 PALETTE = (
     (40, 44, 52),
-    (229, 57, 53),
-    (255, 160, 0),
     (244, 81, 200),
     (255, 238, 88),
-    (141, 110, 99),
+    (229, 57, 53),
     (0, 172, 193),
     (57, 106, 255),
     (124, 220, 66),
@@ -48,7 +46,7 @@ PALETTE = (
 COLOURED = {"striped ball", "dotted ball", "gift box", "car", "truck", "bus"}
 """Concepts whose colour is free; a caption may say it ("blue truck")."""
 
-PLAIN_NAME = 0.08
+PLAIN_NAME = 0.03
 """Share of the mentions that use the class's plain name instead of the concept."""
 COLOUR_NAMED = 0.25
 """Share of the mentions of a coloured object that say its colour."""
@@ -66,3 +64,29 @@ def caption(things: list[str], place: str | None = None) -> str:
     listed = [f"a {thing}" for thing in things]
     text = ", ".join(listed[:-1]) + " and " * (len(listed) > 1) + listed[-1]
     return f"a photo of {text}" + (f" on a {place}" if place else "")
+
+
+def named(captions: tuple[str, ...]) -> np.ndarray:
+    """Which of CONCEPTS the captions of a picture name, bool[k]; none at all where one says a plain name.
+
+    Without the plain name's concept it is not known what else could be seen.
+    """
+    things = {text for text in captions if text in _THING}
+    found = np.zeros(len(CONCEPTS), bool)
+    if not any(_THING[text] is None for text in things):
+        found[[CONCEPTS.index(_THING[text]) for text in things]] = True
+    return found
+
+
+def _mentions() -> dict[str, str | None]:
+    """Caption of a single thing → its concept, None for a plain name that is not one."""
+    things: dict[str, str | None] = {}
+    for concept, index in CLASS_OF.items():
+        for colour in ("", *(f"{colour} " for colour in COLOURS if concept in COLOURED)):
+            if CLASSES[index] not in CONCEPTS:
+                things[caption([colour + CLASSES[index]])] = None
+            things[caption([colour + concept])] = concept
+    return things
+
+
+_THING = _mentions()

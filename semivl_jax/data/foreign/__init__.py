@@ -1,0 +1,1 @@
+"""Annotated photos as other tools write them, and their conversion to this project's folder layout."""

@@ -1,0 +1,259 @@
+"""Folders of other tools to this project's layout: images/, masks/ and classes.txt, with a report.
+
+In: a folder with the annotations of one tool. Out: a new folder that `tfds_builders.folder_semi` reads.
+Photos are copied as they are, masks are written as PNG with indices. Nothing is written where a mask cannot
+be used.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from semivl_jax import utils
+from semivl_jax.data import images
+from semivl_jax.data.class_files import parse_classes
+from semivl_jax.data.dataset_info import IGNORE_INDEX
+from semivl_jax.data.find_images import images_in
+from semivl_jax.data.foreign import coco, cvat_xml, labelme, mask_folders
+from semivl_jax.data.foreign.dataset import ForeignDataset, ForeignPhoto, Reading
+from semivl_jax.data.text_files import read_lines
+
+FORMATS = ("auto", "voc", "coco", "labelme", "cvat", "colours", "masks")
+
+_MOST_PROBLEMS = 20
+_WORKERS = 4  # an outline may need sixteen bytes per pixel of its photo
+
+
+def convert_folder(
+    source: Path,
+    out: Path,
+    *,
+    format: str = "auto",
+    reading: Reading | None = None,
+    validation: float = 0.2,
+) -> str:
+    """Writes `out` and returns the report.
+
+    `validation` is the share of the labelled photos that become validation photos, drawn with seed 0, where
+    the folder has none.
+
+    Raises:
+      ValueError: no such folder, `out` is not empty, annotations of no or of several tools, photos or masks
+        that cannot be used (all are listed).
+    """
+    if not source.is_dir():
+        raise ValueError(f"{source} is no folder; correct the path")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--out={out} lies inside {source}; choose a folder outside")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out={out} is not empty; choose another folder")
+    try:
+        dataset = read(source, format, reading or Reading())
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{source} holds annotations that lack a field or have one of a wrong kind ({error!r})"
+        ) from error
+    if len(dataset.names) > IGNORE_INDEX:
+        raise ValueError(
+            f"{source} has {len(dataset.names)} classes, a mask can hold {IGNORE_INDEX}"
+        )
+    parts, notes = _parts(dataset, validation)
+    problems: list[str] = []
+    pixels: Counter[int] = Counter()
+    turned = 0
+    with utils.replace_folder(out) as folder:
+        jobs = [(photo, part, folder) for photo, part in parts]
+        with utils.Progress("converting", total=len(jobs), unit="photos") as shown:
+            for (photo, _, _), result in zip(
+                jobs, utils.ordered_map(_write, jobs, workers=_WORKERS), strict=True
+            ):
+                shown.update()
+                if isinstance(result, str):
+                    problems.append(f"{photo.where or photo.path}: {result}")
+                else:
+                    pixels.update(result[0])
+                    turned += result[1]
+        wrong = [v for v in pixels if v >= len(dataset.names) and v != IGNORE_INDEX]
+        if wrong and not problems:
+            problems.append(
+                f"masks have the values {', '.join(map(str, sorted(pixels)))}, but the class list names "
+                f"{len(dataset.names)} classes, 0 to {len(dataset.names) - 1}; correct it"
+            )
+        if problems:
+            shutil.rmtree(folder)
+            more = len(problems) - _MOST_PROBLEMS
+            listed = "; ".join(problems[:_MOST_PROBLEMS]) + (
+                f"; and {more} more" if more > 0 else ""
+            )
+            raise ValueError(f"nothing was written, {len(problems)} problems: {listed}")
+        utils.write_text(folder / "classes.txt", "\n".join([*dataset.class_lines(), ""]))
+    if turned:
+        notes.append(f"{turned} masks were turned like their photos by the photos' EXIF data")
+    return _report(source, out, dataset, parts, notes, pixels)
+
+
+def read(source: Path, format: str, reading: Reading) -> ForeignDataset:
+    """The photos of a folder in a format, or in the one that is found ("auto").
+
+    Raises:
+      ValueError: annotations of no or of several tools, or files that cannot be read.
+    """
+    found = _find_annotations(source, format)
+    has_colours = _has_colours(source, reading)
+    if format == "auto":
+        kinds = [kind for kind in ("coco", "labelme", "cvat") if found[kind]]
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{source} holds annotations of {' and '.join(kinds)} ({found[kinds[0]][0]}, "
+                f"{found[kinds[1]][0]}); choose with --from"
+            )
+        plain = "colours" if has_colours else "masks"
+        plain = "voc" if (source / "JPEGImages").is_dir() else plain
+        plain = "cvat" if (source / "labelmap.txt").is_file() else plain
+        format = kinds[0] if kinds else plain
+    if format in ("coco", "labelme") and not found[format]:
+        raise ValueError(f"{source} holds no JSON file of {format}; choose another --from")
+    if format == "coco":
+        return coco.read(source, found["coco"], reading)
+    if format == "labelme":
+        return labelme.read(source, found["labelme"], reading)
+    if format == "cvat" and found["cvat"]:
+        return cvat_xml.read(source, found["cvat"][0], reading)
+    if format == "colours" and not has_colours:
+        raise ValueError(
+            f"{mask_folders.find_class_file(source, reading)} names no colours; write name #RRGGBB"
+        )
+    return mask_folders.read(source, reading, format=format)
+
+
+def _find_annotations(source: Path, format: str) -> Mapping[str, list[Path]]:
+    found: dict[str, list[Path]] = {"coco": [], "labelme": [], "cvat": []}
+    for path in images_in(source, suffixes=(".json",)).files:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            if format in ("auto", "coco", "labelme"):
+                raise ValueError(
+                    f"{path} cannot be read as JSON ({error}); export it again or remove it"
+                ) from error
+            continue
+        if coco.is_coco(content):
+            found["coco"].append(path)
+        elif labelme.is_labelme(content):
+            found["labelme"].append(path)
+    xml = images_in(source, suffixes=(".xml",)).files
+    found["cvat"] = [path for path in xml if path.name == "annotations.xml"]
+    return found
+
+
+def _has_colours(source: Path, reading: Reading) -> bool:
+    try:
+        path = mask_folders.find_class_file(source, reading)
+    except ValueError:
+        return False
+    return bool(parse_classes(read_lines(path), where=str(path)).colours)
+
+
+def _parts(
+    dataset: ForeignDataset, validation: float
+) -> tuple[list[tuple[ForeignPhoto, str]], list[str]]:
+    """Photos with the folder that they go to, "train" or "val", and notes."""
+    notes = []
+    photos = [photo for photo in dataset.photos if photo.part != "test"]
+    if len(photos) < len(dataset.photos):
+        notes.append(f"left out: {len(dataset.photos) - len(photos)} photos of a test part")
+    bare = [photo for photo in photos if photo.part == "val" and not photo.mask]
+    if bare:
+        notes.append(f"left out: {len(bare)} validation photos without a mask")
+    parts = [
+        (photo, "val" if photo.part == "val" else "train") for photo in photos if photo not in bare
+    ]
+    if all(part == "train" for _, part in parts):
+        labelled = sorted(photo.id for photo in photos if photo.mask)
+        random.Random(0).shuffle(labelled)
+        held_out = set(labelled[: max(1, round(validation * len(labelled)))])
+        parts = [(photo, "val" if photo.id in held_out else part) for photo, part in parts]
+        notes.append(
+            f"validation: {len(held_out)} of {len(labelled)} labelled photos, drawn with seed 0 "
+            "(--validation=SHARE)"
+        )
+    places = Counter((part, photo.id.lower()) for photo, part in parts)
+    twice = [name for (_, name), number in places.items() if number > 1]
+    if twice:
+        raise ValueError(f"two photos would be called {twice[0]!r}; rename one of them")
+    if not any(photo.mask and part == "train" for photo, part in parts):
+        raise ValueError("no training photo would have a mask; annotate more photos")
+    return parts, notes
+
+
+def _write(job: tuple[ForeignPhoto, str, Path]) -> tuple[Counter[int], bool] | str:
+    """Copies a photo and draws its mask: (pixels by value, whether the mask was turned), or what is wrong."""
+    photo, part, folder = job
+    try:
+        data = photo.path.read_bytes()
+        pixels = images.decode_image(data)
+        images.check_size(pixels)
+        target = folder / "images" / part / f"{photo.id}{photo.path.suffix.lower()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(photo.path, target)
+        if photo.mask is None:
+            return Counter(), False
+        label = photo.mask()
+        stored, orientation = images.stored_size(data)
+        turned = orientation > 1 and label.shape == stored and stored != pixels.shape[:2]
+        if turned:
+            label = _turned(label, orientation)
+        images.check_pair(pixels, label)
+        target = folder / "masks" / part / f"{photo.id}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(label).save(target)
+    except Exception as error:  # annotations can be wrong in every way
+        return str(error) if isinstance(error, ValueError | OSError) else repr(error)
+    values, counts = np.unique(label, return_counts=True)
+    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True))), turned
+
+
+def _turned(label: np.ndarray, orientation: int) -> np.ndarray:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(label).save(buffer, "png", exif=exif)
+    with Image.open(buffer) as stored:
+        return np.asarray(ImageOps.exif_transpose(stored))
+
+
+def _report(
+    source: Path,
+    out: Path,
+    dataset: ForeignDataset,
+    parts: Sequence[tuple[ForeignPhoto, str]],
+    notes: Sequence[str],
+    pixels: Counter[int],
+) -> str:
+    held_out = sum(part == "val" for _, part in parts)
+    labelled = sum(photo.mask is not None and part == "train" for photo, part in parts)
+    total = max(pixels.total(), 1)
+    width = max(map(len, dataset.names))
+    lines = [
+        f"{source}: read as {dataset.format}",
+        *(f"  {note}" for note in (*dataset.notes, *notes)),
+        f"{len(parts) - held_out} training photos, {labelled} of them with a mask, {held_out} validation "
+        "photos",
+        *(
+            f"  {value:3d} {name:{width}s} {100 * pixels[value] / total:6.2f} % of the pixels"
+            for value, name in enumerate(dataset.names)
+        ),
+        f"  {IGNORE_INDEX} {'(ignored)':{width}s} {100 * pixels[IGNORE_INDEX] / total:6.2f} %",
+        f"written to {out}",
+        f"train with --config=configs/folder.py:{out}",
+    ]
+    return "\n".join(lines)
