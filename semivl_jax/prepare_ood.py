@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semivl_jax import utils
+from semivl_jax.data.find_images import describe_left_out
 from semivl_jax.text import class_names
 
 
@@ -30,7 +31,9 @@ def _label(options: argparse.Namespace) -> int:
     from semivl_jax.inference.segmenter import Segmenter
 
     folder = options.folder.expanduser()
-    images = files.find_images([str(folder / "images")], without=folder / "masks")
+    images, left_out = files.find_images([str(folder / "images")], without=folder / "masks")
+    if left_out:
+        print(describe_left_out(left_out), flush=True)
     segmenter = Segmenter.load(
         options.model, classes=options.classes, definitions=options.definitions
     )
