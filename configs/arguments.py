@@ -12,6 +12,7 @@ RECIPES = {
     "fixmatch": "one strong view with CutMix, no feature perturbation, no guidance, EMA teacher",
     "supervised": "labelled images only, as many steps as the default",
     "cw_bass": "the default with weights by confidence and the threshold that method.threshold names",
+    "semi_ovs": "the default with further images that have stored labels (data.extra_sources = 'ood=FOLDER')",
 }
 """Values of `recipe`, an option that every published configuration has."""
 

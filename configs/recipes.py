@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from semivl_jax.config import set_method
 
-ON_SEMIVL = {"cw_bass": "cw_bass_semivl"}
+ON_SEMIVL = {"cw_bass": "cw_bass_semivl", "semi_ovs": "semi_ovs_semivl"}
 """Recipe → its method where the configuration is SemiVL; elsewhere the recipe is the method."""
 
 

@@ -11,8 +11,9 @@ The same command again goes on where it stopped, and does nothing where everythi
 the same by itself for the data set it uses. Exit codes: 0 everything is there, 1 --check found something
 missing, 2 an error, described in one sentence, 130 stopped by Ctrl-C.
 
-`python -m semivl_jax.prepare folder SRC --out=DIR` converts photos that another tool annotated; `--help`
-after `folder` explains it.
+`python -m semivl_jax.prepare folder SRC --out=DIR` converts photos that another tool annotated, and
+`python -m semivl_jax.prepare ood FOLDER --model MODEL` labels further images; `--help` after `folder` or
+`ood` explains them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import prepare_folder, utils
+from semivl_jax import prepare_folder, prepare_ood, utils
 from semivl_jax.data import download, published_splits
 from tfds_builders import builders, common
 from tfds_builders.published import PublishedBuilder
@@ -35,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     """Prepares what the arguments name and returns the exit code."""
     if argv[:1] == ["folder"]:
         return prepare_folder.main(argv[1:])
+    if argv[:1] == ["ood"]:
+        return prepare_ood.main(argv[1:])
     options = parser().parse_args(argv)
     stopped = "stopped; the same command goes on from here"
     if options.target != "weights" and options.name != "clip_vit_b16":

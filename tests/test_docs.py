@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from semivl_jax import prepare_folder
+from semivl_jax import prepare_folder, prepare_ood
 from semivl_jax.config import default_config
 from semivl_jax.train import methods
 from tests.command import ROOT
@@ -74,8 +74,9 @@ def test_commands_exist(page, module, arguments, capsys):
         values = {"…": "x", "DATASET": "voc"}
         bare = [argument.strip("[]") for argument in arguments]
         parser = importlib.import_module(module).parser
-        if bare[0] == "folder":
-            parser, bare = prepare_folder.folder_parser, bare[1:]
+        if bare[0] in ("folder", "ood"):
+            own = {"folder": prepare_folder.folder_parser, "ood": prepare_ood.ood_parser}
+            parser, bare = own[bare[0]], bare[1:]
         try:
             parser().parse_args([values.get(a, a) for a in bare])
         except SystemExit:

@@ -1,21 +1,25 @@
 """`prepare` as a user runs it, and a training's view of a public data set."""
 
 import functools
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from configs import tiny
 from semivl_jax import prepare, utils
-from semivl_jax.config import default_config
+from semivl_jax.config import default_config, set_method
 from semivl_jax.data import published_splits
 from semivl_jax.experiment import data as data_lib
 from semivl_jax.experiment import workdir
 from semivl_jax.weights import packaged
+from tests import served
 from tests.data import archive_files
 from tests.data.archive_files import SIZES
 from tests.data.file_server import serve
 from tests.models import mobile_nets
+from tests.photos import make_folder
 from tfds_builders import builders
 from tfds_builders.ade20k_semi import Ade20kSemi
 from tfds_builders.builders import PUBLISHED
@@ -147,3 +151,29 @@ def test_lists_are_written_next_to_the_run(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labelled.txt", "unlabelled.txt"]
     with pytest.raises(ValueError, match=r"labelled\.txt names other images than the data set now"):
         workdir.claim_lists(tmp_path, {"labelled": ["a"], "unlabelled": ["b c"]})
+
+
+def test_labels_for_a_folder_of_further_images(tmp_path, capsys):
+    photos, model = make_folder(tmp_path / "photos"), served.make(tmp_path / "run" / "serving")
+    folder = tmp_path / "web"
+    shutil.copytree(photos / "images" / "train", folder / "images")
+    command = ["ood", str(folder), "--model", str(model.parent)]
+    assert prepare.main(command) == 0
+    masks = sorted(path.name for path in (folder / "masks").iterdir())
+    assert masks == sorted(path.name for path in (folder / "images").iterdir())
+    (folder / "masks" / masks[0]).unlink()
+    assert prepare.main(command) == 0
+    assert "1 of 8 images labelled" in capsys.readouterr().out
+    config = tiny.get_config(str(photos))
+    set_method(config, "semi_ovs_semivl")
+    config.data.directory, config.data.extra_sources = str(tmp_path), f"ood={folder}"
+    source = data_lib.open_data(config).extra["ood"]
+    assert source.labels_exist().all() and source.info.classes == served.INFO.classes
+    (folder / "classes.txt").write_text("ground\nbox\ndisc\n")
+    assert prepare.main(command) == 2
+    assert "has other classes than the model" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"the labels of 'ood' are about ground, box, disc"):
+        data_lib.open_data(config)
+    with pytest.raises(SystemExit):
+        prepare.main(["ood", str(folder)])
+    assert "required: --model" in capsys.readouterr().err

@@ -71,6 +71,7 @@ def open_data(config: ConfigDict) -> Data:
         split = dataclasses.replace(split, labelled=kept, calibration=calibration)
     validation = source_lib.open_source(directory, "validation")
     extra = _extra_sources(settings, method)
+    _check_classes(train.info, extra, {s.source for s in method.streams if s.labels})
     return Data(info=train.info, train=train, validation=validation, split=split, extra=extra)
 
 
@@ -95,6 +96,19 @@ def _extra_sources(settings: ConfigDict, method: methods.Method) -> dict[str, so
         name: source_lib.open_source(_prepared(_folder(settings, folders[name])), "train")
         for name in sorted(needed)
     }
+
+
+def _check_classes(
+    info: DatasetInfo, extra: Mapping[str, source_lib.Source], labelled: set[str]
+) -> None:
+    """ValueError for a further source whose labels mean other classes."""
+    for name in sorted(labelled & extra.keys()):
+        if extra[name].info.classes != info.classes:
+            raise ValueError(
+                f"data.extra_sources: the labels of {name!r} are about "
+                f"{', '.join(extra[name].info.classes[:4])}, …, the training images about "
+                f"{', '.join(info.classes[:4])}, …; make them for the same classes in the same order"
+            )
 
 
 def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:

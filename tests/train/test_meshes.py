@@ -33,6 +33,7 @@ SMOOTH = {"method__threshold": "soft_match", "method__balance_classes": False,
 OTHERS = {
     "cw_bass": {**SMOOTH, "method": "cw_bass", "method__calibrate": True},
     "cw_bass_semivl": {**SMOOTH, "method": "cw_bass_semivl"},
+    "semi_ovs_semivl": {"method": "semi_ovs_semivl"},
 }
 """Further methods that must not depend on the arrangement of the devices."""
 

@@ -30,6 +30,7 @@ from semivl_jax.types import Stream
 from tests.command import ROOT
 from tests.photos import make_folder
 from tests.train import tiny_experiment
+from tfds_builders.shapes import words
 
 DEEPLAB = {"model.decoder": "deeplab", "model.out_indices": (1, 2)}
 ENCODER = {"model.init": "random", "model.finetune": "all", "model.weights": ""}
@@ -42,6 +43,8 @@ METHODS = {
     "cw_bass": ("cw_bass", {**DEEPLAB, "method.threshold": "class_adaptive", "method.calibrate": True}),
     "cw_bass_v1": ("cw_bass_v1", DEEPLAB),
     "cw_bass_semivl": ("cw_bass_semivl", {"method.threshold": "free_match"}),
+    "semi_ovs": ("semi_ovs", DEEPLAB),
+    "semi_ovs_semivl": ("semi_ovs_semivl", {}),
     "supervised": ("supervised", DEEPLAB),
     "zegclip": (
         "zegclip",
@@ -67,8 +70,10 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """A few pictures, made once for all methods."""
+    """A few pictures, made once for all methods, and a folder `ood` with labels of their classes."""
     folder = tmp_path_factory.mktemp("shapes")
+    ood = make_folder(folder / "ood", train=6)
+    (ood / "classes.txt").write_text("\n".join(words.CLASSES))
     with pytest.MonkeyPatch.context() as patch:
         small = functools.partial(data_lib.ShapesBuilder, train=24, validation=2)
         patch.setattr(data_lib, "ShapesBuilder", small)
@@ -87,6 +92,7 @@ def test_steps_are_finite_and_resume_exactly(case, shapes, tmp_path):
     method, fields = METHODS[case]
     config = tiny.get_config()
     config.steps, config.data.directory, config.data.split = 2, str(shapes), "1_2"
+    config.data.extra_sources = f"ood={shapes / 'ood'}"
     set_method(config, method)
     config.update_from_flattened_dict(fields)
     validate(config)
