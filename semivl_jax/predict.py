@@ -130,22 +130,15 @@ def parser() -> argparse.ArgumentParser:
     add("--save_scores", action="store_true", help="also write scores/NAME.npz")
     add("--existing", choices=files.EXISTING, default="refuse",
         help="results that are there: refuse to begin (default), skip them, or replace them")  # fmt: skip
-    add("--batch", type=_positive,
+    add("--batch", type=utils.positive,
         help="windows per call of the network; default: as in the training's evaluation")  # fmt: skip
     add("--device", help="cpu, gpu, tpu, …; default: what JAX prefers")
-    add("--window", type=_positive, help="side of the windows of clip:WEIGHTS, in pixels")
+    add("--window", type=utils.positive, help="side of the windows of clip:WEIGHTS, in pixels")
     add("--text_cache", metavar="DIR", default=utils.TEXT_CACHE,
         help="keeps text embeddings; empty: none; default: %(default)s")  # fmt: skip
     add("--compilation_cache", metavar="DIR", default=utils.COMPILATION_CACHE,
         help="keeps compiled programs; empty: none; default: %(default)s")  # fmt: skip
     return made
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}; give 1 or more")
-    return value
 
 
 if __name__ == "__main__":

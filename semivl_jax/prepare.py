@@ -24,8 +24,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import prepare_folder, prepare_ood, utils
+from semivl_jax import utils
 from semivl_jax.data import download, published_splits
+from semivl_jax.data.foreign import command
+from semivl_jax.inference import label_folder
 from tfds_builders import builders, common
 from tfds_builders.published import PublishedBuilder
 
@@ -35,9 +37,9 @@ _ALL = tuple(name for name in builders.PUBLISHED if name != "coco_instances")  #
 def main(argv: Sequence[str]) -> int:
     """Prepares what the arguments name and returns the exit code."""
     if argv[:1] == ["folder"]:
-        return prepare_folder.main(argv[1:])
+        return command.main(argv[1:])
     if argv[:1] == ["ood"]:
-        return prepare_ood.main(argv[1:])
+        return label_folder.main(argv[1:])
     options = parser().parse_args(argv)
     stopped = "stopped; the same command goes on from here"
     if options.target != "weights" and options.name != "clip_vit_b16":

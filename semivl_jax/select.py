@@ -213,26 +213,19 @@ def parser() -> argparse.ArgumentParser:
     made = utils.Parser("semivl_jax.select", __doc__)
     add = made.add_argument
     add("run", help="working directory of a run, such as runs/photos")
-    add("--budget", type=_positive, required=True, help="how many images or regions to label")
+    add("--budget", type=utils.positive, required=True, help="how many images or regions to label")
     add("--unit", choices=("image", "region"), default="image", help="default: %(default)s")
     add("--diversity", type=float, default=1.0,
         help="of images: exponent of the distance of their classes; 0: the score alone; "
         "default: %(default)s")  # fmt: skip
-    add("--radius", type=_positive, default=16,
+    add("--radius", type=utils.positive, default=16,
         help="of regions: their side is 2 * radius + 1 pixels; default: %(default)s")  # fmt: skip
-    add("--per_image", type=_positive, default=5,
+    add("--per_image", type=utils.positive, default=5,
         help="of regions: most of one image; default: %(default)s")  # fmt: skip
     add("--out", metavar="DIR", help="where the results go; default: select in the run's folder")
     add("--compilation_cache", metavar="DIR", default=utils.COMPILATION_CACHE,
         help="keeps compiled programs; empty: none; default: %(default)s")  # fmt: skip
     return made
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}; give 1 or more")
-    return value
 
 
 if __name__ == "__main__":

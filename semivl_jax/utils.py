@@ -155,6 +155,14 @@ def ordered_map(
                 future.cancel()
 
 
+def positive(text: str) -> int:
+    """A positive number of the command line: the `type` of an option."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}; give 1 or more")
+    return value
+
+
 def use_compilation_cache(folder: str) -> None:
     """Lets JAX keep compiled programs in a folder; an empty text keeps none.
 

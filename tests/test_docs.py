@@ -8,8 +8,9 @@ from functools import cache
 
 import pytest
 
-from semivl_jax import prepare_folder, prepare_ood
 from semivl_jax.config import default_config
+from semivl_jax.data.foreign import command
+from semivl_jax.inference import label_folder
 from semivl_jax.train import methods
 from tests.command import ROOT
 
@@ -75,7 +76,7 @@ def test_commands_exist(page, module, arguments, capsys):
         bare = [argument.strip("[]") for argument in arguments]
         parser = importlib.import_module(module).parser
         if bare[0] in ("folder", "ood"):
-            own = {"folder": prepare_folder.folder_parser, "ood": prepare_ood.ood_parser}
+            own = {"folder": command.folder_parser, "ood": label_folder.ood_parser}
             parser, bare = own[bare[0]], bare[1:]
         try:
             parser().parse_args([values.get(a, a) for a in bare])

@@ -75,7 +75,8 @@ def missing(run: Run) -> Finding | None:
     """Classes whose share of the pseudo-labels is below MISSING times their share of the pixels.
 
     Compared are the true pixels, if there are any; else those of the labelled masks, for classes of which at
-    least MIN_IMAGES of the counted images are expected to show some.
+    least MIN_IMAGES of the counted images are expected to show some. With guidance, a class must be missing
+    from its labels, too.
     """
     newest = run.evaluations[-1]
     counts = newest.labels.get("pseudo")
@@ -88,9 +89,12 @@ def missing(run: Run) -> Finding | None:
         rows = slice(None)
         expected, where = _labelled_shares(run), "pixels of the labelled masks"
     found = shares(counts[rows, :-1].sum(0))
+    guidance = newest.labels.get("guidance", np.zeros_like(counts))
+    guided = np.nan_to_num(shares(guidance[rows, :-1].sum(0)))
     predicted = newest.labels.get("predicted")
     texts = []
-    for i in np.flatnonzero((expected >= MIN_SHARE) & (found < MISSING * expected)):
+    rare = np.maximum(found, guided) < MISSING * expected
+    for i in np.flatnonzero((expected >= MIN_SHARE) & rare):
         text = f"{found[i]:.1f} % of the pseudo-labels"
         if predicted is not None:
             text += f", {shares(predicted[rows, :-1].sum(0))[i]:.1f} % of all predictions"

@@ -60,6 +60,11 @@ def test_a_class_is_missing_from_the_pseudo_labels():
     (text,) = found.values()
     assert "sign (0.0 % of the pseudo-labels, 10.0 % of all predictions, 10.0 % of the true" in text
     assert "car" not in text
+    # Guidance labels signs: 1 of 40 pixels is a quarter of the true share.
+    guidance = [[39, 0, 0, 41], [0, 0, 0, 10], [0, 0, 1, 9], [0, 0, 0, 90]]
+    assert not texts(
+        run(pseudo=[[70, 0, 0, 10], [4, 6, 0, 0], [0, 0, 0, 10], [0, 0, 90, 0]], guidance=guidance)
+    )
     # Labels: 39, 0, 1 of 40: a quarter of the true share, which is not below it.
     limit = [[39, 0, 0, 6], [0, 0, 0, 0], [0, 0, 1, 4], [0, 0, 0, 0]]
     assert not texts(run(pseudo=limit, predicted=limit))
