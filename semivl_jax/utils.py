@@ -217,10 +217,11 @@ def _decompresses(program: bytes) -> bool:
         return bool(zlib.decompress(program))
     try:
         import zstandard  # JAX uses it where it is installed
-
-        return bool(zstandard.ZstdDecompressor().decompress(program))
-    except Exception:
+    except ImportError:
         return False
+    with contextlib.suppress(zstandard.ZstdError):
+        return bool(zstandard.ZstdDecompressor().decompress(program))
+    return False
 
 
 def _note_new_programs(folder: Path) -> None:
