@@ -11,6 +11,9 @@ attempt that is in the file is not repeated. Exit code 1 if something was lost o
     flip        one byte of every file of a checkpoint and of serving/ at a random place, once per round. It
                 must be named, or the restored weights must be the same.
     not finite  a learning rate that makes the loss infinite: the run ends by itself and keeps finite weights.
+    fuzz        a damaged photo, mask, class list, list of labels or weight file, `--fuzz` in all: it is
+                named in a sentence, or what is read is the same. Only formats without a checksum may read as
+                something else: photos that are not PNG, text, values of weights made elsewhere.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from benchmarks import photos
+from benchmarks import fuzz, photos
 from semivl_jax import utils
 from semivl_jax.inference import bundle
 from semivl_jax.reporting import read
@@ -177,6 +180,10 @@ class Torture:
         leaves = _read_checkpoint(_newest(workdir)).values()
         return "" if all(np.isfinite(leaf).all() for leaf in leaves) else "weights are not finite"
 
+    def fuzz(self, rng: random.Random, workdir: Path) -> str:
+        """One damaged input, read in this process."""
+        return fuzz.attempt(rng, workdir)
+
 
 def _newest(workdir: Path) -> Path:
     directory = workdir / "checkpoints"
@@ -278,6 +285,9 @@ def main(argv: list[str]) -> int:
     """Runs all attempts, prints the table and returns the exit code."""
     command = utils.Parser("benchmarks.torture", __doc__)
     command.add_argument("--rounds", type=int, default=10, help="default: %(default)s")
+    command.add_argument(
+        "--fuzz", type=int, default=50, help="damaged inputs; default: %(default)s"
+    )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder, kept")
     command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     return utils.run_command(lambda: _run(command.parse_args(argv)))
@@ -296,6 +306,8 @@ def _run(options: argparse.Namespace) -> int:
         if number % 4 == 0:
             torture.attempt("stop", number, torture.stop)
     torture.attempt("not finite", 0, torture.not_finite)
+    for number in range(options.fuzz):
+        torture.attempt("fuzz", number, torture.fuzz)
     lines = torture.lines()
     print("\n".join(_table(lines)))
     return int(any(line["problem"] for line in lines))

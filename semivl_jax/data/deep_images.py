@@ -16,7 +16,7 @@ from jaxtyping import Num, UInt8
 BITS = (8, 10, 12, 14, 16, 20, 24, 32)
 """Ranges of samples that are told apart, in bits."""
 
-_PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 _PNM = (b"P2", b"P3", b"P5", b"P6")
 
@@ -26,7 +26,7 @@ def deep_samples(data: bytes) -> Num[np.ndarray, "h w *channels"] | None:
 
     Pillow keeps only the upper 8 of 16 bits of colour photos, so OpenCV reads them.
     """
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         may_be_deep = data[24:25] == b"\x10"
     else:
         may_be_deep = data.startswith((*_TIFF, *JPEG_2000, *_PNM))

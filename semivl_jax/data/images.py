@@ -66,8 +66,8 @@ def decode_image(data: bytes) -> HostImage:
     samples = deep_images.deep_samples(data)
     if samples is None:
         return to_rgb(open_upright(data)[0])
-    if data.startswith(deep_images.JPEG_2000):
-        open_upright(data)  # OpenCV reads also what is cut off
+    if data.startswith((deep_images.PNG, *deep_images.JPEG_2000)):
+        open_upright(data)  # OpenCV reads also what is damaged or cut off
     image = Image.fromarray(np.ascontiguousarray(deep_images.to_eight_bits(samples)))
     image.getexif()[_ORIENTATION] = stored_size(data)[1]
     ImageOps.exif_transpose(image, in_place=True)
@@ -219,6 +219,7 @@ def open_upright(data: bytes) -> tuple[Image.Image, str]:
       ValueError: bytes that are no complete image. Pillow reports broken files in many ways.
     """
     try:
+        _verify(data)
         image = Image.open(io.BytesIO(data))
         stored = image.tile[0].args if image.tile else ""
         image.load()
@@ -228,6 +229,12 @@ def open_upright(data: bytes) -> tuple[Image.Image, str]:
             f"{len(data)} bytes that cannot be read as an image ({error}); replace the file"
         ) from error
     return image, str(stored[0] if isinstance(stored, tuple) else stored or "")
+
+
+def _verify(data: bytes) -> None:
+    """Raises where a checksum of a PNG is wrong; decoders pass over those of the pixels."""
+    if data.startswith(deep_images.PNG):
+        Image.open(io.BytesIO(data)).verify()
 
 
 def _at_least_one(length: float) -> int:

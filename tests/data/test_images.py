@@ -155,6 +155,13 @@ class TestDecodeImage:
         with pytest.raises(ValueError, match="cannot be read as an image"):
             images.decode_image(data)
 
+    def test_png_with_damaged_pixels(self):
+        """Pillow alone reads such files as something else."""
+        data = encoded(Image.fromarray(noise(24, 32)))
+        place = len(data) // 2
+        with pytest.raises(ValueError, match="checksum"):
+            images.open_upright(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
 
 def test_check_labels():
     images.check_labels(np.array([[0, 20, 255]], np.uint8), num_classes=21)
