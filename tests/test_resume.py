@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from semivl_jax.evaluation.confusion import iou
+from semivl_jax.experiment import lock
 from semivl_jax.reporting import read
 from tests.command import ROOT, command, environment, run
 from tests.photos import make_folder
@@ -163,12 +164,16 @@ def test_a_finished_run_says_so_and_changes_nothing(place, whole):
 
 
 def test_evaluate_mode_repeats_the_last_score(place, whole):
-    """Also after the images moved to another folder."""
+    """Also after the images moved to another folder, and beside a process that trains."""
     before = (whole / "metrics.jsonl").read_text()
     moved = shutil.copytree(place / "photos", place / "moved" / "photos")
     named = ["--mode=evaluate", f"--config.data.folder={moved}"]
-    result = run(*options(place, "whole", *named), cache=place / "cache")
+    drawn = (whole / "samples").stat()
+    with lock.one_writer(whole):
+        result = run(*options(place, "whole", *named), cache=place / "cache")
     assert result.returncode == 0, result.stdout
+    assert "pictures and samples stay its own" in result.stdout
+    assert os.path.samestat((whole / "samples").stat(), drawn)
     assert (whole / "metrics.jsonl").read_text() == before
     scores = json.loads((whole / "evaluation.json").read_text())
     assert scores["eval/miou_ema"] == read.load(whole).curves["eval/miou_ema"][1][-1]

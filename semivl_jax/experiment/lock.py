@@ -1,8 +1,9 @@
 """One writer per working directory.
 
-A process that trains or evaluates holds a lock on the file `lock` of its working directory, which states
-host, process and time. The system releases the lock of a process that ended in any way, so that a later one
-takes over what a killed run left. Of several processes of a run, the first one holds it.
+A process that trains holds a lock on the file `lock` of its working directory, which states host, process
+and time; one that evaluates holds it if no other does. The system releases the lock of a process that ended
+in any way, so that a later one takes over what a killed run left. Of several processes of a run, the first
+one holds it.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ FILE = "lock"
 
 
 @contextlib.contextmanager
-def one_writer(workdir: Path) -> Iterator[None]:
+def one_writer(workdir: Path, *, required: bool = True) -> Iterator[bool]:
     """Holds the lock of a working directory, which is created; one that is left empty is removed again.
+
+    Yields whether this process holds it: not if `required` is false and another process does.
 
     Raises:
       ValueError: another process holds it; the message says which one.
     """
     descriptor = distributed.main_first(
-        lambda: _acquire(workdir) if distributed.is_main() else None
+        lambda: _acquire(workdir, required=required) if distributed.is_main() else None
     )
     try:
-        yield
+        yield descriptor is not None
     finally:
         if descriptor is not None:
             (workdir / FILE).unlink(missing_ok=True)
@@ -41,8 +44,8 @@ def one_writer(workdir: Path) -> Iterator[None]:
                 workdir.rmdir()
 
 
-def _acquire(workdir: Path) -> int:
-    """The open file that holds the lock."""
+def _acquire(workdir: Path, *, required: bool) -> int | None:
+    """The open file that holds the lock, or None if another process has it and it is not required."""
     path = workdir / FILE
     while True:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -53,8 +56,10 @@ def _acquire(workdir: Path) -> int:
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 _take_over(descriptor, path)
                 return descriptor
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, ValueError) and not required:
+                return None
             raise
         os.close(descriptor)
 

@@ -106,18 +106,20 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     """Evaluates the newest checkpoint, prints the table, draws; the scores go to `evaluation.json`.
 
     Without a checkpoint of the run, `model.checkpoint` is evaluated and exported to `serving/`. The logged
-    metrics are not changed.
+    metrics are not changed. Beside a process that trains in the working directory, nothing is drawn.
     """
     drop_other_fields(config)  # as the run saved it
     foreign = bool(config.model.checkpoint) and not _has_checkpoint(workdir)
     if not foreign:
         workdir_lib.check(workdir, config)
     _begin(config)
-    with lock.one_writer(workdir):
-        _evaluate(config, workdir, foreign=foreign)
+    with lock.one_writer(workdir, required=foreign) as alone:
+        if not alone:
+            distributed.log_main("another process trains here: pictures and samples stay its own")
+        _evaluate(config, workdir, foreign=foreign, draws=alone)
 
 
-def _evaluate(config: ConfigDict, workdir: Path, *, foreign: bool) -> None:
+def _evaluate(config: ConfigDict, workdir: Path, *, foreign: bool, draws: bool) -> None:
     data, experiment = _open(config)
     if foreign:
         _check_start(experiment, workdir)
@@ -129,7 +131,7 @@ def _evaluate(config: ConfigDict, workdir: Path, *, foreign: bool) -> None:
         with closing(_checkpoints(workdir, config, read_only=True)) as checkpoints:
             _warn(checkpoints.verify())
             state, progress = checkpoints.restore(experiment.abstract_state())
-    evaluation = RunEvaluation(experiment, experiment.evaluator(), data, workdir)
+    evaluation = RunEvaluation(experiment, experiment.evaluator(), data, workdir, draws=draws)
     values = evaluation(state, progress.next_step)
     if distributed.is_main():
         scores = json.dumps({"step": progress.next_step, **values}, indent=1)

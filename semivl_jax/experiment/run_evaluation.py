@@ -35,13 +35,15 @@ class RunEvaluation:
         *,
         picture: Callable[[int, str, np.ndarray], None] | None = None,
         between: Callable[[], None] | None = None,
+        draws: bool = True,
     ) -> None:
-        """`picture(step, name, image)` gets every picture; `between()` is called between images.
+        """`draws`: pictures and samples are written into the working directory.
 
-        All processes call it equally often, so not while only the first one makes pictures.
+        `picture(step, name, image)` gets every picture; `between()` is called between images. All processes
+        call it equally often, so not while only the first one makes pictures.
         """
         self._experiment, self._data = experiment, data
-        self._picture, self._between = picture, between
+        self._picture, self._between, self._draws = picture, between, draws
         self._evaluator = evaluator
         self._figures = Figures(experiment, workdir / "pictures")
         self._samples, self._log = workdir / "samples", run_log.RunLog(workdir)
@@ -91,7 +93,8 @@ class RunEvaluation:
                 labels=quality,
                 image_iou={id: result.image_iou[id] for id in ids},
             )
-            self._draw(labeller, variables, step, result)
+            if self._draws:
+                self._draw(labeller, variables, step, result)
         return values
 
     def _draw(
