@@ -1,16 +1,17 @@
 """Do unlabelled images help on real photos? Labelled only, semi-supervised methods, and all labels.
 
     python -m benchmarks.real_photos --data=camvid=/data/camvid,facade=/data/facade [--jobs=2]
-        [--methods=supervised,fixmatch,unimatch --splits=1_16,1_8 --seeds=0,1,2 --steps=600 --side=144]
+        [--methods=supervised,fixmatch,unimatch --splits=1_16,1_8 --seeds=0,1,2]
+        [--steps=2000 --side=240 --crop=129]
         [--test=camvid=/data/camvid_test] [--picture=camvid.jpg]
 
 --data names folders of the layout of docs/own_data.md. The first split is trained with all seeds, the others
 with the first seed, and all labels (the ceiling) with the first seed. A split is the list
 `splits/1_16_labeled.txt` of the folder where there is one, else drawn with data.split_seed = 0, so it is the
 same for all seeds: these change initialisation, order and augmentation. All runs have the same model,
-augmentation and number of steps, on photos whose shorter side is --side pixels. The learning rate of
-labelled-only training is the best of --rates, found with the first seed and split of each folder; the other
-methods keep that of the configuration.
+augmentation and number of steps, on crops of --crop pixels of photos whose shorter side is --side pixels.
+The learning rate of labelled-only training is the best of --rates, found with the first seed and split of
+each folder; the other methods keep that of the configuration.
 
 The score is the validation mIoU (%) of the best evaluation along the run, and beside it of the last one; of
 the EMA where there is one. --test scores the best model of every finished run on photos of another folder
@@ -46,7 +47,7 @@ from semivl_jax.experiment import data as data_lib
 from semivl_jax.reporting import read
 from semivl_jax.train import methods
 
-EVALUATIONS = 6
+EVALUATIONS = 8
 """Evaluations along a run."""
 
 
@@ -104,7 +105,7 @@ class Plan:
         chosen = (method for method in options.methods.split(",") if method != LABELLED_ONLY)
         self.methods = tuple(dict.fromkeys(chosen))
         self._factors = runs_lib.numbers(options.rates, float, key="--rates")
-        self._steps, self._side = options.steps, options.side
+        self._steps, self._sizes = options.steps, sizes(options.side, options.crop)
         for method in self.methods:
             methods.defaults(method)  # ValueError for an unknown one
 
@@ -160,7 +161,7 @@ class Plan:
             "evaluation.every_steps": -(-steps // EVALUATIONS),
             "evaluation.pictures": 0,
             "evaluation.pseudo_label_eval_images": 0,
-            **sizes(self._side),
+            **self._sizes,
             **({} if rate is None else {"optim.lr": rate}),
         }
         of_semi = method != LABELLED_ONLY
@@ -173,18 +174,22 @@ class Plan:
         )
 
 
-def sizes(side: int) -> dict[str, object]:
-    """Fields for photos of this shorter side: crops of nine tenths, and whole photos in evaluation.
+def sizes(side: int, crop: int) -> dict[str, object]:
+    """Fields for photos of this shorter side: crops, and whole photos in evaluation.
 
-    Both are 16·k + 1 pixels, so that pixels of the encoder's maps lie on the corners.
+    Both are enlarged to 16·k + 1 pixels, so that pixels of the encoder's maps lie on the corners.
     """
     return {
-        "data.crop": side * 9 // 10 // 16 * 16 + 1,
+        "data.crop": _on_grid(crop),
         "data.ratio_short": side,
         "data.workers": 0,
         "evaluation.mode": "original",
-        "evaluation.short_side": side // 16 * 16 + 1,
+        "evaluation.short_side": _on_grid(side),
     }
+
+
+def _on_grid(length: int) -> int:
+    return -(-(length - 1) // 16) * 16 + 1
 
 
 def entries(plan: Plan) -> list[dict[str, Any]]:
@@ -239,12 +244,13 @@ def parser() -> argparse.ArgumentParser:
     runs_lib.add_options(
         command, out="runs/real_photos", config="configs/folder.py:FOLDER,model=light"
     )
-    command.set_defaults(steps=600)
+    command.set_defaults(steps=2000)
     add = command.add_argument
     add("--data", required=True, help="NAME=FOLDER,…: FOLDER takes its place in --config")
     add("--splits", default="1_16,1_8", help="labelled shares; default: %(default)s")
     add("--methods", default="supervised,fixmatch,unimatch", help="default: %(default)s")
-    add("--side", type=int, default=144, help="shorter side of the photos; default: %(default)s")
+    add("--side", type=int, default=240, help="shorter side of the photos; default: %(default)s")
+    add("--crop", type=int, default=129, help="side of the crops; default: %(default)s")
     add("--rates", default="0.3,1,3", help="factors of the learning rate that labelled only tries")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of every run; method.* "
         "not of labelled only")  # fmt: skip
@@ -277,7 +283,9 @@ def _main(options: argparse.Namespace) -> int:
         known = " or ".join(trained_models.PICTURE_FORMATS)
         raise ValueError(f"--picture={options.picture} must end with {known}")
     plan = make_plan(options, folders)
-    _claim(plan.out, {key: getattr(options, key) for key in ("config", "steps", "side", "set")})
+    _claim(
+        plan.out, {key: getattr(options, key) for key in ("config", "steps", "side", "crop", "set")}
+    )
     failed = 0
     for stage in (plan.trials, lambda: [one for row in plan.rows() for one in row.runs]):
         runs = sorted(stage(), key=lambda one: one.fields["seed"])
@@ -303,7 +311,7 @@ def make_plan(options: argparse.Namespace, folders: Mapping[str, str]) -> Plan:
     Raises:
       ValueError: what is wrong with an option, the configuration or a folder, in a sentence.
     """
-    for name, least in (("jobs", 1), ("steps", 1), ("side", 48)):
+    for name, least in (("jobs", 1), ("steps", 1), ("side", 48), ("crop", 33)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name} {getattr(options, name)} must be {least} or more")
     seeds = runs_lib.numbers(options.seeds, int, key="--seeds")

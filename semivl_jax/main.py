@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -69,6 +69,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; libraries are quiet unless --verbosity or --debug says otherwise."""
     _check_configuration(argv)
     argv[1:] = _configuration_first(argv[1:])  # in place: config_flags reads sys.argv
+    parser = flags.FLAGS["config"].parser
+    parser.parse = _with_fields_of_method(parser.parse, argv)
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, OSError) as error:
@@ -112,6 +114,24 @@ def _configuration_first(arguments: Sequence[str]) -> list[str]:
             end = index + 1 if "=" in argument else index + 2
             return [*arguments[index:end], *arguments[:index], *arguments[end:]]
     return list(arguments)
+
+
+def _with_fields_of_method(
+    parse: Callable[[str], ConfigDict], argv: Sequence[str]
+) -> Callable[[str], ConfigDict]:
+    """`parse` with the fields of the method that the command line names, so that it can set them."""
+    named = re.findall(r"^--?config\.method\.name(?:=|\n)(.*)$", "\n".join(argv), re.MULTILINE)
+
+    def parse_configuration(path: str) -> ConfigDict:
+        config = parse(path)
+        if named:
+            from semivl_jax.train import methods
+
+            with config.unlocked():
+                config.method = ConfigDict(methods.defaults(named[-1]) | config.method.to_dict())
+        return config
+
+    return parse_configuration
 
 
 def _sentence(error: Exception | str) -> str:

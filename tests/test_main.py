@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import demo
 from semivl_jax import main
 
 
@@ -31,6 +32,16 @@ def test_default_workdir_is_named_after_the_configuration(flag, folder):
 )
 def test_the_configuration_may_follow_its_fields(given, ordered):
     assert main._configuration_first(given.split()) == ordered.split()
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_fields_of_the_method_that_is_named_can_be_set(joined):
+    """Before the name or after it; values of the configuration file stay."""
+    name = ["--config.method.name=cw_bass"] if joined else ["--config.method.name", "cw_bass"]
+    parse = main._with_fields_of_method(lambda path: demo.get_config(), ["main", *name])
+    method = parse("configs/demo.py").method
+    assert method.threshold == "floor" and method.name == "semivl"
+    assert method.ema_decay == 0.98 != demo.default_config().method.ema_decay
 
 
 def test_errors_are_one_line():

@@ -23,7 +23,7 @@ INFO = DatasetInfo(name="photos", classes=CLASSES, definitions=tuple((name,) for
 
 def plan(out, **options):
     """Two folders that need not exist: 1/16 with two seeds, 1/8 and all with one."""
-    given = {"methods": "unimatch,fixmatch", "rates": "0.3,1", "steps": "60", **options}
+    given = {"methods": "unimatch,fixmatch", "rates": "0.3,1", "steps": "64", **options}
     parsed = real_photos.parser().parse_args(
         ["--data=-", f"--out={out}", *(f"--{key}={value}" for key, value in given.items())]
     )
@@ -53,7 +53,7 @@ def test_every_run_is_a_valid_configuration_of_the_same_length(tmp_path):
         config = workload.load_config(run.config, [f"{k}={v!r}" for k, v in run.fields.items()])
         drop_other_fields(config)
         validate(config)
-        assert config.steps == 60 and 60 % config.evaluation.every_steps == 0
+        assert config.steps == 64 and 64 % config.evaluation.every_steps == 0
         # The larger rate had the higher score.
         assert config.optim.lr == workload.load_config(run.config).optim.lr
 
