@@ -42,6 +42,7 @@ setup(
         "orbax-checkpoint>=0.11.30,<0.13",
         "pillow>=11,<14",
         "safetensors>=0.5,<1",
+        "scipy>=1.15,<2",
         "tensorboardX>=2.6,<3",
         "tensorflow-datasets>=4.9.10,<4.10",
         "tokenizers>=0.22,<0.24",

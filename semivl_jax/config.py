@@ -9,12 +9,13 @@ sizes in pixels, rates between 0 and 1 unless said otherwise.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
 from semivl_jax import utils
 from semivl_jax.evaluation.sliding_window import SlidingWindow
+from semivl_jax.models import clip_guidance
 from semivl_jax.text import class_names
 from semivl_jax.train import methods
 
@@ -46,6 +47,7 @@ def default_config() -> ConfigDict:
     config.atm_decoder = ConfigDict({"num_layers": 3, "num_heads": 8})
     config.dpt_decoder = ConfigDict({"channels": 128, "out_channels": (96, 192, 384, 768)})
     config.text = _text()
+    config.guidance = _guidance()
     config.method = ConfigDict(methods.defaults("semivl"))
     config.optim = _optim()
     config.evaluation = _evaluation()
@@ -192,6 +194,23 @@ def _text() -> ConfigDict:
     return text
 
 
+def _guidance() -> ConfigDict:
+    guidance = ConfigDict()
+    guidance.dense = (
+        "value"  # or svc: calibrated by correlations of tokens, as in ExCEL (docs/methods.md)
+    )
+    guidance.scores = (
+        "cosine"  # or surgery: channels normalised over the image, what texts share removed
+    )
+    # affinity: labels follow CLIP's attention; par: they follow the colours of the pixels
+    guidance.refine = "none"
+    # Sentences that enrich the texts of guidance: a JSON file {"class": ["sentence", …]}, or "definitions";
+    # empty: none
+    guidance.sentences = ""
+    guidance.clusters = 112  # of the sentences
+    return guidance
+
+
 def _optim() -> ConfigDict:
     optim = ConfigDict()
     optim.name = "adamw"  # or sgd
@@ -268,6 +287,9 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.remat": ("none", "dots", "blocks"),
     "model.guidance_dtype": ("float32", "bfloat16"),
     "vlg_decoder.remat": ("none", "blocks"),
+    "guidance.dense": get_args(clip_guidance.Dense),
+    "guidance.scores": get_args(clip_guidance.Scores),
+    "guidance.refine": get_args(clip_guidance.Refine),
     "text.decoder": class_names.MODES,
     "text.guidance": class_names.MODES,
     "optim.lr_scaling": ("none", "linear"),
@@ -287,6 +309,7 @@ POSITIVE = (
     "optim.published_batch",
     "checkpoint.every",
     "checkpoint.keep",
+    "guidance.clusters",
 )
 
 NOT_NEGATIVE = (

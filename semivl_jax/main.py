@@ -1,4 +1,4 @@
-"""Entry point: train, evaluate or check one configuration.
+"""Entry point: train, evaluate or check one configuration, or measure its guidance.
 
     python -m semivl_jax.main --config=configs/demo.py
     python -m semivl_jax.main --config=configs/folder.py:/data/photos --workdir=runs/photos
@@ -36,9 +36,9 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "check"],
-    "train (goes on where it stopped), evaluate (the newest checkpoint), or check (shapes, parameters, "
-    "cost; nothing is computed).",
+    ["train", "evaluate", "check", "guidance"],
+    "train (goes on where it stopped), evaluate (the newest checkpoint), check (shapes, parameters, cost; "
+    "nothing is computed), or guidance (how right the frozen CLIP is on the labelled images).",
 )
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -201,7 +201,13 @@ def _run(mode: str, config: ConfigDict) -> int:
     drop_other_fields(config, chosen=config_flags.get_override_values(flags.FLAGS["config"]))
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
     try:
-        {"train": run.train, "evaluate": run.evaluate, "check": run.check}[mode](config, workdir)
+        modes = {
+            "train": run.train,
+            "evaluate": run.evaluate,
+            "check": run.check,
+            "guidance": run.guidance,
+        }
+        modes[mode](config, workdir)
     except Stopped as stopped:
         distributed.log_main(
             f"stopped by {stopped}; the state is saved, the same command resumes it"

@@ -73,7 +73,7 @@ def test_help_of_main_has_examples_and_its_own_flags_only():
         (["--config", "README.md"], "--config=README.md: there is no such Python file"),
         (["--config"], "--config is missing"),
         (["--config=configs/voc.py:93"], "choose one of 92, 183"),
-        (["--config=configs/demo.py", "--mode=trains"], "<train|evaluate|check>"),
+        (["--config=configs/demo.py", "--mode=trains"], "<train|evaluate|check|guidance>"),
         (["--config=configs/demo.py", "--config.optim.lrr=1"], '"lr" instead of "lrr"'),
         (
             ["--config=configs/demo.py", "--config.batch=many"],

@@ -84,7 +84,7 @@ def build_modules(
         num_classes=num_classes,
         seed=config.seed,
         accumulation=config.accumulation,
-        guidance_tower=build.guidance_tower(config, clip_sizes) if method.guided else None,
+        guidance_model=build.guidance(config, clip_sizes) if method.guided else None,
         own=own,
         groups=groups,
         schedule=schedule,

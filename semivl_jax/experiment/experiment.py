@@ -23,7 +23,7 @@ from semivl_jax.experiment import build_step, init_weights
 from semivl_jax.experiment.data import Data
 from semivl_jax.models import build as build_lib
 from semivl_jax.models.vit import VisionTransformer
-from semivl_jax.text import class_text
+from semivl_jax.text import class_text, enrichment
 from semivl_jax.train import methods, sharding
 from semivl_jax.train import state as state_lib
 from semivl_jax.train.loop import LoopSchedule
@@ -217,13 +217,21 @@ def _clip_parts(
             )
         return class_text.class_text(info, mode=mode, tower=tower, cache=config.text.cache)
 
+    def guidance_text() -> ClassText:
+        made, source = text(config.text.guidance), config.guidance.sentences
+        if tower is None or not source:
+            return made
+        embed = class_text.embedding(tower, cache=config.text.cache)
+        sentences = enrichment.read_sentences(source, info)
+        return enrichment.enrich(made, sentences, clusters=config.guidance.clusters, embed=embed)
+
     frozen = state_lib.Frozen(text=text(config.text.decoder))
     if guided:
         frozen = frozen.replace(
             guidance_params=build_step.cast(
                 params(build_lib.guidance_tower(config, clip.image)), config.model.guidance_dtype
             ),
-            guidance_text=text(config.text.guidance),
+            guidance_text=guidance_text(),
         )
     start = None
     if config.model.backbone in build_lib.CLIP_BACKBONES and config.model.init == "clip":

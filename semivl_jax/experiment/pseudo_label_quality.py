@@ -103,14 +103,14 @@ class PseudoLabelQuality:
             truth = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
             if record.label is not None:
                 truth = label_files.decode_label(record.label)
-            crop = _crop(index, image.shape[:2], side=self._crop)
+            crop = crop_of(index, image.shape[:2], side=self._crop)
             truth, maps = truth[crop], labeller(image[crop])
             for name, count in zip(names, counts, strict=True):
                 count += confusion_counts(truth, maps[name], num_classes=self._classes)
         return dict(zip(names, distributed.all_sum(counts), strict=True))
 
 
-def _crop(index: int, size: tuple[int, ...], *, side: int) -> tuple[slice, ...]:
+def crop_of(index: int, size: tuple[int, ...], *, side: int) -> tuple[slice, ...]:
     """A crop of `side` pixels at most, at a place that depends on the index only."""
     random = np.random.default_rng(index)
     starts = [int(random.integers(max(0, length - side) + 1)) for length in size]

@@ -1,4 +1,4 @@
-"""What `main` does with a configuration: train, evaluate, check."""
+"""What `main` does with a configuration: train, evaluate, check, measure guidance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semivl_jax import utils
 from semivl_jax.config import drop_other_fields, validate
 from semivl_jax.data import check_data, prefetch, splits
 from semivl_jax.experiment import data as data_lib
-from semivl_jax.experiment import dry_run, lock, profiling, run_log
+from semivl_jax.experiment import dry_run, guidance_quality, lock, profiling, run_log
 from semivl_jax.experiment import experiment as experiment_lib
 from semivl_jax.experiment import workdir as workdir_lib
 from semivl_jax.experiment.data import Data
@@ -138,6 +138,24 @@ def _evaluate(config: ConfigDict, workdir: Path, *, foreign: bool, draws: bool) 
         utils.write_text(workdir / "evaluation.json", scores + "\n")
     if foreign:
         _export(experiment, workdir, evaluation, state)
+
+
+def guidance(config: ConfigDict, workdir: Path) -> None:
+    """Prints how right the variants of guidance are on the labelled images; the report will show it, too.
+
+    Raises:
+      ValueError: the method is not guided.
+    """
+    _begin(config)
+    if not methods.create(config.method).guided:
+        raise ValueError(
+            f"method.name = {config.method.name!r} has no guidance to measure; choose semivl, for example"
+        )
+    data, experiment = _open(config)
+    table = guidance_quality.measure(experiment, data)
+    if distributed.is_main():
+        guidance_quality.write(workdir, table)
+    distributed.log_main(guidance_quality.as_text(table))
 
 
 def check(config: ConfigDict, workdir: Path) -> None:

@@ -1,6 +1,6 @@
 """Builds the model of a configuration, for training, evaluation and prediction.
 
-It reads `config.model`, the decoders' sections, `config.dtype` and `config.data.crop`.
+It reads `config.model`, `config.guidance`, the decoders' sections, `config.dtype` and `config.data.crop`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from semivl_jax.models import mobile, vit
 from semivl_jax.models.atm import MaskDecoder
+from semivl_jax.models.clip_guidance import Guidance
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.dpt import DPTHead
 from semivl_jax.models.mobile import MobileNet
@@ -104,6 +105,17 @@ def guidance_tower(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTran
     side = config.model.guidance_grid or config.data.crop // clip_sizes["patch_size"]
     options = {**clip_sizes, **vit.CLIP, "grid": (side, side)}
     return _vit(config, options, out_indices=(clip_sizes["depth"],))
+
+
+def guidance(config: ConfigDict, clip_sizes: dict[str, Any]) -> Guidance:
+    """How the frozen CLIP labels unlabelled images."""
+    settings = config.guidance
+    return Guidance(
+        tower=guidance_tower(config, clip_sizes),
+        dense=settings.dense,
+        scores=settings.scores,
+        refine=settings.refine,
+    )
 
 
 def window_network(

@@ -2,19 +2,30 @@
 
 In: dense embeddings B×y×x×D of unit length (the tower's last map) and `ClassText`. Out: cosine scores per
 class at patch resolution (float32, −1 to 1), or labels at image resolution with the probability of the
-chosen class as confidence.
+chosen class as confidence. `Guidance` makes labels from images, in this way or calibrated.
 
-Source: MaskCLIP; METHOD 2 and 4.3, traps 8 and 10 of section 9.
+Sources: MaskCLIP; METHOD 2 and 4.3, traps 8 and 10 of section 9. ExCEL (arXiv 2503.20826).
 """
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from semivl_jax.models.resize import by_rows
-from semivl_jax.types import IGNORE_INDEX, ClassText, PseudoLabels
+from semivl_jax.models import label_refinement
+from semivl_jax.models.calibrated_clip import Dense, DenseTokens, dense_tokens
+from semivl_jax.models.layers import l2_normalize
+from semivl_jax.models.resize import bilinear, by_rows
+from semivl_jax.models.vit import VisionTransformer
+from semivl_jax.types import IGNORE_INDEX, ClassText, PseudoLabels, PyTree
+
+Scores = Literal["cosine", "surgery"]
+Refine = Literal["none", "affinity", "par"]
 
 TEMPERATURE = 100.0
 """Factor of cosines before the softmax."""
@@ -54,6 +65,85 @@ def class_scores(
     return max_over_concepts(similarity, text)
 
 
+def surgery_scores(
+    tokens: Float[Array, "b t d"], text: ClassText
+) -> Float32[Array, "b t {text.num_classes}"]:
+    """Similarity of every token (class token first) with every class, after CLIP Surgery (arXiv 2304.05653).
+
+    Every channel has unit length over the tokens. Classes that the class token is far from weigh less, and
+    what all texts have in common is removed.
+    """
+    return max_over_concepts(_surgery(tokens, text.embeddings), text)
+
+
+def _surgery(tokens: Array, rows: Array) -> Float32[Array, "b t k"]:
+    tokens, rows = tokens.astype(jnp.float32), rows.astype(jnp.float32)
+    length = jnp.linalg.norm(tokens, axis=1, keepdims=True)
+    similarity = jnp.einsum(
+        "btd,kd->btk",
+        tokens / jnp.maximum(length, 1e-12),
+        rows,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    weight = jax.nn.softmax(2 * similarity[:, :1], axis=-1)
+    weighted = similarity * weight / weight.mean(axis=-1, keepdims=True)
+    return weighted - weighted.mean(axis=-1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How the frozen CLIP labels images (`config.guidance`).
+
+    tower    its image tower, which returns the dense embedding
+    dense    "value": the value path (MaskCLIP), or "svc": calibrated by correlations (`calibrated_clip`)
+    scores   "cosine" of patches and texts, or "surgery"
+    refine   "none", "affinity": along CLIP's attention, or "par": along the colours (`label_refinement`)
+
+    Published are "value" and "cosine" (SemiVL), and "svc" and "surgery" (ExCEL). There every class that an
+    image is known to have reaches the score 1 somewhere. Images here have no such tags, so scores go through
+    the same softmax as cosines, in units of cosines: as if tokens had unit length on average.
+    """
+
+    tower: VisionTransformer
+    dense: Dense = "value"
+    scores: Scores = "cosine"
+    refine: Refine = "none"
+
+    def labels(
+        self,
+        params: PyTree,
+        text: ClassText,
+        image: Float[Array, "b h w 3"],
+        *,
+        threshold: float,
+        ignore: Bool[Array, "b h w"] | None = None,
+    ) -> PseudoLabels:
+        """Labels of images as the tower sees them; see `guidance_labels`."""
+        size = image.shape[1:3]
+        if (self.dense, self.scores, self.refine) == ("value", "cosine", "none"):
+            scores = class_scores(self.tower.apply({"params": params}, image).maps[-1], text)
+            return _labels(_most_probable, scores, size, threshold, ignore)
+        found = dense_tokens(self.tower, params, image, self.dense)
+        scores = self._scores(found, text)
+        if self.refine == "affinity":
+            moved = label_refinement.along_attention(scores, found.attention[:, 1:, 1:])
+            scores = label_refinement.with_range_of(moved, scores)
+        if self.refine != "par":
+            return _labels(_most_probable, scores, size, threshold, ignore)
+        logits = TEMPERATURE * bilinear(scores, size, align_corners=False)
+        refined = label_refinement.along_colours(jax.nn.softmax(logits, axis=-1), image)
+        return _labels(_highest, refined, size, threshold, ignore)
+
+    def _scores(self, found: DenseTokens, text: ClassText) -> Float32[Array, "b y x n"]:
+        batch, count, width = found.tokens.shape
+        if self.scores == "surgery":
+            scores = surgery_scores(found.tokens, text)[:, 1:] * (count / width) ** 0.5
+            return scores.reshape(batch, *found.grid, -1)
+        return class_scores(
+            l2_normalize(found.tokens[:, 1:]).reshape(batch, *found.grid, width), text
+        )
+
+
 def guidance_labels(
     dense: Float[Array, "b y x d"],
     text: ClassText,
@@ -66,7 +156,17 @@ def guidance_labels(
 
     255 where the probability of the best class is below `threshold`, and wherever `ignore` is true.
     """
-    best, confidence = by_rows(_most_probable, class_scores(dense, text), size=size)
+    return _labels(_most_probable, class_scores(dense, text), size, threshold, ignore)
+
+
+def _labels(
+    best_of: Callable[[Array], tuple[Array, Array]],
+    scores: Array,
+    size: tuple[int, int],
+    threshold: float,
+    ignore: Array | None,
+) -> PseudoLabels:
+    best, confidence = by_rows(best_of, scores, size=size)
     label = jnp.where(confidence >= threshold, best, IGNORE_INDEX)
     if ignore is not None:
         label = jnp.where(ignore, IGNORE_INDEX, label)
@@ -77,3 +177,8 @@ def _most_probable(scores: Array) -> tuple[Array, Array]:
     logits = TEMPERATURE * scores
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return best, jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+
+
+def _highest(probabilities: Array) -> tuple[Array, Array]:
+    best = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
+    return best, probabilities.max(axis=-1) / probabilities.sum(axis=-1)

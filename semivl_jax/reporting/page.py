@@ -125,6 +125,7 @@ def _section(run: Run, number: int, runs: Sequence[Run]) -> dict[str, Any]:
         "findings": checks.findings(run),
         "classes": _classes(run, legend),
         "labels": _labels(run),
+        "guidance": _guidance(run),
         "evaluations": [evaluation.step for evaluation in run.evaluations],
         "samples": _samples(run, most=max(2, SAMPLES // len(runs))),
         "samples_step": (run.samples or {}).get("step"),
@@ -249,6 +250,29 @@ def _labels(run: Run) -> list[dict[str, Any]]:
             }
         )
     return tables
+
+
+def _guidance(run: Run) -> dict[str, Any] | None:
+    """The table of the variants of guidance: images, threshold, rows of text."""
+    table = run.guidance
+    if not table:
+        return None
+    rows = []
+    for variant in table["variants"]:
+        chosen = variant["chosen"] or {}
+        numbers = [
+            variant["labelled"],
+            variant["right"],
+            chosen.get("labelled"),
+            chosen.get("right"),
+        ]
+        cells = ["–" if value is None else f"{value:.1f}" for value in numbers]
+        cells.insert(2, f"{chosen['threshold']:g}" if chosen else "–")
+        name = f"{variant['dense']}, {variant['scores']}" + (
+            " (configured)" if variant["own"] else ""
+        )
+        rows.append([name, *cells])
+    return {"images": table["images"], "threshold": f"{table['threshold']:g}", "rows": rows}
 
 
 def _shares(pixels: Sequence[int] | np.ndarray) -> list[str]:

@@ -51,6 +51,8 @@ class Run:
     curves: dict[str, Curve]
     evaluations: tuple[Evaluation, ...]
     samples: dict[str, Any] | None
+    guidance: dict[str, Any] | None = None
+    """How right the variants of guidance are (`experiment/guidance_quality.py`)."""
 
     @property
     def classes(self) -> list[str]:
@@ -104,6 +106,7 @@ def load(workdir: Path, *, name: str = "") -> Run:
         curves=_curves(workdir / "metrics.jsonl"),
         evaluations=_evaluations(workdir / "evaluations", len(metadata.get("classes", []))),
         samples=_json(workdir / "samples" / "samples.json"),
+        guidance=_json(workdir / "guidance.json"),
     )
 
 

@@ -80,8 +80,12 @@ class TextTower:
 
 def class_text(info: DatasetInfo, *, mode: str, tower: TextTower, cache: str) -> ClassText:
     """`embed_classes` with a text tower; an empty `cache` keeps nothing on disk."""
-    embed = cached(tower.embed, folder=cache, tower=tower.digest) if cache else tower.embed
-    return embed_classes(info, mode=mode, embed=embed)
+    return embed_classes(info, mode=mode, embed=embedding(tower, cache=cache))
+
+
+def embedding(tower: TextTower, *, cache: str) -> Embed:
+    """The tower's embeddings, kept in the folder `cache` unless that is empty."""
+    return cached(tower.embed, folder=cache, tower=tower.digest) if cache else tower.embed
 
 
 def embed_classes(info: DatasetInfo, *, mode: str, embed: Embed) -> ClassText:

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int32
 
-from semivl_jax.models import clip_guidance, image_normalization
+from semivl_jax.models import image_normalization
 from semivl_jax.models import segmentation_model as segmenter_lib
+from semivl_jax.models.clip_guidance import Guidance
 from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.train.pseudo_labels import pseudo_labels
 from semivl_jax.train.state import Frozen
@@ -105,7 +105,7 @@ class Networks:
     model: the student's network.
     frozen: class text, parameters of the frozen CLIP, and of the method's own networks.
     student, teacher: variables; the teacher's are the average, or the student's where none is kept.
-    guidance_tower: the frozen CLIP's image tower, if the method is guided.
+    guidance_model: how the frozen CLIP labels images, if the method is guided.
     own: the method's own networks (`Method.networks`).
     dropout: key for the student's dropout in this step.
     """
@@ -114,7 +114,7 @@ class Networks:
     frozen: Frozen
     student: PyTree
     teacher: PyTree
-    guidance_tower: nn.Module | None = None
+    guidance_model: Guidance | None = None
     own: Any = ()
     dropout: Key | None = None
 
@@ -161,13 +161,11 @@ class Networks:
         threshold: float,
     ) -> Int32[Array, "b h w"]:
         """Labels of the frozen CLIP; 255 below the confidence `threshold` and where `ignore` is true."""
-        size = image.shape[1:3]
         if self.model.renormalize:
             image = image_normalization.renormalize(image)
         params = jax.tree.map(lambda x: x.astype(jnp.float32), self.frozen.guidance_params)
-        dense = self.guidance_tower.apply({"params": params}, image).maps[-1]
-        labels = clip_guidance.guidance_labels(
-            dense, self.frozen.guidance_text, size=size, threshold=threshold, ignore=ignore
+        labels = self.guidance_model.labels(
+            params, self.frozen.guidance_text, image, threshold=threshold, ignore=ignore
         )
         return labels.label
 

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int32
 
+from semivl_jax.models.clip_guidance import Guidance
 from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.train import ema, sharding
 from semivl_jax.train.augment.views import make_views
@@ -44,7 +44,7 @@ class StepModules:
     num_classes: int
     seed: int = 0
     accumulation: int = 1
-    guidance_tower: nn.Module | None = None
+    guidance_model: Guidance | None = None
     own: Any = ()
     groups: tuple[Group, ...] = ()
     schedule: optax.Schedule | None = None
@@ -61,7 +61,7 @@ class StepModules:
             frozen=frozen,
             student=state.student(),
             teacher=state.teacher(),
-            guidance_tower=self.guidance_tower,
+            guidance_model=self.guidance_model,
             own=self.own,
             dropout=dropout,
         )

@@ -113,7 +113,7 @@ def test_images_without_masks_are_counted_after_those_with_masks(images, counted
 
 
 def test_crops_show_all_parts_of_the_images():
-    crops = [pseudo_label_quality._crop(index, (9, 4), side=6) for index in range(40)]
+    crops = [pseudo_label_quality.crop_of(index, (9, 4), side=6) for index in range(40)]
     assert {rows.start for rows, _ in crops} == {0, 1, 2, 3}
     assert {columns.start for _, columns in crops} == {0}
-    assert crops == [pseudo_label_quality._crop(index, (9, 4), side=6) for index in range(40)]
+    assert crops == [pseudo_label_quality.crop_of(index, (9, 4), side=6) for index in range(40)]

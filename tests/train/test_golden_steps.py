@@ -104,7 +104,7 @@ class Run:
         self.modules = step_lib.StepModules(
             model=segmenter(golden, crop=meta["crop_size"], renormalize=renormalize),
             method=self.method, optimizer=tx, total_steps=meta["iters"],
-            num_classes=meta.get("num_classes", 0), guidance_tower=tower,
+            num_classes=meta.get("num_classes", 0), guidance_model=clip_guidance.Guidance(tower=tower),
         )  # fmt: skip
         self.frozen = state_lib.Frozen(
             text=self.text(cfg["pl_text"]),
@@ -321,7 +321,7 @@ def test_predictions_and_guidance_of_the_first_iteration(finished):
         assert_close(ours[:1, ::3, ::3], expected, 1e-4, name)
     if not method.guided:
         return
-    tower = run.modules.guidance_tower
+    tower = run.modules.guidance_model.tower
     images = jnp.concatenate([stream.w for stream in views.streams.values()])
     if run.modules.model.renormalize:
         images = image_normalization.renormalize(images)

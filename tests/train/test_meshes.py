@@ -34,6 +34,11 @@ OTHERS = {
     "cw_bass": {**SMOOTH, "method": "cw_bass", "method__calibrate": True},
     "cw_bass_semivl": {**SMOOTH, "method": "cw_bass_semivl"},
     "semi_ovs_semivl": {"method": "semi_ovs_semivl"},
+    "ripu_semivl": {
+        "method": "ripu_semivl",
+        "guidance__dense": "svc",
+        "guidance__scores": "surgery",
+    },
 }
 """Further methods that must not depend on the arrangement of the devices."""
 

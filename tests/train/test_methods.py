@@ -45,6 +45,12 @@ METHODS = {
     "cw_bass_semivl": ("cw_bass_semivl", {"method.threshold": "free_match"}),
     "semi_ovs": ("semi_ovs", DEEPLAB),
     "semi_ovs_semivl": ("semi_ovs_semivl", {}),
+    "ripu": ("ripu", DEEPLAB),
+    "ripu_semivl": (
+        "ripu_semivl", {"method.consistency_distance": "kl", "guidance.dense": "svc",
+                        "guidance.refine": "affinity", "guidance.sentences": "definitions"},
+    ),
+    "semivl_surgery": ("semivl", {"guidance.scores": "surgery", "guidance.refine": "par"}),
     "supervised": ("supervised", DEEPLAB),
     "zegclip": (
         "zegclip",
@@ -91,7 +97,7 @@ def small(monkeypatch):
 def test_steps_are_finite_and_resume_exactly(case, shapes, tmp_path):
     method, fields = METHODS[case]
     config = tiny.get_config()
-    config.steps, config.data.directory, config.data.split = 2, str(shapes), "1_2"
+    config.steps, config.data.directory, config.data.split = 4, str(shapes), "1_2"
     config.data.extra_sources = f"ood={shapes / 'ood'}"
     set_method(config, method)
     config.update_from_flattened_dict(fields)
@@ -104,14 +110,15 @@ def test_steps_are_finite_and_resume_exactly(case, shapes, tmp_path):
     def train(state, start):
         pipeline = built.pipeline(data)
         with prefetch.prefetch_to_device(pipeline, start, sharding=place, ahead=1) as batches:
-            state, metrics = step(built.frozen, state, next(batches))
-        assert np.isfinite(metrics["loss"])
+            for _ in range(2):
+                state, metrics = step(built.frozen, state, next(batches))
+                assert np.isfinite(metrics["loss"])
         return state
 
     first = train(built.init_state(), 0)
-    whole = train(first, 1)
-    again = train(restored(first, built, tmp_path), 1)
-    assert int(whole.step) == 2 and int(whole.skipped) == 0
+    whole = train(first, 2)
+    again = train(restored(first, built, tmp_path), 2)
+    assert int(whole.step) == 4 and int(whole.skipped) == 0
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from semivl_jax.train.methods.base import Method
 from semivl_jax.train.methods.cw_bass import CWBass, CWBassSemiVL, CWBassV1
 from semivl_jax.train.methods.fixmatch import FixMatch
+from semivl_jax.train.methods.ripu import Ripu, RipuSemiVL
 from semivl_jax.train.methods.semi_ovs import SemiOVS, SemiOVSSemiVL
 from semivl_jax.train.methods.semivl import SemiVL
 from semivl_jax.train.methods.supervised import Supervised
@@ -28,6 +29,8 @@ METHODS: dict[str, type[Method]] = {
     "cw_bass_semivl": CWBassSemiVL,
     "semi_ovs": SemiOVS,
     "semi_ovs_semivl": SemiOVSSemiVL,
+    "ripu": Ripu,
+    "ripu_semivl": RipuSemiVL,
 }
 """A new method is a file in this folder and a line here."""
 
