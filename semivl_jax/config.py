@@ -128,8 +128,8 @@ def _model() -> ConfigDict:
     # clip_vit (CLIP's image tower as a dense encoder), prompted_clip_vit (the frozen tower with trained
     # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the decoder gets its
     # first and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's
-    # ViT-B/16), dinov2_vits14 or dinov2_vitb14, efficientnet_lite0, timm_efficientnet_lite0 or mobilenet_v2
-    # (light; docs/models.md)
+    # ViT-B/16), dinov2_vits14 or dinov2_vitb14, dinov3_vits16, dinov3_vits16plus, dinov3_vitb16 or
+    # dinov3_vitl16, efficientnet_lite0, timm_efficientnet_lite0 or mobilenet_v2 (light; docs/models.md)
     model.backbone = "clip_vit"
     # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
     model.tower = "clip_vit_b16"
@@ -231,6 +231,10 @@ FITTING: dict[str, dict[str, tuple[str, ...]]] = {
     "imagenet_vit": {"decoder": ("deeplab",), "finetune": ("all", "none")},
     "dinov2_vits14": {"decoder": ("dpt",), "finetune": ("all", "none")},
     "dinov2_vitb14": {"decoder": ("dpt",), "finetune": ("all", "none")},
+    "dinov3_vits16": {"decoder": ("dpt",), "finetune": ("all", "none")},
+    "dinov3_vits16plus": {"decoder": ("dpt",), "finetune": ("all", "none")},
+    "dinov3_vitb16": {"decoder": ("dpt",), "finetune": ("all", "none")},
+    "dinov3_vitl16": {"decoder": ("dpt",), "finetune": ("all", "none")},
     "efficientnet_lite0": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
     "timm_efficientnet_lite0": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
     "mobilenet_v2": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},

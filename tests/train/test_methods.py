@@ -65,6 +65,11 @@ METHODS = {
         {**ENCODER, "model.backbone": "dinov2_vits14", "model.out_indices": (0, 1, 2, 3),
          "model.decoder": "dpt", "method.criterion": "ohem"},
     ),
+    "unimatch_v2_dinov3": (
+        "unimatch_v2",
+        {**ENCODER, "model.backbone": "dinov3_vits16plus", "model.out_indices": (0, 1, 2, 3),
+         "model.decoder": "dpt"},
+    ),
 }  # fmt: skip
 
 
