@@ -8,34 +8,17 @@ order of the mask values, without value 0 where that is ignored; lists of labell
 `split` names. Weights: `model.weights` of CLIP, `model.backbone_weights` of DINOv3.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from configs import arguments
 from semivl_jax.config import default_config, set_method
 
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """A published data set: `void` means that mask value 0 is ignored and value 1 is the first class."""
-
-    classes: int
-    crop: int = 512
-    batch: int = 4  # over all devices
-    epochs: float = 80.0
-    long_side: bool = False
-    void: bool = False
-
-
-SETS = {
-    "whdld": Images(classes=6, crop=256, batch=8, void=True),
-    "loveda": Images(classes=7, long_side=True, void=True),
-    "potsdam": Images(classes=6, void=True),
-    "gid15": Images(classes=15),
-    "mer": Images(classes=9, epochs=150.0),
-    "msl": Images(classes=9),
-}
+SETS = {"whdld": 6, "loveda": 7, "potsdam": 6, "gid15": 15, "mer": 9, "msl": 9}
+"""Published data set → its classes."""
+VOID = ("whdld", "loveda", "potsdam")
+"""Mask value 0 is ignored and value 1 is the first class."""
+SMALL = ("whdld",)
+"""Crops of 256 pixels, eight in a batch instead of four of 512."""
 STUDENTS = ("dinov3_vitb16", "dinov3_vits16", "dinov3_vits16plus")
 RECIPES = {
     "default": "a coupling with gradients, an EMA teacher and the reversed batch as CutMix partner",
@@ -55,19 +38,20 @@ def get_config(argument: str = "") -> ConfigDict:
         recipe=RECIPES,
         student=STUDENTS,
     )
-    images = SETS[chosen["images"]]
+    images = chosen["images"]
+    crop, batch = (256, 8) if images in SMALL else (512, 4)
     config = default_config()
-    config.batch = config.optim.published_batch = images.batch
-    config.epochs = images.epochs
+    config.batch = config.optim.published_batch = batch
+    config.epochs = 150.0 if images == "mer" else 80.0
     config.data.dataset = "folder"
     config.data.folder = chosen["folder"]
     config.data.split = chosen["split"] or "1_8"
-    if images.void:
-        moved = [f"{value}:{value - 1}" for value in range(1, images.classes + 1)]
+    if images in VOID:
+        moved = [f"{value}:{value - 1}" for value in range(1, SETS[images] + 1)]
         config.data.label_map = ",".join(["0:255", *moved])
-    config.data.crop = images.crop
-    config.data.resize = "long_side" if images.long_side else "ratio"
-    config.evaluation.stride = float(images.crop * 5 // 6)
+    config.data.crop = crop
+    config.data.resize = "long_side" if images == "loveda" else "ratio"
+    config.evaluation.stride = float(crop * 5 // 6)
     _students(config, chosen["student"])
     set_method(config, "co2s")
     if chosen["recipe"] == "paper":

@@ -16,6 +16,7 @@ from semivl_jax.train.methods.co2s import Co2S, learns_from
 from semivl_jax.train.methods.consistency import ImageLabels
 from semivl_jax.train.pseudo_labels import pseudo_labels
 from semivl_jax.types import ClassText, Features, Views
+from semivl_jax.weights import files
 from semivl_jax.weights.tree import flatten
 from tests import golden_models
 from tests.golden_files import Golden, assert_close, nhwc
@@ -240,6 +241,25 @@ def test_attention_and_decoders_of_both_students_are_trained():
     config = built.config.optim
     assert rates["lr_queries"] == pytest.approx(config.lr, rel=0.2)
     assert rates["lr_decoder"] == pytest.approx(10 * config.lr, rel=0.2)
+
+
+@pytest.mark.parametrize("similarity", ["both", "clip"])
+def test_both_towers_start_from_their_weights(tmp_path, similarity):
+    method = "co2s" if similarity == "both" else "semivl"
+    fields = tiny_experiment.TWO_STUDENTS | {"model__similarity": similarity, "method": method}
+    fields |= {"model__out_indices": (0, 1, 3) if similarity == "both" else (1, 3)}
+    plain = tiny_experiment.build(**fields)
+    fresh = jax.device_get(plain.init_state().student()["params"]["backbone"])
+    dino = jax.tree.map(lambda leaf: np.asarray(leaf + 1, np.float32), fresh["dino"])
+    path, tree = tmp_path / "dino.safetensors", {"params": dino}
+    files.save(path, files.Weights(format=files.BACKBONE, kind="dinov3", sizes={}, tree=tree))
+    built = tiny_experiment.build(**fields, model__backbone_weights=str(path))
+    state = built.init_state()
+    found = jax.device_get(state.student()["params"]["backbone"])
+    jax.tree.map(np.testing.assert_array_equal, found["dino"], dino)
+    jax.tree.map(np.testing.assert_array_equal, found["clip"], plain.clip_start["clip"])
+    trained = state.params["backbone"]
+    assert set(trained) == ({"clip", "dino"} if similarity == "both" else {"dino"})
 
 
 @pytest.mark.parametrize(
