@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from semivl_jax import utils
 from semivl_jax.evaluation.sliding_window import SlidingWindow
-from semivl_jax.models import clip_guidance
+from semivl_jax.models import build, clip_guidance
 from semivl_jax.text import class_names
 from semivl_jax.train import methods
 
@@ -130,8 +130,8 @@ def _model() -> ConfigDict:
     # clip_vit (CLIP's image tower as a dense encoder), prompted_clip_vit (the frozen tower with trained
     # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the decoder gets its
     # first and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's
-    # ViT-B/16), dinov2_vits14 or dinov2_vitb14, efficientnet_lite0, timm_efficientnet_lite0 or mobilenet_v2
-    # (light; docs/models.md)
+    # ViT-B/16), dinov2_vits14 or dinov2_vitb14, dinov3_vits16, dinov3_vits16plus, dinov3_vitb16 or
+    # dinov3_vitl16, efficientnet_lite0, timm_efficientnet_lite0 or mobilenet_v2 (light; docs/models.md)
     model.backbone = "clip_vit"
     # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
     model.tower = "clip_vit_b16"
@@ -154,6 +154,13 @@ def _model() -> ConfigDict:
     model.renormalize = False  # feed the towers with CLIP's image statistics instead of ImageNet's
     # vlg (language-guided), deeplab, atm (attention to classes, of ZegCLIP) or dpt (of UniMatch V2)
     model.decoder = "vlg"
+    # What vlg compares pixels with: text (the backbone's dense embedding with class texts), queries (its
+    # last map with a trained vector per class), clip (the dense embedding of a frozen CLIP beside a DINO,
+    # whose maps are the skips) or both (two students, CLIP with text and DINO with queries; method co2s)
+    model.similarity = "text"
+    # similarity = both: maps of CLIP's tower; out_indices are those of DINO
+    model.clip_out_indices = (0, 4, 12)
+    model.output = "mean"  # similarity = both: mean of the two probabilities, clip or dino
     # What of a transformer's blocks is rematerialised in the backward pass: none (only the cheap maps
     # inside), dots (all but products with weights) or blocks (everything). Results are the same
     model.remat = "none"
@@ -242,14 +249,19 @@ def _evaluation() -> ConfigDict:
     return evaluation
 
 
+_DINO = {"decoder": ("dpt", "vlg"), "finetune": ("all", "spatial", "none")}
 FITTING: dict[str, dict[str, tuple[str, ...]]] = {
     "clip_vit": {"decoder": ("vlg", "deeplab"), "finetune": ("spatial", "all", "none")},
     "prompted_clip_vit": {"decoder": ("atm",), "finetune": ("prompts",)},
     "resnet50": {"decoder": ("deeplab",), "finetune": ("all",)},
     "resnet101": {"decoder": ("deeplab",), "finetune": ("all",)},
     "imagenet_vit": {"decoder": ("deeplab",), "finetune": ("all", "none")},
-    "dinov2_vits14": {"decoder": ("dpt",), "finetune": ("all", "none")},
-    "dinov2_vitb14": {"decoder": ("dpt",), "finetune": ("all", "none")},
+    "dinov2_vits14": _DINO,
+    "dinov2_vitb14": _DINO,
+    "dinov3_vits16": _DINO,
+    "dinov3_vits16plus": _DINO,
+    "dinov3_vitb16": _DINO,
+    "dinov3_vitl16": _DINO,
     "efficientnet_lite0": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
     "timm_efficientnet_lite0": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
     "mobilenet_v2": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
@@ -284,6 +296,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.finetune": ("spatial", "all", "prompts", "none"),
     "model.conv_encoder": ("none", "resnet101_v1c"),
     "model.decoder": ("vlg", "deeplab", "atm", "dpt"),
+    "model.similarity": ("text", "queries", "clip", "both"),
+    "model.output": ("mean", "clip", "dino"),
     "model.remat": ("none", "dots", "blocks"),
     "model.guidance_dtype": ("float32", "bfloat16"),
     "vlg_decoder.remat": ("none", "blocks"),
@@ -370,6 +384,36 @@ def _single_values(config: ConfigDict) -> Iterator[str]:
             yield f"{key} = {_value(config, key)} must be 0 or more"
 
 
+def _similarity(config: ConfigDict, *, of_clip: bool) -> Iterator[str]:
+    """Rules of `model.similarity`."""
+    model = config.model
+    chosen = f"model.similarity = {model.similarity!r}"
+    if model.similarity != "text" and model.decoder != "vlg":
+        yield (
+            f"{chosen} is for model.decoder = 'vlg', not {model.decoder!r}; set model.similarity = 'text'"
+        )
+    if model.similarity in ("clip", "both") and (of_clip or model.conv_encoder != "none"):
+        yield (
+            f"{chosen} puts CLIP's tower beside a DINO and no convolutional encoder; choose a DINO as "
+            "model.backbone and model.conv_encoder = 'none'"
+        )
+    if model.decoder == "vlg" and model.similarity == "text" and not of_clip:
+        yield (
+            f"model.backbone = {model.backbone!r} has no embedding to compare with texts; set "
+            "model.similarity = 'clip' or 'queries'"
+        )
+    if (model.similarity == "both") != (config.method.name == "co2s"):
+        yield (
+            f"{chosen} does not go with method.name = {config.method.name!r}: the two students of 'both' are "
+            "those of the method 'co2s'; change one of them"
+        )
+    if config.mesh.classes > 1 and model.similarity in ("queries", "both"):
+        yield (
+            f"mesh.classes = {config.mesh.classes} splits the texts of classes, but {chosen} has queries; "
+            "set mesh.classes = 1"
+        )
+
+
 def _between_values(config: ConfigDict, *, guided: bool) -> Iterator[str]:
     data, model, evaluation = config.data, config.model, config.evaluation
     if not config.steps and not config.epochs:
@@ -406,6 +450,7 @@ def _between_values(config: ConfigDict, *, guided: bool) -> Iterator[str]:
                 f"model.backbone = {model.backbone!r} does not go with model.{key} = {model[key]!r}; set "
                 f"model.{key} = {' or '.join(map(repr, fitting))}"
             )
+    yield from _similarity(config, of_clip=of_clip)
     convolutional = model.backbone in CONVOLUTIONAL
     if model.frozen_batch_norm and not convolutional and model.conv_encoder == "none":
         yield (
@@ -429,7 +474,7 @@ def _between_values(config: ConfigDict, *, guided: bool) -> Iterator[str]:
     needs_weights = {
         f"method.name = {config.method.name!r}": guided,
         "model.init = 'clip'": model.init == "clip",
-        f"model.decoder = {model.decoder!r}": model.decoder in ("vlg", "atm"),
+        f"model.decoder = {model.decoder!r}": build.needs_text(model),
     }
     for setting, needed in needs_weights.items():
         if needed and not model.weights:

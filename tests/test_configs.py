@@ -4,7 +4,7 @@ import re
 
 import jax
 
-from configs import demo, folder, tiny
+from configs import demo, folder, remote_sensing, tiny
 from semivl_jax.config import default_config, validate
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.experiment import dry_run, experiment
@@ -34,3 +34,19 @@ def test_configurations_are_valid_and_have_the_keys_of_the_default():
     for config in (demo.get_config(), tiny.get_config(), folder.get_config("/photos"), light):
         validate(config)
         assert set(config.to_dict()) == known
+
+
+def test_remote_sensing_has_the_published_settings():
+    """Crop, batch, epochs, and that mask value 0 is ignored where the data set has no class there."""
+    found = {}
+    for images in remote_sensing.SETS:
+        config = remote_sensing.get_config(f"/photos,images={images},recipe=paper")
+        validate(config)
+        assert set(config.to_dict()) == set(default_config().to_dict())
+        assert (config.method.teacher, config.method.coupling) == ("student", "published")
+        found[images] = (config.data.crop, config.batch, config.epochs, config.evaluation.stride)
+        ignored = config.data.label_map.startswith("0:255,1:0,2:1")
+        assert ignored == (images in ("whdld", "loveda", "potsdam"))
+        assert (config.data.resize == "long_side") == (images == "loveda")
+    published = {"whdld": (256, 8, 80, 213), "mer": (512, 4, 150, 426)}
+    assert found == {**dict.fromkeys(found, (512, 4, 80, 426)), **published}

@@ -11,7 +11,17 @@ import sys
 import jax
 import pytest
 
-from configs import ade, arguments, cityscapes, coco, cw_bass, unimatch_v2, voc, voc_ablation
+from configs import (
+    ade,
+    arguments,
+    cityscapes,
+    coco,
+    cw_bass,
+    semivl_dino,
+    unimatch_v2,
+    voc,
+    voc_ablation,
+)
 from semivl_jax.config import default_config, validate
 from semivl_jax.data import published_splits
 from semivl_jax.experiment import build_step, data, experiment, run
@@ -33,6 +43,10 @@ SPECS = [
       for dataset, module in unimatch_v2.FAMILIES.items()
       for split, backbone, finetune
       in itertools.product(module.SPLITS, unimatch_v2.BACKBONES, unimatch_v2.FINETUNE)),
+    *(f"semivl_dino:{dataset},{split},backbone={backbone},similarity={similarity}"
+      for dataset, module in semivl_dino.FAMILIES.items()
+      for split, backbone, similarity
+      in itertools.product(module.SPLITS, semivl_dino.BACKBONES, semivl_dino.OUT_INDICES)),
     *(f"cw_bass:{dataset},{split}" for dataset, module in unimatch_v2.FAMILIES.items()
       for split in module.SPLITS),
     *(f"cw_bass:voc,92,threshold={rule}" for rule in cw_bass.RULES),
@@ -78,6 +92,7 @@ TRACED = (
     "voc_ablation:unimatch_vit,92",
     "unimatch_v2:coco,1_512,backbone=dinov2_vits14,finetune=all",
     "unimatch_v2:ade,1_64,backbone=dinov2_vitb14,finetune=none",
+    "unimatch_v2:voc,92,backbone=dinov3_vitl16,finetune=all",
 )
 
 

@@ -52,6 +52,7 @@ def build_modules(
         backbone_lr=config.optim.backbone_lr,
         conv_encoder_lr=config.optim.conv_encoder_lr,
         decoder_lr=config.optim.decoder_lr,
+        frozen_clip=config.model.similarity == "clip",
     )
     schedule = optimizer.polynomial_schedule(
         lr=base_lr(config),

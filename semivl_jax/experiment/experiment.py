@@ -236,6 +236,8 @@ def _clip_parts(
     start = None
     if config.model.backbone in build_lib.CLIP_BACKBONES and config.model.init == "clip":
         start = params(build_lib.backbone(config, clip.image))
+    elif config.model.similarity in ("clip", "both"):
+        start = {"clip": params(build_lib.backbone(config, clip.image).clip)}
     return _ClipParts(
         frozen=frozen, abstract=absent, sizes=clip.image, start=start, text_tower=tower
     )

@@ -6,7 +6,7 @@ parts for which there is a file, float32 NumPy arrays. By precedence:
     model.checkpoint             every part: a converted segmenter, or the `serving/` folder of a run
     model.backbone_weights       the backbone: an image encoder with ImageNet or DINOv2 weights
     model.conv_encoder_weights   the convolutional encoder
-    model.weights                the backbone, where model.init = "clip"
+    model.weights                the backbone, where model.init = "clip"; the CLIP beside a DINO
 
 Names and shapes must be exactly the model's; only position tables are resized to its grid.
 """
@@ -25,6 +25,7 @@ from semivl_jax.inference import bundle
 from semivl_jax.models.mobile import MobileNet
 from semivl_jax.models.pos_embed import Grid
 from semivl_jax.models.segmentation_model import SegmentationModel
+from semivl_jax.models.two_towers import TwoTowers
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import files, packaged
@@ -34,7 +35,8 @@ from semivl_jax.weights.tree import check
 def variables(
     config: ConfigDict, segmenter: SegmentationModel, text: ClassText | None, *, clip: PyTree | None
 ) -> PyTree | None:
-    """The variables to begin with, None where all are initialised; `clip` is the CLIP tower's parameters.
+    """The variables to begin with, None where all are initialised; `clip` is the CLIP tower's parameters,
+    or {"clip": …} of the one beside a DINO.
 
     ValueError for a file that is missing, damaged or of another model.
     """
@@ -46,8 +48,13 @@ def variables(
     for part in ("backbone", "conv_encoder"):
         key = f"{part}_weights"
         if model[key]:
-            found = _load_part(packaged.locate(model[key]), getattr(segmenter, part), key=key)
-            start["params"][part] = found["params"]
+            module = getattr(segmenter, part)
+            beside = isinstance(module, TwoTowers)  # CLIP, which has its weights already
+            found = _load_part(
+                packaged.locate(model[key]), module.dino if beside else module, key=key
+            )
+            loaded = found["params"]
+            start["params"][part] = {**clip, "dino": loaded} if beside else loaded
             if found["batch_stats"]:
                 start["batch_stats"][part] = found["batch_stats"]
     return start if start["params"] else None

@@ -172,7 +172,7 @@ def load(path: str | os.PathLike[str]) -> Bundle:
     metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
     config = read_config(folder / "config.json")
     text, tower = folder / "text.safetensors", folder / "text_tower.safetensors"
-    needs_text = config.model.decoder in build.TEXT_DECODERS
+    needs_text = build.needs_text(config.model)
     return Bundle(
         folder=folder,
         config=config,

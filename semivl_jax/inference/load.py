@@ -98,11 +98,17 @@ def _class_text(
 ) -> tuple[DatasetInfo, ClassText | None]:
     if classes is None and definitions is None:
         return stored.info, stored.text
-    decoder = stored.config.model.decoder
-    if decoder not in OPEN_VOCABULARY:
+    model = stored.config.model
+    closed = {
+        f"model.decoder = {model.decoder!r}": model.decoder not in OPEN_VOCABULARY,
+        f"model.similarity = {model.similarity!r}": model.similarity in ("queries", "both"),
+    }
+    if any(closed.values()):
+        reason = next(key for key, holds in closed.items() if holds)
         raise ValueError(
-            f"{stored.folder} has model.decoder = {decoder!r}, which knows the classes of its training "
-            "and no others; leave out the classes, or train with model.decoder = 'vlg'"
+            f"{stored.folder} has {reason}, which knows the classes of its training "
+            "and no others; leave out the classes, or train with model.decoder = 'vlg' and "
+            "texts"
         )
     if stored.tower is None:
         raise ValueError(

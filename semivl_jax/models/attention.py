@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from semivl_jax.models import rope as rope_lib
 from semivl_jax.models.platforms import Recomputed, by_platform
 
 _LOG = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def _fused_attention_runs() -> bool:
 class Attention(nn.Module):
     """Multi-head self-attention with biases.
 
+    key_bias   keys have a bias; without it the result differs by rounding only
     qkv_init   initialiser of the kernels of query, key and value
     out_init   initialiser of the output's kernel
     """
@@ -86,25 +88,35 @@ class Attention(nn.Module):
     num_heads: int
     causal: bool = False
     dtype: DTypeLike = jnp.float32
+    key_bias: bool = True
     qkv_init: Initializer = nn.initializers.xavier_uniform()
     out_init: Initializer = nn.initializers.xavier_uniform()
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], *, value_path: bool = False
+        self,
+        x: Float[Array, "b t c"],
+        *,
+        value_path: bool = False,
+        rope: rope_lib.Table | None = None,
     ) -> tuple[Float[Array, "b t c"], Float[Array, "b t-1 c"] | None]:
-        """(attention's output, with `value_path` out(value(x)) of all tokens but the first)."""
+        """(attention's output, with `value_path` out(value(x)) of all tokens but the first).
+
+        `rope` rotates queries and keys of patches.
+        """
         batch, tokens, channels = x.shape
         check_heads(self.num_heads, width=channels)
         heads = (self.num_heads, channels // self.num_heads)
         # As one matrix: contracting batch and tokens as two axes makes XLA transpose both factors on CPUs.
         rows = x.reshape(-1, channels)
         query, key, value = (
-            nn.DenseGeneral(heads, kernel_init=self.qkv_init, dtype=self.dtype, name=name)(
-                rows
-            ).reshape(batch, tokens, *heads)
-            for name in ("query", "key", "value")
+            nn.DenseGeneral(
+                heads, kernel_init=self.qkv_init, use_bias=bias, dtype=self.dtype, name=name
+            )(rows).reshape(batch, tokens, *heads)
+            for name, bias in (("query", True), ("key", self.key_bias), ("value", True))
         )
+        if rope is not None:
+            query, key = (rope_lib.rotate(x, rope) for x in (query, key))
         out = nn.DenseGeneral(
             channels, axis=(-2, -1), kernel_init=self.out_init, dtype=self.dtype, name="out"
         )

@@ -5,6 +5,7 @@ It reads `config.model`, `config.guidance`, the decoders' sections, `config.dtyp
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from semivl_jax.models.dpt import DPTHead
 from semivl_jax.models.mobile import MobileNet
 from semivl_jax.models.resnet import ResNet, ResNetV1c
 from semivl_jax.models.segmentation_model import SegmentationModel
+from semivl_jax.models.two_towers import TwoDecoders, TwoStudents, TwoTowers
 from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.models.vlg_decoder import VLGDecoder
 from semivl_jax.types import ClassText, PyTree
@@ -31,6 +33,10 @@ BACKBONES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "imagenet_vit": (VisionTransformer, vit.IMAGENET_B16),
     "dinov2_vits14": (VisionTransformer, vit.DINOV2_S14),
     "dinov2_vitb14": (VisionTransformer, vit.DINOV2_B14),
+    "dinov3_vits16": (VisionTransformer, vit.DINOV3_S16),
+    "dinov3_vits16plus": (VisionTransformer, vit.DINOV3_S16_PLUS),
+    "dinov3_vitb16": (VisionTransformer, vit.DINOV3_B16),
+    "dinov3_vitl16": (VisionTransformer, vit.DINOV3_L16),
     "augreg_b16": (VisionTransformer, vit.AUGREG_B16),
     "siglip_b16": (VisionTransformer, vit.SIGLIP_B16),
     "resnet50": (ResNet, {"blocks": (3, 4, 6, 3)}),
@@ -44,12 +50,17 @@ that of the training crop."""
 
 CLIP_BACKBONES = ("clip_vit", "prompted_clip_vit")
 TEXT_DECODERS = ("vlg", "atm")
-"""Values of `model.decoder` that compare pixels with text embeddings."""
+"""Values of `model.decoder` that compare pixels with text embeddings, or with queries."""
+
+
+def needs_text(model: ConfigDict) -> bool:
+    """Whether the model compares pixels with text embeddings."""
+    return model.decoder in TEXT_DECODERS and model.similarity != "queries"
 
 
 def needs_clip(model: ConfigDict) -> bool:
     """Whether a part of the model is CLIP's: the image tower, or text embeddings in the decoder."""
-    return model.backbone in CLIP_BACKBONES or model.decoder in TEXT_DECODERS
+    return model.backbone in CLIP_BACKBONES or needs_text(model)
 
 
 def segmenter(
@@ -66,13 +77,17 @@ def segmenter(
     if model.conv_encoder == "resnet101_v1c":
         conv_encoder = ResNetV1c(dtype=jnp.dtype(config.dtype))
     encoder = backbone(config, clip_sizes)
-    return SegmentationModel(
+    make, more = SegmentationModel, {}
+    if model.similarity == "both":
+        make, more = TwoStudents, {"output": model.output}
+    return make(
         backbone=encoder,
         decoder=_decoder(config, encoder, num_classes),
         conv_encoder=conv_encoder,
         crop=config.data.crop,
         renormalize=model.renormalize,
         frozen_batch_norm=model.frozen_batch_norm,
+        **more,
     )
 
 
@@ -90,14 +105,27 @@ def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
             options["prompt_depth"] = options["depth"] - 1
     elif model.tower == "tiny":
         options = {**options, **vit.TINY}
+    if model.decoder == "vlg":  # as CLIP's tower
+        options = {**options, "fit": "pad", "via_square": True}
     encoder = _vit(config, options, out_indices=tuple(model.out_indices))
     encoder.check_indices(name="model.out_indices")
-    if model.decoder in TEXT_DECODERS and encoder.out_indices[-1] != encoder.depth:
+    if model.similarity in ("clip", "both"):
+        return TwoTowers(clip=_clip_beside(config, clip_sizes), dino=encoder)
+    if needs_text(model) and encoder.out_indices[-1] != encoder.depth:
         raise ValueError(
             f"model.out_indices = {encoder.out_indices} lack the dense embedding, which model.decoder = "
             f"{model.decoder!r} compares with texts; end them with {encoder.depth}"
         )
     return encoder
+
+
+def _clip_beside(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTransformer:
+    """CLIP's tower beside a DINO: the dense embedding, and for a student its skips."""
+    student = config.model.similarity == "both"
+    indices = tuple(config.model.clip_out_indices) if student else (clip_sizes["depth"],)
+    tower = _vit(config, {**clip_sizes, **vit.CLIP}, out_indices=indices)
+    tower.check_indices(name="model.clip_out_indices")
+    return tower
 
 
 def guidance_tower(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTransformer:
@@ -150,7 +178,13 @@ def _decoder(config: ConfigDict, encoder: nn.Module, num_classes: int) -> nn.Mod
     name, dtype = config.model.decoder, jnp.dtype(config.dtype)
     if name == "vlg":
         conv = config.model.conv_encoder != "none"
-        return VLGDecoder(**config.vlg_decoder, use_conv_features=conv, dtype=dtype)
+        make = functools.partial(
+            VLGDecoder, **config.vlg_decoder, use_conv_features=conv, dtype=dtype
+        )
+        if config.model.similarity == "both":
+            queries, maps = make(num_queries=num_classes), len(encoder.dino.out_indices)
+            return TwoDecoders(clip=make(), dino=queries, dino_maps=maps)
+        return make(num_queries=num_classes if config.model.similarity == "queries" else 0)
     if name == "atm":
         return MaskDecoder(**config.atm_decoder, dtype=dtype)
     if name == "dpt":

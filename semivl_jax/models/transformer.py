@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from semivl_jax.models.attention import Attention
 from semivl_jax.models.layers import uniform
+from semivl_jax.models.rope import Table
 
 Remat = Literal["none", "blocks", "dots"]
 """What the backward pass rematerialises: norms, GELU and attention weights; whole blocks from their inputs;
@@ -40,21 +41,29 @@ def layer_norm(name: str | None, *, eps: float, dtype: DTypeLike) -> nn.LayerNor
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU (exact, or `tanh_gelu`: flax's approximation) or CLIP's QuickGELU."""
+    """Two linear layers with GELU (exact, or `tanh_gelu`: flax's approximation) or CLIP's QuickGELU.
+
+    With `swiglu` a third one, `gate`, whose SiLU multiplies the hidden channels.
+    """
 
     hidden: int
     quick_gelu: bool = False
     tanh_gelu: bool = False
     dtype: DTypeLike = jnp.float32
+    swiglu: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
         """Apply to every token."""
         init = nn.initializers.xavier_uniform()
         channels = x.shape[-1]
-        x = nn.Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="Dense_0")(x)
+        hidden = nn.Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="Dense_0")(x)
         # Keeps one copy of the widest map for the backward pass.
-        x = jax.checkpoint(self._gelu)(x)
+        if self.swiglu:
+            gate = nn.Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="gate")(x)
+            x = jax.checkpoint(lambda gate, hidden: nn.silu(gate) * hidden)(gate, hidden)
+        else:
+            x = jax.checkpoint(self._gelu)(hidden)
         return nn.Dense(channels, kernel_init=init, dtype=self.dtype, name="Dense_1")(x)
 
     def _gelu(self, x: Array) -> Array:
@@ -68,6 +77,8 @@ class Block(nn.Module):
 
     value_path    also return the output for the patch tokens when every token attends only to itself
                   (METHOD 1.5), without the class token
+    swiglu        see `Mlp`
+    key_bias      see `Attention`
     layer_scale   initial value of a trained factor per channel for attention and MLP
     drop_path     probability that an image skips attention or MLP (stochastic depth); needs a "dropout" key
     """
@@ -82,23 +93,36 @@ class Block(nn.Module):
     drop_path: float = 0.0
     eps: float = 1e-6
     dtype: DTypeLike = jnp.float32
+    swiglu: bool = False
+    key_bias: bool = True
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"]
+        self, x: Float[Array, "b t c"], rope: Table | None = None
     ) -> tuple[Float[Array, "b t c"], Float[Array, "b t-1 c"] | None]:
-        """(normal output, output of the value path or None)."""
+        """(normal output, output of the value path or None); `rope` is for `Attention`."""
         # Without the barrier XLA keeps the branches of all blocks and adds them up again in every block, and
         # their gradients too.
         x = jax.lax.optimization_barrier(x)
         scale_attention, scale_mlp = self._scale("LayerScale_0", x), self._scale("LayerScale_1", x)
         attention = Attention(
-            self.num_heads, self.causal, self.dtype, name="MultiHeadDotProductAttention_0"
+            self.num_heads,
+            self.causal,
+            self.dtype,
+            self.key_bias,
+            name="MultiHeadDotProductAttention_0",
         )
         norm = layer_norm("LayerNorm_1", eps=self.eps, dtype=self.dtype)
-        mlp = Mlp(self.mlp_dim, self.quick_gelu, self.tanh_gelu, self.dtype, name="MlpBlock_0")
+        mlp = Mlp(
+            self.mlp_dim,
+            self.quick_gelu,
+            self.tanh_gelu,
+            self.dtype,
+            self.swiglu,
+            name="MlpBlock_0",
+        )
         y = layer_norm("LayerNorm_0", eps=self.eps, dtype=self.dtype)(x)
-        mixed, own = attention(y, value_path=self.value_path)
+        mixed, own = attention(y, value_path=self.value_path, rope=rope)
         mixed = x + self._drop(scale_attention(mixed))
         mixed = mixed + self._drop(scale_mlp(mlp(norm(mixed))))
         if own is not None:
@@ -193,16 +217,24 @@ class Encoder(nn.Module):
     layer_scale: float | None = None
     drop_path: float = 0.0
     eps: float = 1e-6
+    swiglu: bool = False
+    key_bias: bool = True
     dtype: DTypeLike = jnp.float32
     remat: Remat = "none"
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], *, prompts: Prompts | None = None, train: bool = False
+        self,
+        x: Float[Array, "b t c"],
+        *,
+        prompts: Prompts | None = None,
+        rope: Table | None = None,
+        train: bool = False,
     ) -> tuple[Float[Array, "b _ c"], dict[int, Float[Array, "b _ c"]]]:
         """(normed tokens after all blocks, tokens after the blocks of `out_indices`).
 
-        `train` enables stochastic depth and dropout of prompts, which need a "dropout" key.
+        `rope` is for `Attention`. `train` enables stochastic depth and dropout of prompts, which need a
+        "dropout" key.
         """
         make = _shared_block(self.remat)
         patches, last, maps = x.shape[1] - 1, self.depth - 1, {}
@@ -219,10 +251,12 @@ class Encoder(nn.Module):
                 layer_scale=self.layer_scale,
                 drop_path=self.drop_path * i / max(last, 1) if train else 0.0,
                 eps=self.eps,
+                swiglu=self.swiglu,
+                key_bias=self.key_bias,
                 dtype=self.dtype,
                 name=f"encoderblock_{i}",
             )
-            x, own = block(x)
+            x, own = block(x, rope)
             if i in self.out_indices:
                 maps[i] = x if own is None else own
         norm = layer_norm("encoder_norm", eps=self.eps, dtype=self.dtype)

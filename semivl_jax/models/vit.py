@@ -10,7 +10,7 @@ ImageNet statistics. Out: `Features`:
 
 Parameters are named as big_vision's. Sources: CLIP (arXiv 2103.00020) with MaskCLIP's dense output (METHOD
 1), ZegCLIP (METHOD 8 and trap 20), timm's ViT (METHOD 8), DINOv2 (arXiv 2304.07193) as UniMatch V2 (arXiv
-2410.10777) uses it, big_vision's AugReg and SigLIP.
+2410.10777) uses it, DINOv3 (arXiv 2508.10104), big_vision's AugReg and SigLIP.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
+from semivl_jax.models import rope
 from semivl_jax.models.image_normalization import symmetric
 from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.pos_embed import Grid, Resizing, resize_table, stored_grid
@@ -62,6 +63,17 @@ DINOV2: dict[str, Any] = {
     "via_square": False,
 }
 """DINOv2 without register tokens; the position table keeps its published size whatever the crop."""
+DINOV3: dict[str, Any] = {
+    "grid": (0, 0),
+    "fit": "resize",
+    "rope": True,
+    "registers": 4,
+    "key_bias": False,
+    "layer_scale": 1e-5,
+    "eps": 1e-5,
+    "via_square": False,
+}
+"""DINOv3: rotary positions instead of a table."""
 AUGREG: dict[str, Any] = {"symmetric_input": True, "class_position": False, "tanh_gelu": True}
 """big_vision's ViT with a class token."""
 SIGLIP: dict[str, Any] = {**AUGREG, "class_token": False, "map_head": True}
@@ -70,6 +82,10 @@ SIGLIP: dict[str, Any] = {**AUGREG, "class_token": False, "map_head": True}
 IMAGENET_B16 = {**IMAGENET, **_B16}
 DINOV2_S14 = {**DINOV2, **_B16, "patch_size": 14, "width": 384, "num_heads": 6, "mlp_dim": 1536}
 DINOV2_B14 = {**DINOV2, **_B16, "patch_size": 14}
+DINOV3_S16 = {**DINOV3, **_B16, "width": 384, "num_heads": 6, "mlp_dim": 1536}
+DINOV3_S16_PLUS = {**DINOV3_S16, "swiglu": True}
+DINOV3_B16 = {**DINOV3, **_B16}
+DINOV3_L16 = {**DINOV3, **_B16, "width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}
 AUGREG_B16 = {**AUGREG, **_B16}
 SIGLIP_B16 = {**SIGLIP, **_B16}
 
@@ -104,7 +120,7 @@ class MapHead(nn.Module):
 class VisionTransformer(nn.Module):
     """A vision transformer of any of the kinds above; the defaults are those of a plain ViT.
 
-    grid               rows and columns of the position table
+    grid               rows and columns of the position table, not used with `rope`
     out_indices        maps to return, ascending: i < depth is block i; depth is the dense embedding of a
                        tower with `out_dim`
 
@@ -116,10 +132,12 @@ class VisionTransformer(nn.Module):
     class_token        there is a class token, multiplied with `class_token_scale`
     class_position     the position table has a row for the class token
     table_resizing     how the position table is resized, see `pos_embed`
+    rope               rotary positions instead of a table, see `models.rope`
+    registers          trained tokens between class token and patches
     pre_norm           there is a norm before the first block
     prompts            trained tokens (0: none) for the first block, and for `prompt_depth` blocks after it
 
-    quick_gelu, tanh_gelu, layer_scale, drop_path, eps, remat   see `Encoder`
+    quick_gelu, tanh_gelu, swiglu, key_bias, layer_scale, drop_path, eps, remat   see `Encoder`
 
     value_path         maps are value paths of the blocks instead of their tokens
     norm_maps          maps pass the final norm
@@ -144,12 +162,16 @@ class VisionTransformer(nn.Module):
     class_token_scale: float = 1.0
     class_position: bool = True
     table_resizing: Resizing = "bicubic"
+    rope: bool = False
+    registers: int = 0
     pre_norm: bool = False
     prompts: int = 0
     prompt_depth: int = 0
     prompt_dropout: float = 0.1
     quick_gelu: bool = False
     tanh_gelu: bool = False
+    swiglu: bool = False
+    key_bias: bool = True
     layer_scale: float | None = None
     drop_path: float = 0.0
     eps: float = 1e-6
@@ -219,6 +241,9 @@ class VisionTransformer(nn.Module):
                 self.dtype,
                 name="prompt",
             )
+        turns = None
+        if self.rope:
+            turns = rope.table(rope.coordinates((rows, cols)), self.width // self.num_heads)
         last = self.depth - 1
         blocks = {i for i in self.out_indices if i < self.depth}
         tokens, maps = Encoder(
@@ -233,10 +258,12 @@ class VisionTransformer(nn.Module):
             layer_scale=self.layer_scale,
             drop_path=self.drop_path,
             eps=self.eps,
+            swiglu=self.swiglu,
+            key_bias=self.key_bias,
             dtype=self.dtype,
             remat=self.remat,
             name="Transformer",
-        )(self._tokens(patches), prompts=prompts, train=train)
+        )(self._tokens(patches), prompts=prompts, rope=turns, train=train)
         if self.map_head:
             head = MapHead(
                 self.num_heads, self.mlp_dim, self.tanh_gelu, self.eps, self.dtype, name="MAPHead_0"
@@ -299,8 +326,24 @@ class VisionTransformer(nn.Module):
         return embed(image.astype(self.dtype))
 
     def _tokens(self, patches: Array) -> Array:
-        """Patches and class token with their positions, B×T×C."""
+        """Class token, registers and patches, B×T×C, with their positions (rotary ones come later)."""
         batch, rows, cols, width = patches.shape
+        x = patches.reshape(batch, rows * cols, width)
+        if self.class_token:
+            cls = jnp.asarray(self.param("cls", nn.initializers.normal(0.02), (1, 1, width)))
+            first = jnp.asarray(self.class_token_scale * cls, self.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, width)), x], axis=1)
+        if not self.rope:
+            x = x + self._positions(rows, cols, width)
+        if self.registers:
+            shape = (1, self.registers, width)
+            extra = self.param("registers", nn.initializers.normal(0.02), shape)
+            extra = jnp.broadcast_to(jnp.asarray(extra, self.dtype), (batch, *shape[1:]))
+            x = jnp.concatenate([x[:, :1], extra, x[:, 1:]], axis=1)
+        return layer_norm("pre_norm", eps=self.eps, dtype=self.dtype)(x) if self.pre_norm else x
+
+    def _positions(self, rows: int, cols: int, width: int) -> Array:
+        """The position table for a grid, with a row for the class token."""
         shape = (1, self.class_rows + self.grid[0] * self.grid[1], width)
         table = jnp.asarray(self.param("pos_embedding", nn.initializers.normal(width**-0.5), shape))
         table = resize_table(
@@ -310,12 +353,6 @@ class VisionTransformer(nn.Module):
             resizing=self.table_resizing,
             class_rows=self.class_rows,
         ).astype(self.dtype)
-        x = patches.reshape(batch, rows * cols, width)
-        if self.class_token:
-            cls = jnp.asarray(self.param("cls", nn.initializers.normal(0.02), (1, 1, width)))
-            first = jnp.asarray(self.class_token_scale * cls, self.dtype)
-            if not self.class_position:
-                table = jnp.pad(table, ((0, 0), (1, 0), (0, 0)))
-            x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, width)), x], axis=1)
-        x = x + table
-        return layer_norm("pre_norm", eps=self.eps, dtype=self.dtype)(x) if self.pre_norm else x
+        if self.class_token and not self.class_position:
+            table = jnp.pad(table, ((0, 0), (1, 0), (0, 0)))
+        return table

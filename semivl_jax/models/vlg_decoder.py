@@ -1,8 +1,8 @@
 """Language-guided decoder: from similarity maps between pixels and texts to logits (METHOD 3).
 
 In: `Features` of an encoder (the dense embedding last in `maps`, skips before it) and `ClassText` with
-embeddings of the same dimension d. Out: float32 logits B×4y×4x×n for a patch grid of y×x; with other
-than two `up_channels` the factor is 2 per entry.
+embeddings of the same dimension d, or a trained query per class in their place. Out: float32 logits
+B×4y×4x×n for a patch grid of y×x; with other than two `up_channels` the factor is 2 per entry.
 
 Batch and class are merged to one axis, the class fastest (b·k + class). What does not depend on the class
 (projections of skips and text, and their part of the convolution after them) is computed once per image. No
@@ -143,6 +143,7 @@ class VLGDecoder(nn.Module):
 
     Skips are, deepest first, the maps before the dense embedding and, with `use_conv_features`, the map of
     the convolutional encoder. `skip_channels` and `up_channels` have one entry per doubling of the grid.
+    With `num_queries` every class has a trained vector in place of its text, for encoders without texts.
     `remat` = "blocks": pyramid, semantic layers and upsampling are rematerialised from their inputs.
     """
 
@@ -157,20 +158,23 @@ class VLGDecoder(nn.Module):
     kernel_size: int = 7
     dilations: tuple[int, ...] = (1, 6, 12, 18)
     use_conv_features: bool = False
+    num_queries: int = 0
     remat: Literal["none", "blocks"] = "none"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, features: Features, text: ClassText, *, train: bool = False
+        self, features: Features, text: ClassText | None, *, train: bool = False
     ) -> Float32[Array, "b y x n"]:
-        """Decode; `train` has no effect.
+        """Decode; `train` has no effect, nor `text` with `num_queries`.
 
         ValueError for another number of skips than `skip_channels` and `up_channels` have, for embeddings of
         different dimensions, and for a grid smaller than `pool_size`.
         """
         del train
         skips = self._skips(features)
+        if self.num_queries:
+            text = self._queries(features.maps[-1].shape[-1])
         embeddings = rows_in_class_order(text)
         sim = similarity(features.maps[-1], embeddings)
         b, k, rows, cols = sim.shape
@@ -199,6 +203,11 @@ class VLGDecoder(nn.Module):
         logits = self._conv("head", 1, 3)(x).astype(jnp.float32)
         logits = logits.reshape(b, k, *logits.shape[1:3]).transpose(0, 2, 3, 1)
         return classes_in_order(logits, text)
+
+    def _queries(self, width: int) -> ClassText:
+        count = self.num_queries
+        rows = self.param("queries", nn.initializers.normal(0.02), (count, width))
+        return ClassText(jnp.asarray(rows), jnp.arange(count), count)
 
     def _conv(self, name: str, width: int, size: int) -> Conv:
         return Conv(width, kernel_size=size, use_bias=True, dtype=self.dtype, name=name)

@@ -38,9 +38,18 @@ class Group:
 
 
 def published_groups(
-    *, finetune: Finetune, backbone_lr: float, conv_encoder_lr: float, decoder_lr: float
+    *,
+    finetune: Finetune,
+    backbone_lr: float,
+    conv_encoder_lr: float,
+    decoder_lr: float,
+    frozen_clip: bool = False,
 ) -> tuple[Group, ...]:
-    """The groups of METHOD 1 (spatial fine-tuning), 5 (learning-rate multipliers) and 8 (prompts)."""
+    """The groups of METHOD 1 (spatial fine-tuning), 5 (learning-rate multipliers) and 8 (prompts).
+
+    With `frozen_clip` the CLIP beside another tower stays as it is. Queries in place of texts have the base
+    rate, as in Co2S.
+    """
     backbone = {
         "spatial": (
             Group("backbone", f"backbone/{_SPATIAL}", backbone_lr),
@@ -53,9 +62,12 @@ def published_groups(
         ),
         "none": (Group("backbone (frozen)", "backbone/.*", 0.0),),
     }
+    frozen = (Group("clip (frozen)", "backbone/clip/.*", 0.0),) if frozen_clip else ()
     return (
+        *frozen,
         *backbone[finetune],
         Group("conv_encoder", "conv_encoder/.*", conv_encoder_lr),
+        Group("queries", r"decoder/(.*/)?queries", 1.0),
         Group("decoder", "decoder/.*", decoder_lr),
         Group("method", "method/.*", decoder_lr),
     )

@@ -332,7 +332,22 @@ FORMATS = (
         title="DINOv2",
         holds=files.BACKBONE,
         marks=("patch_embed.proj.weight", _LAYER_SCALE),
+        without=("storage_tokens",),
         parts=(Part(layout=encoders.DINOV2),),
+    ),
+    Format(
+        name="dinov3",
+        title="DINOv3",
+        holds=files.BACKBONE,
+        marks=("storage_tokens", _LAYER_SCALE),
+        parts=(Part(layout=encoders.DINOV3),),
+    ),
+    Format(
+        name="huggingface_dinov3",
+        title="DINOv3 in the layout of Hugging Face",
+        holds=files.BACKBONE,
+        marks=("embeddings.register_tokens", "layer.0.layer_scale1.lambda1"),
+        parts=(Part(layout=encoders.HUGGINGFACE_DINOV3),),
     ),
     Format(
         name="big_vision_vit",

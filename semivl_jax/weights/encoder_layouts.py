@@ -1,6 +1,6 @@
-"""Tables of published encoders: CLIP's towers, timm's ViT, DINOv2, big_vision's towers, residual networks.
+"""Tables of published encoders: CLIP, timm's ViT, DINOv2, DINOv3, big_vision's towers, residual networks.
 
-One `Layout` each. Rules drop what is not needed (classifiers of ImageNet, DINOv2's mask token).
+One `Layout` each. Rules drop what is not needed (classifiers of ImageNet, mask tokens).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from semivl_jax.weights.rename import (
     linear,
     norm,
     pointwise,
+    split_query_value,
     transformer_blocks,
 )
 
@@ -174,18 +175,27 @@ SEMIVL_IMAGE = Layout(
 
 # --- timm's ViT, and DINOv2, which shares its names ---
 
+
+def _timm(hidden: str) -> Rules:
+    """Without positions."""
+    return (
+        Rule("cls_token", "cls"),
+        *layer("patch_embed.proj", "embedding", conv, axes=_PATCHES),
+        *transformer_blocks(
+            "blocks.#.",
+            norms=("norm1", "norm2"),
+            mlp=("mlp.fc1", "mlp.fc2"),
+            qkv="attn.qkv.",
+            out="attn.proj",
+            hidden=hidden,
+        ),
+        *norm("norm", "Transformer/encoder_norm"),
+    )
+
+
 _TIMM: Rules = (
-    Rule("cls_token", "cls"),
     Rule("pos_embed", "pos_embedding", axes=f"_ {POSITIONS} _"),
-    *layer("patch_embed.proj", "embedding", conv, axes=_PATCHES),
-    *transformer_blocks(
-        "blocks.#.",
-        norms=("norm1", "norm2"),
-        mlp=("mlp.fc1", "mlp.fc2"),
-        qkv="attn.qkv.",
-        out="attn.proj",
-    ),
-    *norm("norm", "Transformer/encoder_norm"),
+    *_timm("mlp_dim _"),
 )
 TIMM_VIT = Layout(rules=(*_TIMM, *_CLASSIFIER), module=_vit(vit.IMAGENET), heads="image_heads")
 DINOV2 = Layout(
@@ -204,6 +214,70 @@ DINOV2 = Layout(
         "backbones here are the small and the base one: dinov2_vits14_pretrain.pth and "
         "dinov2_vitb14_pretrain.pth",
     },
+)
+
+# --- DINOv3 as facebookresearch and as transformers name it ---
+
+_BLOCK = "Transformer/encoderblock_#"
+_MASKED_BIAS = Rule(
+    "blocks.#.attn.qkv.bias",
+    f"{_BLOCK}/MultiHeadDotProductAttention_0/<part>/bias",
+    split_query_value,
+)
+
+
+def _dinov3_sizes(tensors: Tensors, sizes: Sizes, options: Options) -> Sizes:
+    """Attention heads follow from the periods of the rotary positions: there is one for four channels."""
+    swiglu = tensors.any("blocks.0.mlp.w1.weight")
+    hidden = "blocks.0.mlp.w1.weight" if swiglu else "blocks.0.mlp.fc1.weight"
+    periods = tensors.axis("rope_embed.periods", "periods")
+    return {
+        "depth": tensors.count("blocks.#.norm1.weight"),
+        "mlp_dim": tensors.axis(hidden, "mlp_dim _"),
+        "num_heads": options.image_heads or sizes["width"] // (4 * periods),
+        "swiglu": swiglu,
+    }
+
+
+DINOV3 = Layout(
+    rules=(
+        _MASKED_BIAS,
+        *_timm(""),
+        Rule("storage_tokens", "registers", axes="_ registers _"),
+        Rule("blocks.#.ls1.gamma", f"{_BLOCK}/LayerScale_0"),
+        Rule("blocks.#.ls2.gamma", f"{_BLOCK}/LayerScale_1"),
+        *layer("blocks.#.mlp.w1", f"{_BLOCK}/MlpBlock_0/gate"),
+        *layer("blocks.#.mlp.w2", f"{_BLOCK}/MlpBlock_0/Dense_0"),
+        *layer("blocks.#.mlp.w3", f"{_BLOCK}/MlpBlock_0/Dense_1"),
+        Rule("blocks.#.attn.qkv.bias_mask", None),
+        Rule("rope_embed.periods", None),
+        Rule("local_cls_norm.*", None),  # of pretraining
+        Rule("mask_token", None),
+    ),
+    module=_vit(vit.DINOV3),
+    extra=_dinov3_sizes,
+)
+HUGGINGFACE_DINOV3 = Layout(
+    rules=(
+        Rule("embeddings.cls_token", "cls"),
+        Rule("embeddings.register_tokens", "registers", axes="_ registers _"),
+        *layer("embeddings.patch_embeddings", "embedding", conv, axes=_PATCHES),
+        *transformer_blocks(
+            "layer.#.",
+            norms=("norm1", "norm2"),
+            mlp=("mlp.up_proj", "mlp.down_proj"),
+            qkv=("attention.q_proj.", "attention.k_proj.", "attention.v_proj."),
+            out="attention.o_proj",
+        ),
+        *layer("layer.#.mlp.gate_proj", f"{_BLOCK}/MlpBlock_0/gate"),
+        Rule("layer.#.layer_scale1.lambda1", f"{_BLOCK}/LayerScale_0"),
+        Rule("layer.#.layer_scale2.lambda1", f"{_BLOCK}/LayerScale_1"),
+        *norm("norm", "Transformer/encoder_norm"),
+        Rule("embeddings.mask_token", None),
+    ),
+    module=_vit(vit.DINOV3),
+    heads="image_heads",
+    extra=lambda tensors, *_: {"swiglu": tensors.any("layer.0.mlp.gate_proj.weight")},
 )
 
 # --- big_vision's towers, whose names and layouts are ours (`npz` converts older ones) ---

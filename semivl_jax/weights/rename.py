@@ -78,6 +78,11 @@ def split_qkv(array: np.ndarray, num_heads: int) -> dict[str, np.ndarray]:
     return {name: split_heads(part, num_heads) for name, part in parts}
 
 
+def split_query_value(bias: np.ndarray, num_heads: int) -> dict[str, np.ndarray]:
+    """The fused bias of q, k and v (3c,) -> {"query", "value"}; that of k is masked."""
+    return {part: rows for part, rows in split_qkv(bias, num_heads).items() if part != "key"}
+
+
 def merge_heads(weight: np.ndarray, num_heads: int) -> np.ndarray:
     """An output projection (c, c) -> kernel (heads, c / heads, c)."""
     return np.ascontiguousarray(weight.T).reshape(num_heads, -1, weight.shape[0])

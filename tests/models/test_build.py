@@ -16,6 +16,10 @@ DECODERS = {
     "prompted_clip_vit": ("atm", (2,)),
     "dinov2_vits14": ("dpt", (0, 1, 2, 3)),
     "dinov2_vitb14": ("dpt", (0, 1, 2, 3)),
+    "dinov3_vits16": ("dpt", (0, 1, 2, 3)),
+    "dinov3_vits16plus": ("dpt", (0, 1, 2, 3)),
+    "dinov3_vitb16": ("dpt", (0, 1, 2, 3)),
+    "dinov3_vitl16": ("dpt", (0, 1, 2, 3)),
     "mobilenet_v2": ("dpt", ()),
 }
 
@@ -34,7 +38,7 @@ def test_every_backbone_makes_a_model(backbone):
     )
     assert logits.shape == (2, 40, 24, 3)
     own_size = (
-        backbone.startswith(("resnet", "dinov2")) or "lite0" in backbone or "mobile" in backbone
+        backbone.startswith(("resnet", "dinov")) or "lite0" in backbone or "mobile" in backbone
     )
     assert model.via_square == (not own_size)
     assert (model.padding_patch is not None) == (backbone == "clip_vit")

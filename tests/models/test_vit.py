@@ -21,6 +21,7 @@ KINDS = {
     "prompted": {**vit.PROMPTED_CLIP, "out_dim": 8, "prompts": 2, "prompt_depth": 1},
     "imagenet": vit.IMAGENET,
     "dinov2": vit.DINOV2,
+    "dinov3": vit.DINOV3,
     "augreg": vit.AUGREG,
     "siglip": vit.SIGLIP,
 }

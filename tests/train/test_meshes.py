@@ -39,6 +39,13 @@ OTHERS = {
         "guidance__dense": "svc",
         "guidance__scores": "surgery",
     },
+    "semivl_dino": {
+        **tiny_experiment.DINO,
+        "method": "semivl",
+        "model__out_indices": (1, 3),
+        "model__similarity": "clip",
+    },
+    "co2s": {**tiny_experiment.TWO_STUDENTS, "method": "co2s", "method__confidence_threshold": 0.0},
 }
 """Further methods that must not depend on the arrangement of the devices."""
 
@@ -155,7 +162,7 @@ def test_other_methods_split_over_devices(case):
         {"method": "unimatch_v2", "method__cutmix_partner": "same_image", "method__teacher": "student"},
         {"method": "zegclip", "method__dropout_passes": "none"},
     ],
-    ids=lambda fields: fields["method"],
+    ids=[*OTHERS, "unimatch_v2", "zegclip"],
 )  # fmt: skip
 def test_gradients_of_parts_add_up(fields):
     """The gradients agree but for ties of labels (above). `Toy` (test_methods) accumulates without labels."""

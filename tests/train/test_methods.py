@@ -39,6 +39,22 @@ METHODS = {
     "semivl_conv_encoder": (
         "semivl", {"model.conv_encoder": "resnet101_v1c", "model.out_indices": (1, 2)},
     ),
+    "co2s": (
+        "co2s",
+        {"model.backbone": "dinov3_vitb16", "model.init": "random", "model.finetune": "spatial",
+         "model.out_indices": (0, 1, 3), "model.clip_out_indices": (0, 1, 2),
+         "model.similarity": "both", "method.confidence_threshold": 0.3},
+    ),
+    "semivl_dinov2_clip": (
+        "semivl",
+        {"model.backbone": "dinov2_vits14", "model.init": "random", "model.finetune": "all",
+         "model.out_indices": (1, 3), "model.similarity": "clip"},
+    ),
+    "semivl_dinov3_queries": (
+        "semivl",
+        {"model.backbone": "dinov3_vits16", "model.init": "random", "model.finetune": "spatial",
+         "model.out_indices": (0, 1, 3), "model.similarity": "queries"},
+    ),
     "fixmatch": ("fixmatch", DEEPLAB),
     "cw_bass": ("cw_bass", {**DEEPLAB, "method.threshold": "class_adaptive", "method.calibrate": True}),
     "cw_bass_v1": ("cw_bass_v1", DEEPLAB),
@@ -70,6 +86,11 @@ METHODS = {
         "unimatch_v2",
         {**ENCODER, "model.backbone": "dinov2_vits14", "model.out_indices": (0, 1, 2, 3),
          "model.decoder": "dpt", "method.criterion": "ohem"},
+    ),
+    "unimatch_v2_dinov3": (
+        "unimatch_v2",
+        {**ENCODER, "model.backbone": "dinov3_vits16plus", "model.out_indices": (0, 1, 2, 3),
+         "model.decoder": "dpt"},
     ),
 }  # fmt: skip
 

@@ -21,14 +21,27 @@ INFO = DatasetInfo(
 )
 
 
-def build(devices=1, *, method=None, **fields):
-    """An experiment; `fields` change its configuration, dots written as two underscores."""
+DINO = {
+    "model__backbone": "dinov3_vits16", "model__init": "random", "model__out_indices": (0, 1, 3),
+    "model__finetune": "all",
+}  # fmt: skip
+TWO_STUDENTS = {**DINO, "model__similarity": "both", "model__clip_out_indices": (0, 1, 2)}
+
+
+def config_of(*, method=None, **fields):
+    """The configuration; `fields` change it, dots written as two underscores."""
     config = tiny.get_config()
     config.batch = 8
     config.compilation_cache = config.text.cache = ""
     if method is not None:
         set_method(config, method)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
+
+
+def build(devices=1, **fields):
+    """An experiment with a configuration of `config_of`."""
+    config = config_of(**fields)
     with pytest.MonkeyPatch.context() as patch:
         make = functools.partial(sharding.make_mesh, jax.devices()[:devices])
         patch.setattr(sharding, "make_mesh", make)

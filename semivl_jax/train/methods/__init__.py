@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from semivl_jax.train.methods.base import Method
+from semivl_jax.train.methods.co2s import Co2S
 from semivl_jax.train.methods.cw_bass import CWBass, CWBassSemiVL, CWBassV1
 from semivl_jax.train.methods.fixmatch import FixMatch
 from semivl_jax.train.methods.ripu import Ripu, RipuSemiVL
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "cw_bass": CWBass,
     "cw_bass_v1": CWBassV1,
     "cw_bass_semivl": CWBassSemiVL,
+    "co2s": Co2S,
     "semi_ovs": SemiOVS,
     "semi_ovs_semivl": SemiOVSSemiVL,
     "ripu": Ripu,
