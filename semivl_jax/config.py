@@ -128,8 +128,8 @@ def _model() -> ConfigDict:
     # clip_vit (CLIP's image tower as a dense encoder), prompted_clip_vit (the frozen tower with trained
     # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the decoder gets its
     # first and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's
-    # ViT-B/16), dinov2_vits14 or dinov2_vitb14, efficientnet_lite0, timm_efficientnet_lite0 or mobilenet_v2
-    # (light; docs/models.md)
+    # ViT-B/16), dinov2_vits14 or dinov2_vitb14, efficientnet_lite0, timm_efficientnet_lite0, mobilenet_v2
+    # or resnet18 (light; docs/models.md)
     model.backbone = "clip_vit"
     # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
     model.tower = "clip_vit_b16"
@@ -181,6 +181,7 @@ def _deeplab_decoder() -> ConfigDict:
     decoder.low_channels = 48
     decoder.aspp_channels = 0  # 0: an eighth of the channels of the encoder's last map
     decoder.dilations = (1, 6, 12, 18)
+    decoder.joint_norm = False  # one batch norm for all branches, as in CPS and MGD
     return decoder
 
 
@@ -228,6 +229,7 @@ FITTING: dict[str, dict[str, tuple[str, ...]]] = {
     "prompted_clip_vit": {"decoder": ("atm",), "finetune": ("prompts",)},
     "resnet50": {"decoder": ("deeplab",), "finetune": ("all",)},
     "resnet101": {"decoder": ("deeplab",), "finetune": ("all",)},
+    "resnet18": {"decoder": ("deeplab",), "finetune": ("all", "none")},
     "imagenet_vit": {"decoder": ("deeplab",), "finetune": ("all", "none")},
     "dinov2_vits14": {"decoder": ("dpt",), "finetune": ("all", "none")},
     "dinov2_vitb14": {"decoder": ("dpt",), "finetune": ("all", "none")},
@@ -242,6 +244,7 @@ FITTING: dict[str, dict[str, tuple[str, ...]]] = {
 CONVOLUTIONAL = (
     "resnet50",
     "resnet101",
+    "resnet18",
     "efficientnet_lite0",
     "timm_efficientnet_lite0",
     "mobilenet_v2",

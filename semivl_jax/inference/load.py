@@ -74,7 +74,7 @@ def open_model(
     segmenter = build.segmenter(
         stored.config, num_classes=info.num_classes, clip_sizes=stored.clip_sizes
     )
-    _check_variables(segmenter, stored, text)
+    check_variables(segmenter, stored, text)
     return Model(
         info=info,
         network=build.window_network(segmenter, text),
@@ -83,7 +83,7 @@ def open_model(
     )
 
 
-def _check_variables(
+def check_variables(
     segmenter: SegmentationModel, stored: bundle.Bundle, text: ClassText | None
 ) -> None:
     """ValueError unless the variables are those of the model that the configuration describes."""

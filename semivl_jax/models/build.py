@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from semivl_jax.models import mobile, vit
+from semivl_jax.models import mobile, resnet, vit
 from semivl_jax.models.atm import MaskDecoder
 from semivl_jax.models.deeplab import DeepLabHead
 from semivl_jax.models.dpt import DPTHead
@@ -34,6 +34,7 @@ BACKBONES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "siglip_b16": (VisionTransformer, vit.SIGLIP_B16),
     "resnet50": (ResNet, {"blocks": (3, 4, 6, 3)}),
     "resnet101": (ResNet, {"blocks": (3, 4, 23, 3)}),
+    "resnet18": (ResNet, resnet.RESNET18),
     "efficientnet_lite0": (MobileNet, {**mobile.EFFICIENTNET_LITE0, "tf": True}),
     "timm_efficientnet_lite0": (MobileNet, mobile.EFFICIENTNET_LITE0),
     "mobilenet_v2": (MobileNet, mobile.MOBILENET_V2),

@@ -271,9 +271,17 @@ FORMATS = (
         name="resnet",
         title="residual network with ImageNet weights, stem of three convolutions",
         holds=files.BACKBONE,
-        marks=("layer4.0.conv1.weight",),
+        marks=("layer4.0.conv1.weight", "layer4.0.conv3.weight"),
         without=("stem.0.weight",),
         parts=(Part(layout=encoders.RESNET),),
+    ),
+    Format(
+        name="resnet18",
+        title="ResNet-18 of torchvision or timm",
+        holds=files.BACKBONE,
+        marks=("layer4.0.conv1.weight",),
+        without=("layer4.0.conv3.weight", "stem.0.weight"),
+        parts=(Part(layout=encoders.RESNET18),),
     ),
     Format(
         name="resnet_v1c",

@@ -283,6 +283,32 @@ RESNET = Layout(
         "ImageNet weights that UniMatch distributes (resnet50.pth, resnet101.pth)"
     },
 )
+
+
+def _basic_blocks(name: str, path: str) -> Rules:
+    return (
+        *conv_batch_norm(f"{name}.conv1", f"{name}.bn1", f"{path}/conv1"),
+        *conv_batch_norm(f"{name}.conv2", f"{name}.bn2", f"{path}/conv2"),
+        *conv_batch_norm(f"{name}.downsample.0", f"{name}.downsample.1", f"{path}/shortcut"),
+    )
+
+
+RESNET18 = Layout(
+    rules=(
+        *conv_batch_norm("conv1", "bn1", "stem", axes="stem_channels _ _ _"),
+        *_basic_blocks("layer1.#", "stage_0_block_#"),
+        *_basic_blocks("layer2.#", "stage_1_block_#"),
+        *_basic_blocks("layer3.#", "stage_2_block_#"),
+        *_basic_blocks("layer4.#", "stage_3_block_#"),
+        *_CLASSIFIER,
+    ),
+    module=lambda sizes, _: ResNet(**sizes),
+    extra=lambda *arguments: {"basic": True, **_resnet_stages(*arguments)},
+    refused={
+        "conv1.0.weight": "is a ResNet-18 with a stem of three convolutions (timm's resnet18d); convert "
+        "resnet18, whose stem is one 7×7 convolution"
+    },
+)
 RESNET_V1C = Layout(
     rules=(
         *conv_batch_norm("stem.0", "stem.1", "stem/conv1"),

@@ -9,6 +9,7 @@ from typing import Any
 from semivl_jax.train.methods.base import Method
 from semivl_jax.train.methods.cw_bass import CWBass, CWBassSemiVL, CWBassV1
 from semivl_jax.train.methods.fixmatch import FixMatch
+from semivl_jax.train.methods.mgd import MGD
 from semivl_jax.train.methods.semi_ovs import SemiOVS, SemiOVSSemiVL
 from semivl_jax.train.methods.semivl import SemiVL
 from semivl_jax.train.methods.supervised import Supervised
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "cw_bass": CWBass,
     "cw_bass_v1": CWBassV1,
     "cw_bass_semivl": CWBassSemiVL,
+    "mgd": MGD,
     "semi_ovs": SemiOVS,
     "semi_ovs_semivl": SemiOVSSemiVL,
 }
