@@ -84,7 +84,19 @@ def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
         options = {**options, **mobile.PYRAMID}
     if make is not VisionTransformer:
         return make(**options, dtype=dtype)
-    if model.backbone in CLIP_BACKBONES:
+    if model.backbone == "clip_vit":
+        options = {**clip_sizes, **vit.dense_kind(clip_sizes)}
+        if options.get("symmetric_input") and model.renormalize:
+            raise ValueError(
+                "model.renormalize = True gives images the statistics of CLIP, but model.weights are of a "
+                "SigLIP, which has its own; set model.renormalize = False"
+            )
+    elif model.backbone in CLIP_BACKBONES:
+        if clip_sizes.get("map_head"):
+            raise ValueError(
+                f"model.backbone = {model.backbone!r} is a tower of CLIP, but model.weights are those of a "
+                "SigLIP; set model.backbone = 'clip_vit' or name a CLIP in model.weights"
+            )
         options = {**clip_sizes, **options}
         if "prompts" in options:
             options["prompt_depth"] = options["depth"] - 1
@@ -101,9 +113,9 @@ def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
 
 
 def guidance_tower(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTransformer:
-    """The frozen CLIP tower that labels unlabelled images: only the dense embedding."""
+    """The frozen tower of CLIP or SigLIP that labels unlabelled images: only the dense embedding."""
     side = config.model.guidance_grid or config.data.crop // clip_sizes["patch_size"]
-    options = {**clip_sizes, **vit.CLIP, "grid": (side, side)}
+    options = {**clip_sizes, **vit.dense_kind(clip_sizes), "grid": (side, side)}
     return _vit(config, options, out_indices=(clip_sizes["depth"],))
 
 

@@ -1,13 +1,15 @@
-"""Zero-shot labels of the frozen CLIP: for every pixel the class with the most similar text.
+"""Zero-shot labels of the frozen CLIP or SigLIP: for every pixel the class with the most similar text.
 
 In: dense embeddings B×y×x×D of unit length (the tower's last map) and `ClassText`. Out: cosine scores per
 class at patch resolution (float32, −1 to 1), or labels at image resolution with the probability of the
-chosen class as confidence.
+chosen class as confidence (of CLIP by softmax, of SigLIP by sigmoid).
 
 Source: MaskCLIP; METHOD 2 and 4.3, traps 8 and 10 of section 9.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,6 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from semivl_jax.models.resize import by_rows
 from semivl_jax.types import IGNORE_INDEX, ClassText, PseudoLabels
-
-TEMPERATURE = 100.0
-"""Factor of cosines before the softmax."""
 
 
 def max_over_concepts(scores: Float[Array, "*b k"], text: ClassText) -> Float[Array, "*b n"]:
@@ -66,14 +65,17 @@ def guidance_labels(
 
     255 where the probability of the best class is below `threshold`, and wherever `ignore` is true.
     """
-    best, confidence = by_rows(_most_probable, class_scores(dense, text), size=size)
+    most_probable = functools.partial(_most_probable, scale=text.logit_scale, bias=text.logit_bias)
+    best, confidence = by_rows(most_probable, class_scores(dense, text), size=size)
     label = jnp.where(confidence >= threshold, best, IGNORE_INDEX)
     if ignore is not None:
         label = jnp.where(ignore, IGNORE_INDEX, label)
     return PseudoLabels(label=label, confidence=confidence)
 
 
-def _most_probable(scores: Array) -> tuple[Array, Array]:
-    logits = TEMPERATURE * scores
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return best, jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+def _most_probable(scores: Array, *, scale: float, bias: float | None) -> tuple[Array, Array]:
+    logits = scale * scores
+    best, highest = jnp.argmax(logits, axis=-1).astype(jnp.int32), logits.max(axis=-1)
+    if bias is not None:
+        return best, jax.nn.sigmoid(highest + bias)
+    return best, jnp.exp(highest - jax.nn.logsumexp(logits, axis=-1))

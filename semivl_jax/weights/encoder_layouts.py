@@ -5,6 +5,7 @@ One `Layout` each. Rules drop what is not needed (classifiers of ImageNet, DINOv
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from semivl_jax.weights.rename import (
     Rules,
     add_axes,
     add_axis,
+    attention,
     conv,
     conv_batch_norm,
     layer,
@@ -240,6 +242,51 @@ BIG_VISION_TEXT = Layout(
         *_big_vision("Encoder_0"),
     ),
     module=lambda sizes, _: SiglipText(**sizes),
+    example=token_ids,
+)
+
+# --- SigLIP as Hugging Face names it ---
+
+
+def _siglip_blocks(tower: str, encoder: str, hidden: str) -> Rules:
+    return tuple(
+        dataclasses.replace(rule, path=f"{encoder}/{rule.path.removeprefix('Transformer/')}")
+        for rule in _huggingface_blocks(tower, hidden)
+    )
+
+
+_POOLING, _HEAD = "vision_model.head", "MAPHead_0"
+HUGGINGFACE_SIGLIP_IMAGE = Layout(
+    rules=(
+        *layer(f"{_IMAGE}.patch_embedding", "embedding", conv, axes=_PATCHES),
+        Rule(f"{_IMAGE}.position_embedding.weight", "pos_embedding", add_axis, f"{POSITIONS} _"),
+        *_siglip_blocks("vision_model", "Transformer", "mlp_dim _"),
+        *norm("vision_model.post_layernorm", "Transformer/encoder_norm"),
+        Rule(f"{_POOLING}.probe", f"{_HEAD}/probe"),
+        *attention(
+            f"{_POOLING}.attention.in_proj_",
+            f"{_POOLING}.attention.out_proj",
+            f"{_HEAD}/MultiHeadDotProductAttention_0",
+        ),
+        *norm(f"{_POOLING}.layernorm", f"{_HEAD}/LayerNorm_0"),
+        *layer(f"{_POOLING}.mlp.fc1", f"{_HEAD}/MlpBlock_0/Dense_0"),
+        *layer(f"{_POOLING}.mlp.fc2", f"{_HEAD}/MlpBlock_0/Dense_1"),
+    ),
+    module=_vit(vit.SIGLIP),
+    heads="image_heads",
+    extra=lambda *_: {"class_token": False, "map_head": True},
+    class_rows=0,
+)
+HUGGINGFACE_SIGLIP_TEXT = Layout(
+    rules=(
+        Rule(f"{_TEXT}.token_embedding.weight", "Embed_0/embedding", axes="vocab_size width"),
+        Rule(f"{_TEXT}.position_embedding.weight", "pos_embedding", add_axis, "context_length _"),
+        *_siglip_blocks("text_model", "Encoder_0", "mlp_dim _"),
+        *norm("text_model.final_layer_norm", "Encoder_0/encoder_norm"),
+        *layer("text_model.head", "head", axes="out_dim _"),
+    ),
+    module=lambda sizes, _: SiglipText(**sizes),
+    heads="text_heads",
     example=token_ids,
 )
 
