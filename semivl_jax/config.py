@@ -133,7 +133,8 @@ def _model() -> ConfigDict:
     model.backbone = "clip_vit"
     # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
     model.tower = "clip_vit_b16"
-    model.weights = ""  # CLIP weights (.safetensors), `demo` for the small tower of the demo
+    # weights of CLIP or SigLIP 2 (.safetensors), `demo` for the small tower of the demo
+    model.weights = ""
     # initial weights beside CLIP's; --mode=evaluate scores them where there is no run. Files of
     # python -m semivl_jax.convert (docs/checkpoints.md)
     model.checkpoint = ""  # a whole segmenter, or the serving/ folder of another run

@@ -101,8 +101,8 @@ class Views:
 class ClassText:
     """Text embeddings and the class that each row describes (several rows: several concepts).
 
-    `logit_scale` and `logit_bias` make probabilities of cosines: by a softmax over the classes, or with a bias
-    by a sigmoid for each class.
+    `logit_scale` and `logit_bias` turn cosines into probabilities: with a softmax over the classes, or, if
+    there is a bias, with a sigmoid for each class.
     """
 
     embeddings: Float[Array, "k d"]
