@@ -1,12 +1,11 @@
-"""Megabytes and images per second of models beside each other, on the device that JAX chooses.
+"""Megabytes and images per second of models beside each other.
 
-    JAX_PLATFORMS=cpu python -m benchmarks.model_speed runs/big runs/light
-    JAX_PLATFORMS=cpu python -m benchmarks.model_speed configs/voc.py configs/folder.py:photos,model=light \\
-        --side=512
+    python -m benchmarks.model_speed runs/big runs/light
+    python -m benchmarks.model_speed configs/voc.py configs/folder.py:photos,model=light --side=512
 
-A model is a run, or a configuration, whose network is then untrained. Time is the best of several calls with
-one image of --side pixels (default: the crop of each); megabytes are those of float32 weights, without text
-tower.
+A model is a run, or a configuration, whose network is then untrained. The device is what JAX chooses, with
+JAX_PLATFORMS=cpu the CPU. Time is the best of several calls with one image of --side pixels (default: the
+crop of each); megabytes are those of float32 weights, without text tower.
 """
 
 from __future__ import annotations
@@ -36,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     made = utils.Parser("benchmarks.model_speed", __doc__)
     made.add_argument("models", nargs="+", metavar="RUN|CONFIG", help="a run, or configs/NAME.py:…")
     made.add_argument("--side", type=utils.positive, help="of the image in pixels")
-    made.add_argument("--calls", type=utils.positive, default=5, help="default: %(default)s")
+    made.add_argument(
+        "--calls", type=utils.positive, default=5, help="calls that are timed; default: %(default)s"
+    )
     return made
 
 
