@@ -131,11 +131,13 @@ def _model() -> ConfigDict:
     # prompts), resnet50 or resnet101 (stem of three convolutions, last stage dilated; the decoder gets its
     # first and last stage), imagenet_vit (timm's ViT-B/16), augreg_b16 or siglip_b16 (big_vision's
     # ViT-B/16), dinov2_vits14 or dinov2_vitb14, dinov3_vits16, dinov3_vits16plus, dinov3_vitb16 or
-    # dinov3_vitl16, efficientnet_lite0, timm_efficientnet_lite0 or mobilenet_v2 (light; docs/models.md)
+    # dinov3_vitl16, efficientnet_lite0, timm_efficientnet_lite0, mobilenet_v2 or resnet18 (light;
+    # docs/models.md)
     model.backbone = "clip_vit"
     # sizes of CLIP's towers: see semivl_jax/weights/towers.py; `tiny`: of any vision transformer
     model.tower = "clip_vit_b16"
-    model.weights = ""  # CLIP weights (.safetensors), `demo` for the small tower of the demo
+    # weights of CLIP or SigLIP 2 (.safetensors), `demo` for the small tower of the demo
+    model.weights = ""
     # initial weights beside CLIP's; --mode=evaluate scores them where there is no run. Files of
     # python -m semivl_jax.convert (docs/checkpoints.md)
     model.checkpoint = ""  # a whole segmenter, or the serving/ folder of another run
@@ -190,6 +192,7 @@ def _deeplab_decoder() -> ConfigDict:
     decoder.low_channels = 48
     decoder.aspp_channels = 0  # 0: an eighth of the channels of the encoder's last map
     decoder.dilations = (1, 6, 12, 18)
+    decoder.joint_norm = False  # one batch norm for all branches, as in CPS and MGD
     return decoder
 
 
@@ -255,6 +258,7 @@ FITTING: dict[str, dict[str, tuple[str, ...]]] = {
     "prompted_clip_vit": {"decoder": ("atm",), "finetune": ("prompts",)},
     "resnet50": {"decoder": ("deeplab",), "finetune": ("all",)},
     "resnet101": {"decoder": ("deeplab",), "finetune": ("all",)},
+    "resnet18": {"decoder": ("deeplab",), "finetune": ("all", "none")},
     "imagenet_vit": {"decoder": ("deeplab",), "finetune": ("all", "none")},
     "dinov2_vits14": _DINO,
     "dinov2_vitb14": _DINO,
@@ -273,6 +277,7 @@ FITTING: dict[str, dict[str, tuple[str, ...]]] = {
 CONVOLUTIONAL = (
     "resnet50",
     "resnet101",
+    "resnet18",
     "efficientnet_lite0",
     "timm_efficientnet_lite0",
     "mobilenet_v2",

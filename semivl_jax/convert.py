@@ -13,6 +13,7 @@ error (one sentence). All formats: docs/checkpoints.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
         activation=parsed.activation,
     )
     try:
+        if parsed.tokenizer is not None:
+            options = dataclasses.replace(options, tokenizer=parsed.tokenizer.read_bytes())
         weights = convert.convert_file(
             parsed.src, parsed.out, format=parsed.format, entry=parsed.entry, options=options
         )
@@ -89,6 +92,11 @@ def parser() -> argparse.ArgumentParser:
         choices=ACTIVATIONS,
         help="activation that a CLIP was trained with, where no file beside the weights says it: "
         "quick_gelu for OpenAI's, gelu for most of open_clip",
+    )
+    made.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="SigLIP's tokenizer.json; default: the one beside the weights in Hugging Face's layout",
     )
     return made
 

@@ -99,11 +99,17 @@ class Views:
 
 @struct.dataclass
 class ClassText:
-    """Text embeddings and the class that each row describes (several rows: several concepts)."""
+    """Text embeddings and the class that each row describes (several rows: several concepts).
+
+    `logit_scale` and `logit_bias` turn cosines into probabilities: with a softmax over the classes, or, if
+    there is a bias, with a sigmoid for each class.
+    """
 
     embeddings: Float[Array, "k d"]
     class_of: Int32[Array, " k"]
     num_classes: int = struct.field(pytree_node=False)
+    logit_scale: float = struct.field(pytree_node=False, default=100.0)
+    logit_bias: float | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass

@@ -9,6 +9,7 @@ Everything also works with shapes alone (`jax.eval_shape`), so a step can be com
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from semivl_jax.models import build
 from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.train import methods, optimizer, param_groups
 from semivl_jax.train import state as state_lib
-from semivl_jax.train.methods.base import Setup
+from semivl_jax.train.methods.base import Setup, Trained
 from semivl_jax.train.step import StepModules
 from semivl_jax.types import Batch, ClassText, ImageBatch, LabelledBatch, PyTree
 
@@ -37,13 +38,14 @@ def build_modules(
     clip_sizes: dict[str, Any],
     text: ClassText | None,
     total_steps: int,
+    load: Callable[[str], Trained] | None = None,
 ) -> tuple[StepModules, PyTree]:
     """Model, method and optimiser of a training, and the variables of the method's own frozen networks.
 
-    `text` describes the classes; None for a model without text.
+    `text` describes the classes; None for a model without text. `load` as of `Setup`.
 
     Raises:
-      ValueError: a model with BatchNorm and accumulation.
+      ValueError: a model with BatchNorm and accumulation, or a trained run that the method cannot use.
     """
     model = build.segmenter(config, num_classes=num_classes, clip_sizes=clip_sizes)
     method = methods.create(config.method)
@@ -60,7 +62,7 @@ def build_modules(
         power=config.optim.power,
         warmup_steps=config.optim.warmup_steps,
     )
-    setup = Setup(model=model, num_classes=num_classes)
+    setup = Setup(model=model, num_classes=num_classes, load=load)
     own, frozen = method.networks(setup)
     shapes = jax.eval_shape(lambda: init_variables(model, text, config.seed))
     if config.accumulation > 1 and shapes["batch_stats"]:

@@ -111,7 +111,7 @@ def _residual_bytes(experiment: Experiment, state: PyTree, batch: Batch) -> int:
     modules = experiment.modules
 
     def residuals(frozen: PyTree, state: PyTree, batch: Batch) -> PyTree:
-        views = make_views(jax.random.key(0), batch)
+        views = modules.method.views(jax.random.key(0), make_views(jax.random.key(0), batch))
         loss = step_lib.student_loss(modules, frozen, state, views, jax.random.key(0))
         return jax.vjp(lambda params: loss.of_part(params, loss.part)[0], state.params)[1]
 

@@ -19,7 +19,7 @@ from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.pipeline import TrainPipeline
 from semivl_jax.evaluation.evaluator import Evaluator
 from semivl_jax.evaluation.sliding_window import SlidingWindow
-from semivl_jax.experiment import build_step, init_weights
+from semivl_jax.experiment import build_step, init_weights, trained_run
 from semivl_jax.experiment.data import Data
 from semivl_jax.models import build as build_lib
 from semivl_jax.models.vit import VisionTransformer
@@ -143,6 +143,7 @@ def build(
         clip_sizes=clip.sizes,
         text=clip.frozen.text,
         total_steps=total_steps,
+        load=functools.partial(trained_run.load, info=info),
     )
     frozen = clip.frozen.replace(method=own)
     if not clip.abstract:

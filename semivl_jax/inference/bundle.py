@@ -32,7 +32,7 @@ from semivl_jax import utils
 from semivl_jax.config import default_config
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.models import build
-from semivl_jax.models.clip_text import TextTransformer
+from semivl_jax.models.clip_text import text_tower
 from semivl_jax.text.class_text import TextTower
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import checksums, files, store
@@ -241,6 +241,10 @@ def _save_tower(path: Path, tower: TextTower, *, old: Path) -> None:
         return
     half = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), jax.device_get(tower.params))
     metadata = {"format": TEXT_TOWER, "sizes": json.dumps(tower.sizes), "made_from": tower.digest}
+    if tower.logit_bias is not None:
+        metadata["logits"] = json.dumps([tower.logit_scale, tower.logit_bias])
+    if tower.tokenizer is not None:
+        half["tokenizer"] = np.frombuffer(tower.tokenizer, np.uint8)
     store.save_tree(path, half, metadata)
 
 
@@ -258,12 +262,20 @@ def _read_tower(path: Path) -> TextTower:
     try:
         sizes = json.loads(metadata["sizes"])
         ids = jnp.zeros((1, sizes["context_length"]), jnp.int32)
-        like = jax.eval_shape(TextTransformer(**sizes).init, jax.random.key(0), ids)["params"]
+        like = jax.eval_shape(text_tower(sizes).init, jax.random.key(0), ids)["params"]
+        scale, bias = json.loads(metadata.get("logits", f"[{ClassText.logit_scale}, null]"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} states no usable sizes ({error}); {_AGAIN}") from error
+    tokenizer = tree.pop("tokenizer", None)
     check(tree, like, source=str(path))
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
-    return TextTower(sizes=sizes, params=params)
+    return TextTower(
+        sizes=sizes,
+        params=params,
+        tokenizer=None if tokenizer is None else np.asarray(tokenizer, np.uint8).tobytes(),
+        logit_scale=scale,
+        logit_bias=bias,
+    )
 
 
 def _read_info(path: Path) -> DatasetInfo:

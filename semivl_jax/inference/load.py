@@ -17,10 +17,9 @@ from semivl_jax import utils
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.inference import bundle, hub
-from semivl_jax.models import build, clip_guidance, vit
+from semivl_jax.models import build, clip_guidance
 from semivl_jax.models.resize import bilinear
 from semivl_jax.models.segmentation_model import SegmentationModel
-from semivl_jax.models.vit import VisionTransformer
 from semivl_jax.text import class_names, class_text
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights import towers
@@ -74,7 +73,7 @@ def open_model(
     segmenter = build.segmenter(
         stored.config, num_classes=info.num_classes, clip_sizes=stored.clip_sizes
     )
-    _check_variables(segmenter, stored, text)
+    check_variables(segmenter, stored, text)
     return Model(
         info=info,
         network=build.window_network(segmenter, text),
@@ -83,7 +82,7 @@ def open_model(
     )
 
 
-def _check_variables(
+def check_variables(
     segmenter: SegmentationModel, stored: bundle.Bundle, text: ClassText | None
 ) -> None:
     """ValueError unless the variables are those of the model that the configuration describes."""
@@ -135,7 +134,7 @@ def _with_known_definitions(requested: DatasetInfo, known: DatasetInfo) -> Datas
 def _zero_shot(
     weights: str, classes: class_names.Classes | None, mode: str, cache: str, window: int | None
 ) -> Model:
-    """The frozen CLIP: every pixel takes the class whose text it is closest to (METHOD 2 and 4.3)."""
+    """The frozen CLIP or SigLIP: every pixel takes the class with the closest text (METHOD 2 and 4.3)."""
     if classes is None:
         raise ValueError(f"{CLIP}{weights} knows no classes of its own; name some with --classes")
     clip = towers.load(weights, "clip_vit_b16")
@@ -149,13 +148,11 @@ def _zero_shot(
         raise ValueError(
             f"a window of {side} pixels is smaller than a patch; choose {patch} or more"
         )
-    tower = VisionTransformer(
-        **vit.CLIP, **clip.image, grid=(side // patch,) * 2, out_indices=(clip.image["depth"],)
-    )
+    tower = towers.image_tower(clip.image, (side // patch,) * 2)
 
     def network(variables: PyTree, images: jax.Array) -> jax.Array:
         scores = clip_guidance.class_scores(tower.apply(variables, images).maps[-1], text)
-        return clip_guidance.TEMPERATURE * bilinear(scores, (side, side), align_corners=False)
+        return text.logit_scale * bilinear(scores, (side, side), align_corners=False)
 
     return Model(
         info=info,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from semivl_jax.models import mobile, vit
+from semivl_jax.models import mobile, resnet, vit
 from semivl_jax.models.atm import MaskDecoder
 from semivl_jax.models.clip_guidance import Guidance
 from semivl_jax.models.deeplab import DeepLabHead
@@ -41,6 +41,7 @@ BACKBONES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "siglip_b16": (VisionTransformer, vit.SIGLIP_B16),
     "resnet50": (ResNet, {"blocks": (3, 4, 6, 3)}),
     "resnet101": (ResNet, {"blocks": (3, 4, 23, 3)}),
+    "resnet18": (ResNet, resnet.RESNET18),
     "efficientnet_lite0": (MobileNet, {**mobile.EFFICIENTNET_LITE0, "tf": True}),
     "timm_efficientnet_lite0": (MobileNet, mobile.EFFICIENTNET_LITE0),
     "mobilenet_v2": (MobileNet, mobile.MOBILENET_V2),
@@ -99,7 +100,19 @@ def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
         options = {**options, **mobile.PYRAMID}
     if make is not VisionTransformer:
         return make(**options, dtype=dtype)
-    if model.backbone in CLIP_BACKBONES:
+    if model.backbone == "clip_vit":
+        options = {**clip_sizes, **vit.dense_kind(clip_sizes)}
+        if options.get("symmetric_input") and model.renormalize:
+            raise ValueError(
+                "model.renormalize = True gives images the statistics of CLIP, but model.weights are of a "
+                "SigLIP, which has its own; set model.renormalize = False"
+            )
+    elif model.backbone in CLIP_BACKBONES:
+        if clip_sizes.get("map_head"):
+            raise ValueError(
+                f"model.backbone = {model.backbone!r} is a tower of CLIP, but model.weights are those of a "
+                "SigLIP; set model.backbone = 'clip_vit' or name a CLIP in model.weights"
+            )
         options = {**clip_sizes, **options}
         if "prompts" in options:
             options["prompt_depth"] = options["depth"] - 1
@@ -129,9 +142,9 @@ def _clip_beside(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTransf
 
 
 def guidance_tower(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTransformer:
-    """The frozen CLIP tower that labels unlabelled images: only the dense embedding."""
+    """The frozen tower of CLIP or SigLIP that labels unlabelled images: only the dense embedding."""
     side = config.model.guidance_grid or config.data.crop // clip_sizes["patch_size"]
-    options = {**clip_sizes, **vit.CLIP, "grid": (side, side)}
+    options = {**clip_sizes, **vit.dense_kind(clip_sizes), "grid": (side, side)}
     return _vit(config, options, out_indices=(clip_sizes["depth"],))
 
 

@@ -1,8 +1,9 @@
-"""Zero-shot labels of the frozen CLIP: for every pixel the class with the most similar text.
+"""Zero-shot labels of the frozen CLIP or SigLIP: for every pixel the class with the most similar text.
 
 In: dense embeddings B×y×x×D of unit length (the tower's last map) and `ClassText`. Out: cosine scores per
 class at patch resolution (float32, −1 to 1), or labels at image resolution with the probability of the
-chosen class as confidence. `Guidance` makes labels from images, in this way or calibrated.
+chosen class as confidence (of CLIP by softmax, of SigLIP by sigmoid). `Guidance` makes labels from images, in
+this way or calibrated.
 
 Sources: MaskCLIP; METHOD 2 and 4.3, traps 8 and 10 of section 9. ExCEL (arXiv 2503.20826).
 """
@@ -10,6 +11,7 @@ Sources: MaskCLIP; METHOD 2 and 4.3, traps 8 and 10 of section 9. ExCEL (arXiv 2
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -26,9 +28,6 @@ from semivl_jax.types import IGNORE_INDEX, ClassText, PseudoLabels, PyTree
 
 Scores = Literal["cosine", "surgery"]
 Refine = Literal["none", "affinity", "par"]
-
-TEMPERATURE = 100.0
-"""Factor of cosines before the softmax."""
 
 
 def max_over_concepts(scores: Float[Array, "*b k"], text: ClassText) -> Float[Array, "*b n"]:
@@ -122,15 +121,15 @@ class Guidance:
         size = image.shape[1:3]
         if (self.dense, self.scores, self.refine) == ("value", "cosine", "none"):
             scores = class_scores(self.tower.apply({"params": params}, image).maps[-1], text)
-            return _labels(_most_probable, scores, size, threshold, ignore)
+            return _labels(_best_of(text), scores, size, threshold, ignore)
         found = dense_tokens(self.tower, params, image, self.dense)
         scores = self._scores(found, text)
         if self.refine == "affinity":
             moved = label_refinement.along_attention(scores, found.attention[:, 1:, 1:])
             scores = label_refinement.with_range_of(moved, scores)
         if self.refine != "par":
-            return _labels(_most_probable, scores, size, threshold, ignore)
-        logits = TEMPERATURE * bilinear(scores, size, align_corners=False)
+            return _labels(_best_of(text), scores, size, threshold, ignore)
+        logits = text.logit_scale * bilinear(scores, size, align_corners=False)
         refined = label_refinement.along_colours(jax.nn.softmax(logits, axis=-1), image)
         return _labels(_highest, refined, size, threshold, ignore)
 
@@ -156,7 +155,7 @@ def guidance_labels(
 
     255 where the probability of the best class is below `threshold`, and wherever `ignore` is true.
     """
-    return _labels(_most_probable, class_scores(dense, text), size, threshold, ignore)
+    return _labels(_best_of(text), class_scores(dense, text), size, threshold, ignore)
 
 
 def _labels(
@@ -173,10 +172,16 @@ def _labels(
     return PseudoLabels(label=label, confidence=confidence)
 
 
-def _most_probable(scores: Array) -> tuple[Array, Array]:
-    logits = TEMPERATURE * scores
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return best, jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+def _best_of(text: ClassText) -> Callable[[Array], tuple[Array, Array]]:
+    return functools.partial(_most_probable, scale=text.logit_scale, bias=text.logit_bias)
+
+
+def _most_probable(scores: Array, *, scale: float, bias: float | None) -> tuple[Array, Array]:
+    logits = scale * scores
+    best, highest = jnp.argmax(logits, axis=-1).astype(jnp.int32), logits.max(axis=-1)
+    if bias is not None:
+        return best, jax.nn.sigmoid(highest + bias)
+    return best, jnp.exp(highest - jax.nn.logsumexp(logits, axis=-1))
 
 
 def _highest(probabilities: Array) -> tuple[Array, Array]:

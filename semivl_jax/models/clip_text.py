@@ -6,6 +6,9 @@ of its row. Out: embeddings k×D float32, not normalised.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -94,3 +97,8 @@ class SiglipText(nn.Module):
         )(embed(ids) + table)
         head = nn.Dense(self.out_dim, dtype=self.dtype, name="head")
         return head(tokens[:, -1]).astype(jnp.float32)
+
+
+def text_tower(sizes: Mapping[str, Any]) -> TextTransformer | SiglipText:
+    """The text tower of these sizes: those of SigLIP have an MLP width of their own."""
+    return SiglipText(**sizes) if "mlp_dim" in sizes else TextTransformer(**sizes)

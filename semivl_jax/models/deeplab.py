@@ -1,4 +1,4 @@
-"""DeepLabV3+ head on two maps of a vision transformer or a residual network (METHOD 8).
+"""DeepLabV3+ head on two maps of a vision transformer or a convolutional network (METHOD 8).
 
 In: `Features` with exactly two maps, a low-level and a high-level one, on grids that may differ. Out:
 float32 logits B×y×x×n on the grid of the low-level map. Running statistics of the batch norms live in
@@ -7,20 +7,62 @@ the collection "batch_stats".
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float, Float32
 
 from semivl_jax.models.layers import ASPP, Conv, ConvNorm
+from semivl_jax.models.norm_layers import BatchNorm
 from semivl_jax.models.resize import bilinear
 from semivl_jax.types import ClassText, Features
+
+
+class JointNormASPP(nn.Module):
+    """`ASPP` as in CPS (arXiv 2106.01226) and MGD: the branches share a norm, and leaky ReLUs.
+
+    Dilation 1 means a pointwise branch, any other a 3×3 one.
+    """
+
+    features: int
+    dilations: tuple[int, ...] = (1, 6, 12, 18)
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b y x _"], *, train: bool = False
+    ) -> Float[Array, "b y x {self.features}"]:
+        """Apply; `train` uses (and updates) batch statistics."""
+
+        def conv(name: str, x: Array, kernel_size: int = 1, dilation: int = 1) -> Array:
+            return Conv(
+                self.features,
+                kernel_size=kernel_size,
+                dilation=dilation,
+                dtype=self.dtype,
+                name=name,
+            )(x)
+
+        def norm(name: str, x: Array) -> Array:
+            return nn.leaky_relu(BatchNorm(dtype=self.dtype, name=name)(x, train=train))
+
+        branches = [
+            conv(f"branch_{i}", x, kernel_size=1 if rate == 1 else 3, dilation=rate)
+            for i, rate in enumerate(self.dilations)
+        ]
+        joined = conv("project", norm("branch_norm", jnp.concatenate(branches, axis=-1)))
+        mean = jnp.mean(x.astype(jnp.float32), axis=(1, 2), keepdims=True)
+        pooled = conv("pooled_project", norm("pooled_norm", conv("pooled", mean)))
+        return norm("norm", joined + pooled)
 
 
 class DeepLabHead(nn.Module):
     """ASPP of the high-level map, fused with the low-level one.
 
     `aspp_channels` 0: an eighth of the channels of the high-level map, as published.
+    `joint_norm`: the ASPP of CPS and MGD.
     As published, `align_corners` is for residual networks only (METHOD 9, trap 21).
     """
 
@@ -29,6 +71,7 @@ class DeepLabHead(nn.Module):
     low_channels: int = 48
     aspp_channels: int = 0
     dilations: tuple[int, ...] = (1, 6, 12, 18)
+    joint_norm: bool = False
     align_corners: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -52,9 +95,9 @@ class DeepLabHead(nn.Module):
             return unit(*inputs, train=train)
 
         low, high = features.maps
-        high = ASPP(
+        aspp = JointNormASPP if self.joint_norm else functools.partial(ASPP, norm="batch")
+        high = aspp(
             self.aspp_channels or high.shape[-1] // 8,
-            norm="batch",
             dilations=self.dilations,
             dtype=self.dtype,
             name="aspp",

@@ -1,10 +1,11 @@
 """Residual networks with batch norm: an encoder of four stages, and one for fine detail.
 
 In: images B×H×W×3, normalised with the ImageNet statistics. Out of `ResNet`: `Features` with the maps of
-the chosen stages, the first at a quarter of the resolution, B×⌈H/4⌉×⌈W/4⌉×(4·channels). Out of
-`ResNetV1c`, which ends after its first stage (METHOD 3, conv features): that map alone. Both have a stem
-of three 3×3 convolutions in place of one 7×7. Parameters live in "params", running statistics of the
-batch norms in "batch_stats".
+the chosen stages, the first at a quarter of the resolution, B×⌈H/4⌉×⌈W/4⌉×(4·channels, of basic blocks
+channels). Out of `ResNetV1c`, which ends after its first stage (METHOD 3, conv features): that map alone.
+Both have a stem of three 3×3 convolutions; networks of basic blocks, such as ResNet-18, one 7×7 as
+torchvision and timm publish them. Parameters live in "params", running statistics of the batch norms in
+"batch_stats".
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from jaxtyping import Array, Float
 
 from semivl_jax.models.layers import ConvNorm
 from semivl_jax.types import Features
+
+RESNET18 = {"blocks": (2, 2, 2, 2), "stem_channels": 64, "basic": True}
 
 EXPANSION = 4
 """Output channels of a bottleneck block over its inner channels."""
@@ -85,8 +88,41 @@ class Bottleneck(nn.Module):
         return nn.relu(out + x)
 
 
+class BasicBlock(nn.Module):
+    """Residual block of two 3×3 convolutions, the first with stride and `first_dilation`."""
+
+    channels: int
+    stride: int = 1
+    dilation: int = 1
+    first_dilation: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b y x _"], *, train: bool
+    ) -> Float[Array, "b _ _ {self.channels}"]:
+        """Apply the block."""
+
+        def layer(name: str, x: Array, **options: int | bool) -> Array:
+            return ConvNorm(
+                self.channels,
+                norm="batch",
+                kernel_init=HE_NORMAL,
+                dtype=self.dtype,
+                name=name,
+                **options,
+            )(x, train=train)
+
+        out = layer("conv1", x, stride=self.stride, dilation=self.first_dilation)
+        out = layer("conv2", out, dilation=self.dilation, relu=False)
+        if x.shape[-1] != self.channels or self.stride != 1:
+            x = layer("shortcut", x, kernel_size=1, stride=self.stride, relu=False)
+        return nn.relu(out + x)
+
+
 # Traced once for all blocks of equal options and shapes.
 _SharedBottleneck = nn.jit(Bottleneck, static_argnames="train")
+_SharedBasicBlock = nn.jit(BasicBlock, static_argnames="train")
 
 
 class ResNet(nn.Module):
@@ -96,6 +132,7 @@ class ResNet(nn.Module):
     dilated            per stage but the first: whether its stride becomes a dilation. The first block of
                        such a stage still has the dilation of the stage before.
     out_indices        stages whose maps are returned, ascending
+    basic              basic blocks in place of bottlenecks, and a stem of one 7×7 convolution
     """
 
     via_square = False  # as of `VisionTransformer`
@@ -106,25 +143,29 @@ class ResNet(nn.Module):
     channels: tuple[int, ...] = (64, 128, 256, 512)
     dilated: tuple[bool, ...] = (False, False, True)
     out_indices: tuple[int, ...] = (0, 3)
+    basic: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], *, train: bool = False) -> Features:
         """Encode; `train` uses (and updates) batch statistics."""
-        x = _stem_and_pool(image, self.stem_channels, self.dtype, train=train)
+        x = _stem_and_pool(image, self.stem_channels, self.dtype, train=train, plain=self.basic)
         maps, dilation = [], 1
         for stage, (count, width) in enumerate(zip(self.blocks, self.channels, strict=True)):
             stride, before = (1 if stage == 0 else 2), dilation
             if stage > 0 and self.dilated[stage - 1]:
                 stride, dilation = 1, 2 * dilation
             for i in range(count):
-                x = _SharedBottleneck(
-                    width,
-                    stride=stride if i == 0 else 1,
-                    dilation=before if i == 0 else dilation,
-                    dtype=self.dtype,
-                    name=f"stage_{stage}_block_{i}",
-                )(x, train=train)
+                first = before if i == 0 else dilation
+                options = {"stride": stride if i == 0 else 1, "dtype": self.dtype}
+                options["name"] = f"stage_{stage}_block_{i}"
+                if self.basic:
+                    block = _SharedBasicBlock(
+                        width, dilation=dilation, first_dilation=first, **options
+                    )
+                else:
+                    block = _SharedBottleneck(width, dilation=first, **options)
+                x = block(x, train=train)
             maps.append(x)
         return Features(maps=tuple(maps[i] for i in self.out_indices))
 
@@ -153,6 +194,13 @@ class ResNetV1c(nn.Module):
         return x
 
 
-def _stem_and_pool(image: Array, channels: int, dtype: DTypeLike, *, train: bool) -> Array:
-    x = Stem(channels, dtype=dtype, name="stem")(image, train=train)
+def _stem_and_pool(
+    image: Array, channels: int, dtype: DTypeLike, *, train: bool, plain: bool = False
+) -> Array:
+    if plain:
+        options = {"kernel_size": 7, "stride": 2, "kernel_init": HE_NORMAL, "dtype": dtype}
+        stem = ConvNorm(channels, norm="batch", **options, name="stem")
+    else:
+        stem = Stem(channels, dtype=dtype, name="stem")
+    x = stem(image, train=train)
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

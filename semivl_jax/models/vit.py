@@ -15,6 +15,7 @@ Parameters are named as big_vision's. Sources: CLIP (arXiv 2103.00020) with Mask
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -79,6 +80,9 @@ AUGREG: dict[str, Any] = {"symmetric_input": True, "class_position": False, "tan
 SIGLIP: dict[str, Any] = {**AUGREG, "class_token": False, "map_head": True}
 """big_vision's ViT with a map head, the image tower of SigLIP."""
 
+DENSE_SIGLIP: dict[str, Any] = {**SIGLIP, "norm_maps": False, "dense_pooling": True}
+"""The same with dense output: the map head pools every patch by itself, as CLIP's value path does."""
+
 IMAGENET_B16 = {**IMAGENET, **_B16}
 DINOV2_S14 = {**DINOV2, **_B16, "patch_size": 14, "width": 384, "num_heads": 6, "mlp_dim": 1536}
 DINOV2_B14 = {**DINOV2, **_B16, "patch_size": 14}
@@ -91,6 +95,11 @@ SIGLIP_B16 = {**SIGLIP, **_B16}
 
 TINY = {"patch_size": 8, "width": 16, "depth": 4, "num_heads": 2, "mlp_dim": 32}
 """Sizes that make a small tower of any of these."""
+
+
+def dense_kind(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """`CLIP` or `DENSE_SIGLIP`, for the sizes that come with the weights of a vision-language model."""
+    return DENSE_SIGLIP if sizes.get("map_head") else CLIP
 
 
 class MapHead(nn.Module):
@@ -142,6 +151,7 @@ class VisionTransformer(nn.Module):
     value_path         maps are value paths of the blocks instead of their tokens
     norm_maps          maps pass the final norm
     map_head           `pooled` comes from attention pooling
+    dense_pooling      the dense embedding is the map head of every patch alone; `pooled` has unit length too
     out_dim            size of the projection into the space of texts; None: none
 
     via_square         not used here: whether a segmenter resizes logits to the square of the training crop
@@ -178,6 +188,7 @@ class VisionTransformer(nn.Module):
     value_path: bool = False
     norm_maps: bool = True
     map_head: bool = False
+    dense_pooling: bool = False
     out_dim: int | None = None
     via_square: bool = True
     dtype: DTypeLike = jnp.float32
@@ -195,7 +206,7 @@ class VisionTransformer(nn.Module):
 
     def check_indices(self, *, name: str = "out_indices") -> None:
         """ValueError unless `out_indices` ascend and exist; `name` is for the message."""
-        if self.out_dim is None:
+        if self.out_dim is None and not self.dense_pooling:
             last, meaning = self.depth - 1, "the last block"
         else:
             last, meaning = self.depth, "the dense embedding"
@@ -269,9 +280,15 @@ class VisionTransformer(nn.Module):
                 self.num_heads, self.mlp_dim, self.tanh_gelu, self.eps, self.dtype, name="MAPHead_0"
             )
             pooled = head(tokens)
+            if self.dense_pooling:
+                alone = head(tokens[:, -count:].reshape(batch * count, 1, -1))
+                dense = l2_normalize(alone.reshape(batch, count, -1))
+                pooled = l2_normalize(pooled)
         else:
             pooled = tokens[:, 0]
         maps = {i: x[:, -count:] for i, x in maps.items()}
+        if self.dense_pooling:
+            maps[self.depth] = dense
         if self.out_dim is not None:
             # The dense embedding is always computed; the compiler drops it where nothing uses it.
             project = nn.Dense(self.out_dim, use_bias=False, dtype=self.dtype, name="projection")
@@ -289,6 +306,8 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 "class_token=False and map_head=False leave nothing to pool with: choose one"
             )
+        if self.dense_pooling and not self.map_head:
+            raise ValueError("dense_pooling=True needs map_head=True: choose both or none")
         if self.prompts and not 1 <= self.prompt_depth < self.depth:
             raise ValueError(
                 f"prompt_depth={self.prompt_depth} of a tower with {self.depth} blocks: choose 1 to "

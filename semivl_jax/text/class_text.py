@@ -19,12 +19,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from semivl_jax import utils
 from semivl_jax.data.dataset_info import DatasetInfo
-from semivl_jax.models.clip_text import TextTransformer
-from semivl_jax.text import tokenizer
+from semivl_jax.models import clip_text
+from semivl_jax.text import siglip_tokenizer, tokenizer
 from semivl_jax.text.class_names import MODES
 from semivl_jax.types import ClassText, PyTree
 from semivl_jax.weights.towers import Clip
@@ -43,20 +43,36 @@ _DIGEST = hashlib.sha256().digest_size
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextTower:
-    """Constructor arguments of `TextTransformer` and its parameters."""
+    """Constructor arguments of a text tower (`clip_text.text_tower`) and its parameters.
+
+    tokenizer   contents of SigLIP's tokenizer.json; None: CLIP's own tokenizer
+    logit_scale, logit_bias   as of `ClassText`
+    """
 
     sizes: dict[str, Any]
     params: PyTree
+    tokenizer: bytes | None = None
+    logit_scale: float = ClassText.logit_scale
+    logit_bias: float | None = None
 
     @classmethod
     def of(cls, clip: Clip) -> TextTower:
-        """The text tower of a CLIP."""
-        return cls(sizes=clip.text, params=clip.text_params)
+        """The text tower of a CLIP or SigLIP."""
+        tower = cls(sizes=clip.text, params=clip.text_params)
+        if clip.logit_bias is None:
+            return tower  # the method has ×100 whatever the CLIP
+        return dataclasses.replace(
+            tower,
+            tokenizer=clip.tokenizer,
+            logit_scale=clip.logit_scale,
+            logit_bias=clip.logit_bias,
+        )
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of sizes, parameter names and values, in hexadecimal digits."""
         digest = hashlib.sha256(json.dumps(self.sizes, sort_keys=True).encode())
+        digest.update(self.tokenizer or b"")
         for name, leaf in sorted(flatten(self.params).items()):
             array = np.asarray(leaf, order="C")
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -64,11 +80,15 @@ class TextTower:
         return digest.hexdigest()
 
     def embed(self, sentences: list[str]) -> Float32[np.ndarray, "k d"]:
-        """Embeddings of sentences, not normalised; in full float32 on every device."""
-        ids = tokenizer.tokenize(sentences, context_length=self.sizes["context_length"])
+        """Embeddings of sentences, not normalised; in full float32 on every device.
+
+        Raises:
+          ValueError: the tower is a SigLIP without its tokenizer, or with another one.
+        """
+        ids = self._tokenize(sentences)
         padded = np.zeros((-(-len(ids) // _ROWS) * _ROWS, ids.shape[1]), np.int32)
         padded[: len(ids)] = ids
-        apply = jax.jit(TextTransformer(**self.sizes).apply)
+        apply = jax.jit(clip_text.text_tower(self.sizes).apply)
         params = jax.device_put(self.params)
         with jax.default_matmul_precision("highest"):
             parts = [
@@ -77,10 +97,22 @@ class TextTower:
             ]
         return np.concatenate(jax.device_get(parts))[: len(ids)]
 
+    def _tokenize(self, sentences: list[str]) -> Int32[np.ndarray, "k t"]:
+        length = self.sizes["context_length"]
+        if self.logit_bias is None:
+            return tokenizer.tokenize(sentences, context_length=length)
+        return siglip_tokenizer.tokenize(
+            sentences,
+            self.tokenizer,
+            context_length=length,
+            vocab_size=self.sizes["vocab_size"],
+        )
+
 
 def class_text(info: DatasetInfo, *, mode: str, tower: TextTower, cache: str) -> ClassText:
     """`embed_classes` with a text tower; an empty `cache` keeps nothing on disk."""
-    return embed_classes(info, mode=mode, embed=embedding(tower, cache=cache))
+    text = embed_classes(info, mode=mode, embed=embedding(tower, cache=cache))
+    return text.replace(logit_scale=tower.logit_scale, logit_bias=tower.logit_bias)
 
 
 def embedding(tower: TextTower, *, cache: str) -> Embed:

@@ -94,7 +94,7 @@ def train_step(
     """The state after the update for one batch, and its metrics."""
     step_key = jax.random.fold_in(jax.random.key(modules.seed), state.step)
     views_key, noise_key = jax.random.split(step_key)
-    views = make_views(views_key, batch)
+    views = modules.method.views(views_key, make_views(views_key, batch))
     grads = compute_gradients(modules, frozen, state, views, noise_key)
     return apply_gradients(modules, state, grads)
 

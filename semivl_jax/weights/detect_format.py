@@ -153,10 +153,46 @@ def _finish_clip(weights: files.Weights, checkpoint: Checkpoint, options: Option
     )
 
 
-def _finish_siglip(weights: files.Weights, checkpoint: Checkpoint, _: Options) -> files.Weights:
+def _finish_siglip(
+    weights: files.Weights, checkpoint: Checkpoint, options: Options
+) -> files.Weights:
+    """Adds the tokenizer."""
     sizes = weights.sizes
     _check_widths(checkpoint, image=sizes["img"]["width"], text=sizes["txt"]["out_dim"])
-    return weights
+    tokenizer = options.tokenizer or checkpoint.tokenizer
+    if tokenizer is None:
+        return weights
+    stored = {"tokenizer": np.frombuffer(tokenizer, np.uint8)}
+    return dataclasses.replace(weights, tree=weights.tree | stored)
+
+
+_SIGLIP_HEADS = {768: 12, 1024: 16, 1152: 16}  # by width, as published
+
+
+def _heads_of_siglip(checkpoint: Checkpoint, options: Options) -> tuple[State, Options]:
+    """Attention heads as config.json says, unless the options have them; else as published."""
+    patches = checkpoint.state.get("vision_model.embeddings.patch_embedding.weight")
+    if patches is not None and np.ndim(patches) == 2:
+        raise ValueError(
+            f"{checkpoint.source} is a NaFlex SigLIP 2, for images of any aspect; convert one of fixed "
+            "resolution, such as siglip2-base-patch16-512"
+        )
+    found = {}
+    for option, part, table in (
+        ("image_heads", "vision_config", "vision_model.embeddings.position_embedding.weight"),
+        ("text_heads", "text_config", "text_model.embeddings.position_embedding.weight"),
+    ):
+        width = np.shape(checkpoint.state.get(table, np.zeros((1, 0))))[-1]
+        settings = (checkpoint.config or {}).get(part)
+        stated = settings.get("num_attention_heads") if isinstance(settings, dict) else None
+        heads = getattr(options, option) or stated or _SIGLIP_HEADS.get(width)
+        if heads is not None and (not isinstance(heads, int) or heads < 1):
+            raise ValueError(
+                f"{checkpoint.source}: config.json has {part}.num_attention_heads = {heads!r}, which is no "
+                "number; fetch it again"
+            )
+        found[option] = heads
+    return checkpoint.state, dataclasses.replace(options, **found)
 
 
 def _check_widths(checkpoint: Checkpoint, *, image: int, text: int) -> None:
@@ -271,9 +307,17 @@ FORMATS = (
         name="resnet",
         title="residual network with ImageNet weights, stem of three convolutions",
         holds=files.BACKBONE,
-        marks=("layer4.0.conv1.weight",),
+        marks=("layer4.0.conv1.weight", "layer4.0.conv3.weight"),
         without=("stem.0.weight",),
         parts=(Part(layout=encoders.RESNET),),
+    ),
+    Format(
+        name="resnet18",
+        title="ResNet-18 of torchvision or timm",
+        holds=files.BACKBONE,
+        marks=("layer4.0.conv1.weight",),
+        without=("layer4.0.conv3.weight", "stem.0.weight"),
+        parts=(Part(layout=encoders.RESNET18),),
     ),
     Format(
         name="resnet_v1c",
@@ -370,6 +414,20 @@ FORMATS = (
         ),
         arrays=(Rule("t", "t"), Rule("b", "b")),
         prepare=_plain_names,
+        finish=_finish_siglip,
+    ),
+    Format(
+        name="huggingface_siglip",
+        title="SigLIP or SigLIP 2 in the layout of Hugging Face: image and text tower",
+        holds=files.SIGLIP,
+        marks=("vision_model.head.probe", "text_model.head.weight"),
+        parts=(
+            Part(layout=encoders.HUGGINGFACE_SIGLIP_IMAGE, branch="img"),
+            Part(layout=encoders.HUGGINGFACE_SIGLIP_TEXT, branch="txt"),
+        ),
+        arrays=(Rule("logit_scale", "t"), Rule("logit_bias", "b")),
+        dropped=("*_model.embeddings.position_ids",),
+        prepare=_heads_of_siglip,
         finish=_finish_siglip,
     ),
 )

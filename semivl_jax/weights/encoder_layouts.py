@@ -5,6 +5,7 @@ One `Layout` each. Rules drop what is not needed (classifiers of ImageNet, mask 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from semivl_jax.weights.rename import (
     Rules,
     add_axes,
     add_axis,
+    attention,
     conv,
     conv_batch_norm,
     layer,
@@ -317,6 +319,51 @@ BIG_VISION_TEXT = Layout(
     example=token_ids,
 )
 
+# --- SigLIP as Hugging Face names it ---
+
+
+def _siglip_blocks(tower: str, encoder: str, hidden: str) -> Rules:
+    return tuple(
+        dataclasses.replace(rule, path=f"{encoder}/{rule.path.removeprefix('Transformer/')}")
+        for rule in _huggingface_blocks(tower, hidden)
+    )
+
+
+_POOLING, _HEAD = "vision_model.head", "MAPHead_0"
+HUGGINGFACE_SIGLIP_IMAGE = Layout(
+    rules=(
+        *layer(f"{_IMAGE}.patch_embedding", "embedding", conv, axes=_PATCHES),
+        Rule(f"{_IMAGE}.position_embedding.weight", "pos_embedding", add_axis, f"{POSITIONS} _"),
+        *_siglip_blocks("vision_model", "Transformer", "mlp_dim _"),
+        *norm("vision_model.post_layernorm", "Transformer/encoder_norm"),
+        Rule(f"{_POOLING}.probe", f"{_HEAD}/probe"),
+        *attention(
+            f"{_POOLING}.attention.in_proj_",
+            f"{_POOLING}.attention.out_proj",
+            f"{_HEAD}/MultiHeadDotProductAttention_0",
+        ),
+        *norm(f"{_POOLING}.layernorm", f"{_HEAD}/LayerNorm_0"),
+        *layer(f"{_POOLING}.mlp.fc1", f"{_HEAD}/MlpBlock_0/Dense_0"),
+        *layer(f"{_POOLING}.mlp.fc2", f"{_HEAD}/MlpBlock_0/Dense_1"),
+    ),
+    module=_vit(vit.SIGLIP),
+    heads="image_heads",
+    extra=lambda *_: {"class_token": False, "map_head": True},
+    class_rows=0,
+)
+HUGGINGFACE_SIGLIP_TEXT = Layout(
+    rules=(
+        Rule(f"{_TEXT}.token_embedding.weight", "Embed_0/embedding", axes="vocab_size width"),
+        Rule(f"{_TEXT}.position_embedding.weight", "pos_embedding", add_axis, "context_length _"),
+        *_siglip_blocks("text_model", "Encoder_0", "mlp_dim _"),
+        *norm("text_model.final_layer_norm", "Encoder_0/encoder_norm"),
+        *layer("text_model.head", "head", axes="out_dim _"),
+    ),
+    module=lambda sizes, _: SiglipText(**sizes),
+    heads="text_heads",
+    example=token_ids,
+)
+
 # --- residual networks ---
 
 
@@ -355,6 +402,32 @@ RESNET = Layout(
     refused={
         "conv1.weight": "has a stem of one 7×7 convolution, the encoder has one of three 3×3; use the "
         "ImageNet weights that UniMatch distributes (resnet50.pth, resnet101.pth)"
+    },
+)
+
+
+def _basic_blocks(name: str, path: str) -> Rules:
+    return (
+        *conv_batch_norm(f"{name}.conv1", f"{name}.bn1", f"{path}/conv1"),
+        *conv_batch_norm(f"{name}.conv2", f"{name}.bn2", f"{path}/conv2"),
+        *conv_batch_norm(f"{name}.downsample.0", f"{name}.downsample.1", f"{path}/shortcut"),
+    )
+
+
+RESNET18 = Layout(
+    rules=(
+        *conv_batch_norm("conv1", "bn1", "stem", axes="stem_channels _ _ _"),
+        *_basic_blocks("layer1.#", "stage_0_block_#"),
+        *_basic_blocks("layer2.#", "stage_1_block_#"),
+        *_basic_blocks("layer3.#", "stage_2_block_#"),
+        *_basic_blocks("layer4.#", "stage_3_block_#"),
+        *_CLASSIFIER,
+    ),
+    module=lambda sizes, _: ResNet(**sizes),
+    extra=lambda *arguments: {"basic": True, **_resnet_stages(*arguments)},
+    refused={
+        "conv1.0.weight": "is a ResNet-18 with a stem of three convolutions (timm's resnet18d); convert "
+        "resnet18, whose stem is one 7×7 convolution"
     },
 )
 RESNET_V1C = Layout(

@@ -8,7 +8,8 @@ In and out: safetensors files with the metadata
     (more)   notes for people
 
 The trees: CLIP {"image", "text", "logit_scale"}; the others {"params", "batch_stats"}, for SIGLIP with
-"img", "txt", "t" and "b" in "params". Arrays may be float16; `load` gives float32.
+"img", "txt", "t" and "b" in "params" and perhaps "tokenizer", the bytes of its tokenizer.json. Arrays may be
+float16; `load` gives float32.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _PARTS = {
 }
 USES = {
     CLIP: "model.weights",
-    SIGLIP: "model.backbone_weights",
+    SIGLIP: "model.weights",
     BACKBONE: "model.backbone_weights",
     SEGMENTER: "model.checkpoint",
 }
@@ -71,6 +72,12 @@ class Weights:
             case [int(rows), int(cols)]:
                 return rows, cols
         return None
+
+
+def tokenizer(weights: Weights) -> bytes | None:
+    """The contents of a SigLIP's tokenizer.json, if the file has them."""
+    found = weights.tree.get("tokenizer")
+    return None if found is None else np.asarray(found, np.uint8).tobytes()
 
 
 def save(path: str | os.PathLike[str], weights: Weights) -> None:
@@ -115,7 +122,9 @@ def parse(
     missing = [part for part in _PARTS[found] if part not in tree]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; make it again")
-    tree = jax.tree.map(lambda array: np.asarray(array, np.float32), tree)
+    tree = jax.tree.map(
+        lambda array: array if array.dtype == np.uint8 else np.asarray(array, np.float32), tree
+    )
     return Weights(
         format=found,
         kind=metadata.get("kind", ""),

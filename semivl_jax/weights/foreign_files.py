@@ -35,6 +35,7 @@ class Checkpoint:
     state     arrays by published name
     config    contents of Hugging Face's config.json; None: there is none
     open_clip  contents of open_clip_config.json; None: there is none
+    tokenizer  contents of Hugging Face's tokenizer.json; None: there is none
     metadata  of a safetensors file
     """
 
@@ -42,6 +43,7 @@ class Checkpoint:
     state: dict[str, np.ndarray]
     config: dict[str, Any] | None = None
     open_clip: dict[str, Any] | None = None
+    tokenizer: bytes | None = None
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -56,10 +58,13 @@ def read(path: Path, *, entry: str = "") -> Checkpoint:
         raise ValueError(f"{path}: no such file; check the path of the weights")
     state, metadata = _read_file(path, entry)
     state = {name: _storable(array) for name, array in _without_prefix(state).items()}
+    tokenizer = path.with_name("tokenizer.json")
+    of_folder = path.name in _FOLDER
     return Checkpoint(
         source=str(path),
         state=state,
-        config=_read_config(path.with_name("config.json")) if path.name in _FOLDER else None,
+        config=_read_config(path.with_name("config.json")) if of_folder else None,
+        tokenizer=tokenizer.read_bytes() if of_folder and tokenizer.is_file() else None,
         open_clip=_read_config(path.with_name("open_clip_config.json")),
         metadata=metadata,
     )

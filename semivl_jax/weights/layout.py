@@ -36,6 +36,7 @@ class Options:
     as_trained   CLIP's image tower keeps the activation and LayerNorm epsilon of its training; otherwise it
                  has exact GELU and 1e-6, as in SemiVL (METHOD 1.4)
     activation   of CLIP's training, one of ACTIVATIONS; "": as files beside the weights say
+    tokenizer    contents of SigLIP's tokenizer.json; None: of the file beside the weights, if there is one
     """
 
     image_heads: int | None = None
@@ -44,6 +45,7 @@ class Options:
     grid: Grid | None = None
     as_trained: bool = False
     activation: str = ""
+    tokenizer: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""CLIP's two towers from a file.
+"""The two towers of a CLIP or SigLIP from a file.
 
 In: a safetensors file of `semivl_jax.convert` or `semivl_jax.pretrain`, or OpenAI's CLIP under its own names.
 Out: `Clip`, float32 NumPy parameters and the constructor arguments of `VisionTransformer` (without grid and
-out_indices) and `TextTransformer`.
+out_indices) and `clip_text.text_tower`.
 
 Files of `pretrain` are float16 and hold only the token embeddings that occurred in training. The others are
 initial values, computed from the seed in the file.
@@ -23,12 +23,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float32
 
 from semivl_jax import utils
-from semivl_jax.models.clip_text import TextTransformer
+from semivl_jax.models.clip_text import text_tower
 from semivl_jax.models.pos_embed import Grid, Resizing, resize_table
-from semivl_jax.models.vit import CLIP, VisionTransformer
+from semivl_jax.models.vit import VisionTransformer, dense_kind
 from semivl_jax.types import PyTree
-from semivl_jax.weights import convert, files, foreign_files, store
-from semivl_jax.weights.encoder_layouts import OPENAI_IMAGE, OPENAI_TEXT
+from semivl_jax.weights import convert, files, foreign_files, layout, store
 from semivl_jax.weights.layout import table_grid
 from semivl_jax.weights.tree import check
 
@@ -40,15 +39,34 @@ DEMO = Path(__file__).with_name("demo_clip.safetensors")
 PREPARED = Path(utils.WEIGHTS_DIRECTORY)
 """Folder of the weights "clip_vit_b16", written by `python -m semivl_jax.prepare weights`."""
 
+
+def _siglip_image(patch: int, width: int, depth: int, heads: int, mlp: int) -> dict[str, Any]:
+    sizes = dict(zip(_IMAGE[:5], (patch, width, depth, heads, mlp), strict=True))
+    return sizes | {"class_token": False, "map_head": True}
+
+
+def _siglip_text(width: int, depth: int, heads: int, mlp: int) -> dict[str, Any]:
+    sizes = dict(zip(_TEXT, (256_000, width, depth, heads, width, 64), strict=True))
+    return sizes | {"mlp_dim": mlp}
+
+
 _IMAGE = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "out_dim")
+_TEXT = ("vocab_size", "width", "depth", "num_heads", "out_dim", "context_length")
 IMAGE_SIZES = {
     "clip_vit_b16": dict(zip(_IMAGE, (16, 768, 12, 12, 3072, 512), strict=True)),
     "tiny": dict(zip(_IMAGE, (8, 16, 2, 2, 32, 16), strict=True)),
+    "siglip2_b16": _siglip_image(16, 768, 12, 12, 3072),
+    "siglip2_l16": _siglip_image(16, 1024, 24, 16, 4096),
+    "siglip2_so400m14": _siglip_image(14, 1152, 27, 16, 4304),
+    "siglip2_so400m16": _siglip_image(16, 1152, 27, 16, 4304),
 }
-_TEXT = ("vocab_size", "width", "depth", "num_heads", "out_dim", "context_length")
 TEXT_SIZES = {
     "clip_vit_b16": dict(zip(_TEXT, (49408, 512, 12, 8, 512, 77), strict=True)),
     "tiny": dict(zip(_TEXT, (49408, 8, 1, 2, 16, 77), strict=True)),
+    "siglip2_b16": _siglip_text(768, 12, 12, 3072),
+    "siglip2_l16": _siglip_text(1024, 24, 16, 4096),
+    "siglip2_so400m14": _siglip_text(1152, 27, 16, 4304),
+    "siglip2_so400m16": _siglip_text(1152, 27, 16, 4304),
 }
 """`tiny` has no trained weights; it is for trying out a configuration or the code."""
 _GRID = (14, 14)  # of CLIP's own position table
@@ -60,6 +78,8 @@ class Clip:
     """Two towers: constructor arguments and parameters.
 
     stored_grid   rows and columns of the image tower's position table; None: square
+    logit_bias    of a SigLIP; None: of a CLIP, which has none
+    tokenizer     contents of a SigLIP's tokenizer.json, if its file has them
     """
 
     image: dict[str, Any]
@@ -68,11 +88,18 @@ class Clip:
     text_params: PyTree
     logit_scale: float
     stored_grid: Grid | None = None
+    logit_bias: float | None = None
+    tokenizer: bytes | None = None
+
+    @property
+    def class_rows(self) -> int:
+        """Rows of the image tower's position table before those of the grid."""
+        return int(self.image.get("class_token", True))
 
     @property
     def grid(self) -> Grid:
         """Rows and columns of the image tower's position table. ValueError if they are unknown."""
-        patches = self.image_params["pos_embedding"].shape[1] - 1
+        patches = self.image_params["pos_embedding"].shape[1] - self.class_rows
         return table_grid(patches, self.stored_grid, source="the image tower")
 
 
@@ -95,7 +122,10 @@ def load(weights: str | os.PathLike[str], tower: str) -> Clip:
     if "visual.conv1.weight" in tree:
         openai = convert.convert(foreign_files.read(path))
         return _clip(path, dataclasses.replace(openai, tree=jax.tree.map(_single, openai.tree)))
-    clip = _clip(path, files.parse(path, tree, metadata, expect=files.CLIP))
+    if metadata.get("format") == files.SIGLIP:
+        clip = _siglip(path, files.parse(path, tree, metadata, expect=files.SIGLIP))
+    else:
+        clip = _clip(path, files.parse(path, tree, metadata, expect=files.CLIP))
     _check(clip, path)
     return clip
 
@@ -116,21 +146,30 @@ def _path(weights: str) -> Path:
 
 def resized(clip: Clip, grid: Grid, *, resizing: Resizing = "bicubic") -> PyTree:
     """The image tower's parameters with its position table for another grid."""
-    table = resize_table(clip.image_params["pos_embedding"], clip.grid, grid, resizing=resizing)
+    table = resize_table(
+        clip.image_params["pos_embedding"],
+        clip.grid,
+        grid,
+        resizing=resizing,
+        class_rows=clip.class_rows,
+    )
     return {**clip.image_params, "pos_embedding": np.asarray(table)}
 
 
 def initialised(tower: str) -> Clip:
-    """Initialised towers with CLIP's 14×14 position table. ValueError for an unknown name."""
+    """Initialised towers with CLIP's 14×14 position table. ValueError for an unknown name.
+
+    Those of a SigLIP read CLIP's tokens.
+    """
     image, text = _sizes(tower)
-    vision = VisionTransformer(**{**CLIP, **image, "depth": 1}, grid=_GRID, out_indices=(1,))
+    vision = image_tower({**image, "depth": 1}, _GRID)
     pixels = jnp.zeros((1, *(side * vision.patch_size for side in _GRID), 3))
     ids = jnp.zeros((1, text["context_length"]), jnp.int32)
     return Clip(
         image=image,
         image_params=_initialise(vision, image["depth"], 0, pixels),
         text=text,
-        text_params=_initialise(TextTransformer(**{**text, "depth": 1}), text["depth"], 1, ids),
+        text_params=_initialise(text_tower({**text, "depth": 1}), text["depth"], 1, ids),
         logit_scale=100.0,
     )
 
@@ -152,7 +191,13 @@ def abstract_clip(tower: str) -> Clip:
 
 def image_shapes(image: dict[str, Any], grid: Grid) -> PyTree:
     """Shapes of the image tower's parameters with a position table for this grid."""
-    return OPENAI_IMAGE.params({**image, "grid": grid})
+    return layout.variables(image_tower(image, grid), layout.image())["params"]
+
+
+def image_tower(image: dict[str, Any], grid: Grid) -> VisionTransformer:
+    """The image tower with the dense embedding as its only map."""
+    options = {**image, **dense_kind(image)}
+    return VisionTransformer(**options, grid=grid, out_indices=(image["depth"],))
 
 
 def save(
@@ -208,9 +253,10 @@ def _initialise(tower: nn.Module, depth: int, seed: int, inputs: Array) -> PyTre
     """Parameters for `depth` blocks from a tower with one block, which compiles faster."""
     key = jax.random.key(seed)
     params = jax.jit(tower.init)(key, inputs)["params"]
-    block = jax.jit(lambda key: tower.init(key, inputs)["params"]["Transformer"]["encoderblock_0"])
+    encoder = next(name for name in ("Transformer", "Encoder_0") if name in params)
+    block = jax.jit(lambda key: tower.init(key, inputs)["params"][encoder]["encoderblock_0"])
     for index in range(1, depth):
-        params["Transformer"][f"encoderblock_{index}"] = block(jax.random.fold_in(key, index))
+        params[encoder][f"encoderblock_{index}"] = block(jax.random.fold_in(key, index))
     return jax.tree.map(np.asarray, params)
 
 
@@ -248,10 +294,27 @@ def _clip(path: Path, weights: files.Weights) -> Clip:
     )
 
 
+def _siglip(path: Path, weights: files.Weights) -> Clip:
+    sizes, params = weights.sizes, weights.tree["params"]
+    if not {"img", "txt"} <= sizes.keys() or not sizes["img"].get("map_head"):
+        raise ValueError(f"{path} lacks the sizes of both towers of a SigLIP; convert it again")
+    return Clip(
+        image={name: size for name, size in sizes["img"].items() if name != "grid"},
+        image_params=params["img"],
+        text=sizes["txt"],
+        text_params=params["txt"],
+        logit_scale=float(np.exp(params["t"]).item()),
+        logit_bias=float(params["b"].item()),
+        stored_grid=weights.grid,
+        tokenizer=files.tokenizer(weights),
+    )
+
+
 def _check(clip: Clip, path: Path) -> None:
     """ValueError unless the parameters are those of towers of these sizes."""
     try:
-        like = image_shapes(clip.image, clip.grid), OPENAI_TEXT.params(clip.text)
+        text = layout.variables(text_tower(clip.text), layout.token_ids(clip.text))["params"]
+        like = image_shapes(clip.image, clip.grid), text
     except Exception as error:  # from any module, for wrong sizes
         raise ValueError(
             f"{path} has sizes that make no towers ({error}); make it again with "

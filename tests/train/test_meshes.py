@@ -22,6 +22,7 @@ from semivl_jax.train import sharding
 from semivl_jax.train.augment.views import make_views
 from semivl_jax.train.step import compute_gradients
 from semivl_jax.types import ClassText, Features
+from tests import served
 from tests.train import tiny_experiment
 from tests.train.tiny_experiment import batch_of, step_of
 
@@ -57,8 +58,11 @@ def build(devices, *, method=None, **fields):
 
 
 def train(devices, **fields):
+    return trained(build(devices, **fields))
+
+
+def trained(built):
     """(state before, losses by name and step, state after); the first two on the host."""
-    built = build(devices, **fields)
     state, step = built.init_state(), step_of(built)
     before, lines = jax.device_get(state), []
     for seed in range(STEPS):
@@ -150,6 +154,17 @@ def test_parts_one_after_another(alone):
 @pytest.mark.parametrize("case", OTHERS)
 def test_other_methods_split_over_devices(case):
     found, alone = (train(count, **OTHERS[case]) for count in (8, 1))
+    assert_same(found, alone)
+    assert moved(alone) > 5e-4
+
+
+@pytest.mark.slow
+def test_distillation_splits_over_devices(tmp_path):
+    teacher = str(served.make(tmp_path / "run", info=tiny_experiment.INFO))
+    fields = {**SETTINGS, "method": "mgd", "method__teacher": f"{teacher},{teacher}"}
+    # A loss near 100 has no digits for the tolerance, and five losses are added up that others halve.
+    fields |= {"method__region_weight": 1.0, "optim__lr": SETTINGS["optim__lr"] / 4}
+    found, alone = (trained(tiny_experiment.build(count, **fields)) for count in (8, 1))
     assert_same(found, alone)
     assert moved(alone) > 5e-4
 

@@ -27,6 +27,7 @@ from semivl_jax.train.methods.base import Target
 from semivl_jax.train.methods.supervised import Supervised
 from semivl_jax.train.step import jit_train_step, train_step
 from semivl_jax.types import Stream
+from tests import served
 from tests.command import ROOT
 from tests.photos import make_folder
 from tests.train import tiny_experiment
@@ -59,6 +60,10 @@ METHODS = {
     "cw_bass": ("cw_bass", {**DEEPLAB, "method.threshold": "class_adaptive", "method.calibrate": True}),
     "cw_bass_v1": ("cw_bass_v1", DEEPLAB),
     "cw_bass_semivl": ("cw_bass_semivl", {"method.threshold": "free_match"}),
+    "mgd": (
+        "mgd",
+        {**ENCODER, "model.backbone": "resnet18", "model.decoder": "deeplab", "method.teacher": "later"},
+    ),
     "semi_ovs": ("semi_ovs", DEEPLAB),
     "semi_ovs_semivl": ("semi_ovs_semivl", {}),
     "ripu": ("ripu", DEEPLAB),
@@ -112,6 +117,8 @@ def small(monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
     monkeypatch.setitem(build.BACKBONES, "resnet101", (ResNet, {"blocks": (1, 1, 1, 1)}))
+    light = {"blocks": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "stem_channels": 8, "basic": True}
+    monkeypatch.setitem(build.BACKBONES, "resnet18", (ResNet, light))
 
 
 @pytest.mark.parametrize("case", METHODS)
@@ -124,6 +131,8 @@ def test_steps_are_finite_and_resume_exactly(case, shapes, tmp_path):
     config.update_from_flattened_dict(fields)
     validate(config)
     data = data_lib.open_data(config)
+    if method == "mgd":
+        config.method.teacher = str(served.make(tmp_path / "run", info=data.info))
     built = experiment.build(config, data.info, images_per_epoch=100)
     step = jax.jit(functools.partial(train_step, built.modules))
     place = sharding.batch_sharding(built.mesh)

@@ -48,7 +48,13 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_written(tmp_path):
         ({"a.weight": ()}, r"is of no format that can be converted .*a\.weight.*--format"),
         ({"visual.layer1.0.conv1.weight": (2,)}, "is of no format"),
         ({"register_tokens": (1, 4, 8), **published.TIMM_MARKS}, "DINOv2 with register tokens"),
-        ({"conv1.weight": (64, 3, 7, 7), "layer4.0.conv1.weight": (2, 2, 1, 1)}, "one 7×7 convol"),
+        (
+            {
+                "conv1.weight": (64, 3, 7, 7),
+                **{f"layer4.0.conv{i}.weight": (2, 2, 1, 1) for i in (1, 3)},
+            },
+            "one 7×7 convol",
+        ),
         (
             published.openai_image_shapes(64, 1, 8) | published.openai_text_shapes(64, 1, 9),
             "images are embedded in 8 dimensions, texts in 9",

@@ -1,22 +1,23 @@
-"""CutMix: one random rectangle per image, or none, and pasting a partner into it.
+"""CutMix: one random rectangle per image, or none, or several; and pasting a partner into them.
 
 In: a key, the number of images and the side of the square crop. Out: rectangles int32 [b, 4] as
 (left, top, width, height), all 0 for none, or masks bool [b, s, s], true inside; mixed images and maps.
 
-Source: METHOD section 6 and trap 19; CutMix (Yun et al., ICCV 2019).
+Source: METHOD section 6 and trap 19; CutMix (Yun et al., ICCV 2019); several boxes: MGD (arXiv 2208.10169).
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32, Shaped
+from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
 from semivl_jax.types import Key
 
 PROBABILITY = 0.5
 AREA = (0.02, 0.4)  # share of the crop
 RATIO = (0.3, 1 / 0.3)  # height : width
+XOR_AREA = (0.25, 0.5)  # of the boxes of `xor_masks` together
 
 # The published loop samples until a box fits. A fixed number avoids a device loop that waits for the
 # slowest image: even of the largest area one draw in 17 fits, so that none of 256 does only once in
@@ -51,6 +52,36 @@ def box_masks(rectangles: Int32[Array, "b 4"], *, size: int) -> Bool[Array, "b s
     columns = (place >= left) & (place < left + width)
     rows = (place >= top) & (place < top + height)
     return rows[:, :, None] & columns[:, None, :]
+
+
+def xor_masks(key: Key, count: int, *, size: int, boxes: int = 3) -> Bool[Array, "b s s"]:
+    """Masks of several boxes, of which every one inverts what lies below it.
+
+    The area of each is a share of the crop from `XOR_AREA` divided by the number of boxes; all lie inside.
+    """
+    draws = jax.random.uniform(key, (count, boxes, 4))
+    low, high = XOR_AREA
+    area = low + draws[..., 0] * (high - low)
+    return xor_masks_of(area, draws[..., 1], draws[..., 2:], size=(size, size))
+
+
+def xor_masks_of(
+    area: Float[Array, "b k"],
+    aspect: Float[Array, "b k"],
+    position: Float[Array, "b k 2"],
+    *,
+    size: tuple[int, int],
+) -> Bool[Array, "b {size[0]} {size[1]}"]:
+    """The masks of such draws: areas before the division, two of U(0, 1) for aspect and place."""
+    height, scale = jnp.exp(aspect * jnp.log(area)), area.shape[1] ** -0.5
+    inside = []
+    for axis, side in enumerate((height, area / height)):
+        length = jnp.round(side * (scale * size[axis]))
+        start = jnp.round((size[axis] - length) * position[..., axis])
+        place = jnp.arange(size[axis])[None, None, :]
+        inside.append((place >= start[..., None]) & (place < (start + length)[..., None]))
+    covered = inside[0][..., :, None] & inside[1][..., None, :]
+    return jnp.sum(covered, axis=1) % 2 == 1
 
 
 def _rectangle(draws: Float32[Array, " d"], size: int) -> Int32[Array, "4"]:

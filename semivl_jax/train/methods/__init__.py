@@ -10,6 +10,7 @@ from semivl_jax.train.methods.base import Method
 from semivl_jax.train.methods.co2s import Co2S
 from semivl_jax.train.methods.cw_bass import CWBass, CWBassSemiVL, CWBassV1
 from semivl_jax.train.methods.fixmatch import FixMatch
+from semivl_jax.train.methods.mgd import MGD
 from semivl_jax.train.methods.ripu import Ripu, RipuSemiVL
 from semivl_jax.train.methods.semi_ovs import SemiOVS, SemiOVSSemiVL
 from semivl_jax.train.methods.semivl import SemiVL
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "cw_bass_v1": CWBassV1,
     "cw_bass_semivl": CWBassSemiVL,
     "co2s": Co2S,
+    "mgd": MGD,
     "semi_ovs": SemiOVS,
     "semi_ovs_semivl": SemiOVSSemiVL,
     "ripu": Ripu,

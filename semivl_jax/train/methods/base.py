@@ -3,6 +3,7 @@
 A method is a frozen dataclass whose fields are `config.method`. A training step calls it in this order
 (b: images of the batch; only `losses` is differentiated, the rest has no gradient):
 
+    views     its own changes of the views, such as other CutMix boxes
     noise     per-image randomness of its perturbations
     labels    forward passes of teachers, image by image          may run on parts of the batch
     update    its own state, from the labels of the whole batch
@@ -29,7 +30,7 @@ from jaxtyping import Array, Float, Int32
 from semivl_jax.models.segmentation_model import SegmentationModel
 from semivl_jax.train import losses, mask_losses
 from semivl_jax.train.forward import DropoutPasses, Networks, Outputs
-from semivl_jax.types import Features, Key, PyTree, Stream, Views
+from semivl_jax.types import ClassText, Features, Key, PyTree, Stream, Views
 
 Metrics = dict[str, Array]
 Criterion = Callable[[Array, Array, Array], Array]
@@ -61,11 +62,24 @@ class Targets:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The model of a trained run: a network, its variables, and the text of its classes if it reads one."""
+
+    model: SegmentationModel
+    variables: PyTree
+    text: ClassText | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a method may know before training."""
+    """What a method may know before training.
+
+    load: the model of a trained run by its path, with the classes of this training. ValueError for others.
+    """
 
     model: SegmentationModel
     num_classes: int
+    load: Callable[[str], Trained] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +155,10 @@ class Method:
         return {}, {}
 
     # The training step
+
+    def views(self, key: Key, views: Views) -> Views:
+        """The views of the whole batch, changed."""
+        return views
 
     def noise(self, key: Key, count: int) -> PyTree:
         """Randomness of `perturb`: arrays whose first axis is the image."""
