@@ -57,8 +57,8 @@ class RegionLosses(Method):
             return super().labelled_target(views)
         labelled = views.y != IGNORE_INDEX
         count = labelled.sum((1, 2), keepdims=True)
-        weight = losses.ratio(labelled, count)
-        return Target("loss_x", views.y, losses.ratio(weight, jnp.sum(count > 0)))
+        weight = losses.ratio(losses.ratio(labelled, count), jnp.sum(count > 0))
+        return Target("loss_x", views.y, weight)
 
     def targets(
         self, labels: PyTree, views: Views, state: PyTree, progress: Float[Array, ""]
@@ -70,11 +70,9 @@ class RegionLosses(Method):
         negative = functools.partial(negative_learning, threshold=self.negative_threshold)
         weak = views.streams["unlabelled"].ignore
         nothing = jnp.full(weak.shape, IGNORE_INDEX, jnp.int32)
+        rim = Target("consistency_x", views.y, losses.ratio(edge, jnp.sum(edge)), consistency)
         further = {
-            "x": (
-                Target("consistency_x", views.y, losses.ratio(edge, jnp.sum(edge)), consistency),
-                Target("negative_x", views.y, jnp.ones(edge.shape), negative),
-            ),
+            "x": (rim, Target("negative_x", views.y, jnp.ones(edge.shape), negative)),
             "w": (Target("negative_w", nothing, jnp.float32(~weak), negative),),
         }
         by_view = {view: made.views.get(view, ()) + extra for view, extra in further.items()}
