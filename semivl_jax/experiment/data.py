@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from semivl_jax import caches
 from semivl_jax.data import published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.dataset_info import DatasetInfo
@@ -53,9 +54,8 @@ def open_data(config: ConfigDict) -> Data:
     train = source_lib.open_source(directory, "train")
     published = None
     if settings.split_seed == 0:
-        published = published_splits.labelled_ids(
-            settings.dataset, settings.split, Path(settings.directory).expanduser()
-        )
+        root = directory.parents[1]  # of NAME/VERSION
+        published = published_splits.labelled_ids(settings.dataset, settings.split, root)
     split = splits.resolve_split(
         train,
         settings.split,
@@ -131,18 +131,41 @@ def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
 
 
 def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
-    directory = Path(settings.directory).expanduser()
+    """Of `data.dataset`, below `data.directory`."""
     if settings.dataset == "folder":
         return _folder(settings, settings.folder)
     if settings.dataset in builders.PUBLISHED:
-        make = builders.PUBLISHED[settings.dataset]
-        return make(data_dir=directory, manual_dir=settings.manual_dir)
-    return ShapesBuilder(data_dir=directory)
+        make = functools.partial(
+            builders.PUBLISHED[settings.dataset], manual_dir=settings.manual_dir
+        )
+    else:
+        make = ShapesBuilder
+    return _below_directory(settings, make)
 
 
 def _folder(settings: ConfigDict, folder: str) -> FolderSemi:
+    make = functools.partial(FolderSemi, folder, label_map=settings.label_map)
+    return _below_directory(settings, make)
+
+
+def _below_directory(
+    settings: ConfigDict, make: Callable[..., common.SegmentationBuilder]
+) -> common.SegmentationBuilder:
+    """The builder of a data set in `data.directory`, or in a temporary folder where that cannot be written.
+
+    A data set that is prepared in a folder without permission to write is used.
+    """
     directory = Path(settings.directory).expanduser()
-    return FolderSemi(folder, label_map=settings.label_map, data_dir=directory)
+    reason = caches.unwritable(directory)
+    if not reason:
+        return make(data_dir=directory)
+    if directory.is_dir():
+        builder = make(data_dir=directory)
+        if Path(builder.data_path).exists():
+            return builder
+    instead = caches.temporary_folder() / "data"
+    caches.warn(directory, reason, "data.directory", f"data sets are prepared in {instead}")
+    return make(data_dir=instead)
 
 
 def _prepared(builder: common.SegmentationBuilder) -> Path:
