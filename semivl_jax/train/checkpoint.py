@@ -120,9 +120,9 @@ class Checkpoints:
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
             "progress": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(), options=options, item_handlers=handlers
-        )
+        if isinstance(directory, Path):
+            directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint; None without one."""
