@@ -25,7 +25,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8,<0.9",
-        "clu>=0.0.12,<0.1",
+        "etils[epath]>=1.9",
         "flatbuffers>=24",  # with which JAX writes and reads exported programs
         "flax>=0.12,<0.14",
         "ftfy>=6.3,<7",
@@ -51,6 +51,8 @@ setup(
     extras_require={
         "test": [
             "beartype>=0.21",
+            "gcp-storage-emulator>=2026.7",
+            "gcsfs>=2026.2",
             "ipykernel>=7,<8",
             "nbclient>=0.11,<0.12",
             "nbformat>=5.11,<6",
@@ -67,6 +69,8 @@ setup(
             "transformers>=5.24,<6",
         ],
         "hub": ["huggingface_hub>=1,<3"],
+        # working directories and data in gs://
+        "gcs": ["gcsfs>=2026.2"],
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "tpu_compile": ["libtpu>=0.0.51"],

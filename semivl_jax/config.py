@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
-from semivl_jax import utils
+from semivl_jax import buckets, utils
 from semivl_jax.evaluation.sliding_window import SlidingWindow
 from semivl_jax.models import build, clip_guidance
 from semivl_jax.text import class_names
@@ -100,7 +100,7 @@ def _data() -> ConfigDict:
     # shapes (made by the project), folder (your own images), voc, coco, coco_instances, ade20k,
     # cityscapes (docs/datasets.md)
     data.dataset = "shapes"
-    data.directory = utils.DATA_DIRECTORY  # prepared data sets
+    data.directory = utils.DATA_DIRECTORY  # prepared data sets; a folder or gs://BUCKET/FOLDER
     data.manual_dir = ""  # folder with archives that you downloaded yourself (docs/datasets.md)
     data.folder = ""  # dataset = folder: where images/, masks/ and classes.txt are
     # dataset = folder: mask values to change, such as "11:255,12:3"; "n:255": the value after the last
@@ -361,6 +361,7 @@ def validate(config: ConfigDict) -> None:
     """
     for broken in _single_values(config):
         raise ValueError(broken)
+    _check_schemes(config)
     method = methods.create(config.method)
     for broken in _between_values(config, guided=method.guided):
         raise ValueError(broken)
@@ -374,6 +375,15 @@ def _value(config: ConfigDict, key: str) -> object:
     for name in key.split("."):
         value = value[name]
     return value
+
+
+def _check_schemes(config: ConfigDict, prefix: str = "") -> None:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            _check_schemes(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            name = prefix + key
+            buckets.check_scheme(value, name, bucket=name == "data.directory")
 
 
 def _single_values(config: ConfigDict) -> Iterator[str]:

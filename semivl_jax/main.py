@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from semivl_jax import utils
+from semivl_jax import buckets, utils
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration FILE[:ARGUMENT]; fields change with --config.a.b=VALUE."
@@ -31,7 +31,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Where the run keeps everything; default: runs/ and the name of the configuration.",
+    "Where the run keeps everything, a folder or gs://BUCKET/FOLDER; default: runs/ and the name of the "
+    "configuration.",
 )
 _MODE = flags.DEFINE_enum(
     "mode",
@@ -39,6 +40,9 @@ _MODE = flags.DEFINE_enum(
     ["train", "evaluate", "check", "guidance"],
     "train (goes on where it stopped), evaluate (the newest checkpoint), check (shapes, parameters, cost; "
     "nothing is computed), or guidance (how right the frozen CLIP is on the labelled images).",
+)
+_COMPILE = flags.DEFINE_bool(
+    "compile", False, "With --mode=check: compile the step for these devices and print its memory."
 )
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -199,12 +203,17 @@ def _run(mode: str, config: ConfigDict) -> int:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     drop_other_fields(config, chosen=config_flags.get_override_values(flags.FLAGS["config"]))
-    workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
+    if mode == "check":
+        run.check(config, compiled=_COMPILE.value)
+        return 0
+    if _COMPILE.value:
+        raise ValueError("--compile only prints memory; give it with --mode=check")
+    workdir = _WORKDIR.value or str(default_workdir(flags.FLAGS["config"].config_filename))
+    buckets.check_scheme(workdir, "--workdir", bucket=True)
     try:
         modes = {
             "train": run.train,
             "evaluate": run.evaluate,
-            "check": run.check,
             "guidance": run.guidance,
         }
         modes[mode](config, workdir)

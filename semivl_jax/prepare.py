@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import utils
+from semivl_jax import buckets, utils
 from semivl_jax.data import download, published_splits
 from semivl_jax.data.foreign import command
 from semivl_jax.inference import label_folder
@@ -56,7 +56,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _data_set(dataset: str, options: argparse.Namespace) -> int:
-    directory = Path(options.data_dir).expanduser()
+    buckets.check_scheme(options.data_dir, "--data_dir", bucket=True)
+    bucket = options.data_dir if buckets.is_bucket(options.data_dir) else ""
+    directory = Path((bucket and utils.DATA_DIRECTORY) or options.data_dir).expanduser()
     make = builders.PUBLISHED[dataset]
     build = make(data_dir=directory, manual_dir=options.manual_dir)
     lists = [
@@ -70,10 +72,12 @@ def _data_set(dataset: str, options: argparse.Namespace) -> int:
         if lists:
             print(f"  published lists: {len(here)} of {len(lists)} there")
         return int(not prepared or len(here) < len(lists))
-    place = common.prepare(build)
+    remote = common.address(bucket, build, directory) if bucket else ""
+    place = common.prepare(build, remote=remote)
     for file in lists:
         download.fetch(file, lists_directory)
     note = f" and {len(lists)} published lists" if lists else ""
+    note += f", and in {remote}" if remote else ""
     print(f"{dataset}: prepared in {place}{note}", flush=True)
     return 0
 
@@ -127,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     add("name", nargs="?", default="clip_vit_b16", choices=("clip_vit_b16", "efficientnet_lite0"),
         help="which weights; default: %(default)s")  # fmt: skip
     add("--data_dir", default=utils.DATA_DIRECTORY,
-        help="folder of the prepared data sets; default: %(default)s")  # fmt: skip
+        help="folder of the prepared data sets, or gs://BUCKET/FOLDER; default: %(default)s")  # fmt: skip
     add("--manual_dir", default="", help="folder with archives that you downloaded yourself")
     add("--check", action="store_true", help="only list what is there and what is missing")
     add = made.add_argument_group("weights").add_argument

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from semivl_jax import utils
+from semivl_jax import buckets, utils
 from semivl_jax.reporting import page
 
 
@@ -25,20 +25,31 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _write(options: argparse.Namespace) -> int:
-    workdirs = [Path(folder) for folder in options.workdir]
-    default = workdirs[0] / page.NAME if len(workdirs) == 1 else Path(page.NAME)
+    workdirs = [_on_this_machine(folder) for folder in options.workdir]
+    there = len(workdirs) == 1 and not buckets.is_bucket(options.workdir[0])
+    default = workdirs[0] / page.NAME if there else Path(page.NAME)
     path = page.write(workdirs, Path(options.out) if options.out else default)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 
+def _on_this_machine(workdir: str) -> Path:
+    """The folder, or a copy of what the page shows of one in a bucket."""
+    buckets.check_scheme(workdir, "workdir", bucket=True)
+    if not buckets.is_bucket(workdir):
+        return Path(workdir)
+    return buckets.fetch(workdir, lambda name: not name.startswith(("checkpoints/", "serving/")))
+
+
 def parser() -> argparse.ArgumentParser:
     """Options and help of the command."""
     command = utils.Parser("semivl_jax.report", __doc__)
-    command.add_argument("workdir", nargs="+", help="folder of a run, such as runs/demo")
+    command.add_argument(
+        "workdir", nargs="+", help="folder of a run, such as runs/demo or gs://BUCKET/demo"
+    )
     command.add_argument(
         "--out", default="", help="the file to write; default: report.html in the workdir, or with "
-        "several workdirs in the current folder"
+        "several workdirs and with buckets in the current folder"
     )  # fmt: skip
     return command
 

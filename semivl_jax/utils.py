@@ -25,6 +25,8 @@ from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
+from semivl_jax import caches
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -173,11 +175,14 @@ def use_compilation_cache(folder: str) -> None:
     import jax  # builders of data sets use this module without JAX
 
     path = Path(folder).expanduser()
+    reason = caches.unwritable(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
         check_programs(path)
     except OSError as error:
-        print(f"warning: compiled programs are not kept in {path}: {error.strerror}", flush=True)
+        reason = reason or error.strerror or str(error)
+    if reason:
+        consequence = "programs are compiled in every run"
+        caches.warn(path, reason, "compilation_cache", consequence)
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

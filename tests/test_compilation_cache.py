@@ -1,12 +1,16 @@
-"""Kept programs that are damaged cost time and nothing else."""
+"""Caches that are damaged or cannot be written cost time and nothing else."""
 
 import os
 import subprocess
 import sys
+import tempfile
 import zlib
 
+from configs.tiny import get_config
 from semivl_jax import utils
+from semivl_jax.experiment.data import open_data
 from tests.command import ROOT, compiled_quickly
+from tests.photos import make_folder
 
 COMPUTE = """
 import sys
@@ -62,7 +66,22 @@ def test_a_flipped_byte_that_decompression_does_not_notice(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_made(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    utils.use_compilation_cache(str(tmp_path / "file" / "cache"))
-    assert "compiled programs are not kept in" in capsys.readouterr().out
+def test_a_home_that_cannot_be_written_costs_only_the_caches(tmp_path, monkeypatch, capfd):
+    """Default folders of programs and prepared data; tests/text/test_class_text.py has the third one."""
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = get_config(str(make_folder(tmp_path / "photos")))
+    utils.use_compilation_cache(config.compilation_cache)
+    for _ in range(2):
+        train = open_data(config).train
+        assert train.decode(0, label=True)[0].shape == (40, 48, 3)
+    (place,) = tmp_path.glob("semivl_jax-*")
+    assert train.directory.is_relative_to(place) and not place.stat().st_mode & 0o077
+    output, errors = capfd.readouterr()
+    assert output.count("preparing") == 1
+    cache = tmp_path / "home" / ".cache" / "semivl_jax"
+    for folder, key in (("xla", "compilation_cache"), ("data", "data.directory")):
+        warning = f"warning: {cache / folder} cannot be written (Not a directory), so "
+        (line,) = [line for line in errors.splitlines() if line.startswith(warning)]
+        assert line.endswith(f"; name another folder with {key}")

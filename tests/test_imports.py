@@ -11,19 +11,21 @@ PACKAGE = ROOT / "semivl_jax"
 # What each room may import of the project besides itself: rooms, or single modules of a room.
 ALLOWED = {
     "types": set(),
-    "utils": set(),
+    "caches": set(),
+    "utils": {"caches"},
+    "buckets": {"utils"},
     "data": {"types", "utils"},
     "models": {"types"},
     "weights": {"types", "utils", "data", "models"},
-    "text": {"types", "utils", "data", "models", "weights"},
-    "train": {"types", "utils", "data", "models", "weights"},
+    "text": {"types", "caches", "utils", "data", "models", "weights"},
+    "train": {"types", "utils", "buckets", "data", "models", "weights"},
     "evaluation": {"types", "utils", "data", "models", "train.distributed"},
-    "config": {"utils", "text", "models", "train", "evaluation"},
-    "inference": {"config", "types", "utils", "data", "text", "models", "weights", "evaluation"},
+    "config": {"utils", "buckets", "text", "models", "train", "evaluation"},
+    "inference": {"config", "types", "utils", "buckets", "data", "text", "models", "weights", "evaluation"},
     "reporting": {"utils", "evaluation"},
     "experiment": {
-        "config", "types", "utils", "data", "text", "models", "weights", "train", "evaluation",
-        "inference", "reporting",
+        "config", "types", "caches", "utils", "buckets", "data", "text", "models", "weights", "train",
+        "evaluation", "inference", "reporting",
     },
 }  # fmt: skip
 FORBIDDEN = {

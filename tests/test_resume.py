@@ -14,9 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from semivl_jax import buckets, report
 from semivl_jax.evaluation.confusion import iou
 from semivl_jax.experiment import lock
+from semivl_jax.inference import bundle
 from semivl_jax.reporting import read
+from tests import gcs
 from tests.command import ROOT, command, environment, run
 from tests.photos import make_folder
 
@@ -147,6 +150,43 @@ def test_stopped_killed_and_resumed_run_is_bitwise_the_same(place, whole):
         assert ours.keys() == theirs.keys()
         for name in theirs:
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_killed_and_goes_on_elsewhere(place, whole, monkeypatch):
+    """Bitwise as the run in a folder; then the bucket is read by the report and for prediction."""
+    with gcs.emulator(monkeypatch) as bucket:
+        url, data = f"{bucket}/runs/demo", f"--config.data.directory={bucket}/data"
+        monkeypatch.setenv("HOME", str(place / "first"))
+        process = start(place, "", f"--workdir={url}", data, "--config.text.cache=")
+        done = re.compile(r"checkpoints/\d+/commit_success.txt")
+        wait_for(lambda: any(map(done.fullmatch, buckets.Folder(url).files())), process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        (place / "first").rename(place / "gone")
+        monkeypatch.setenv("HOME", str(place / "second"))
+        resumed = run(
+            *options(place, "", f"--workdir={url}", data, "--config.text.cache="),
+            cache=place / "cache",
+        )
+        assert resumed.returncode == 0, resumed.stdout
+        assert re.search(r"going on at step [24] of 8", resumed.stdout)
+        assert (
+            f"copying {bucket}/data/photos-" in resumed.stdout and "preparing" not in resumed.stdout
+        )
+        assert f"best model:  {url}/serving" in resumed.stdout
+        copy = buckets.fetch(url, lambda name: True)
+        served = bundle.load(url)
+        assert report.main([url, "--out", str(place / "report.html")]) == 0
+    assert_same_run(whole, copy)
+    assert losses(copy) == losses(whole)
+    found = read.load(copy)
+    assert [evaluation.step for evaluation in found.evaluations] == [4, 8]
+    assert [session["outcome"] for session in found.sessions] == ["killed", "finished"]
+    assert served.metrics == bundle.load(whole).metrics
+    assert len((place / "report.html").read_text()) > 10_000
+    folders = {path.name for path in copy.iterdir()}
+    assert folders == {path.name for path in whole.iterdir() if path.name != "lock"}
 
 
 def newest_checkpoint(workdir: Path) -> int:

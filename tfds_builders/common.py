@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from semivl_jax import utils
+from semivl_jax import buckets, utils
 from semivl_jax.data import download, images, label_files
 from semivl_jax.data.dataset_info import DatasetInfo
 
@@ -39,6 +39,8 @@ PARTS = ("train", "validation")
 
 _PER_IMAGE = ("ids", "pixels", "sizes")
 _METADATA = (*_PER_IMAGE, "notes")
+_LAST = "metadata.json"
+"""The file that a bucket gets last: with it, a data set is complete."""
 
 
 class UnusableError(ValueError):
@@ -240,30 +242,62 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def prepare(builder: SegmentationBuilder) -> Path:
+def address(bucket: str, builder: SegmentationBuilder, root: Path) -> str:
+    """Where a bucket's folder has what the builder prepares below `root`."""
+    return f"{bucket.rstrip('/')}/{Path(builder.data_path).relative_to(root).as_posix()}"
+
+
+def prepare(builder: SegmentationBuilder, *, remote: str = "") -> Path:
     """Prepare a data set unless it is there already; return its directory.
 
     Records are written to a temporary directory that is renamed when complete: an interrupted
     preparation leaves nothing that could be taken for the data set, its remains are removed and it
     starts again. Processes that prepare the same data set wait for the first one.
 
+    Records are read from this machine only. With `remote`, an address in a bucket, they are copied from
+    there; if they are not there, they are prepared here and copied to the bucket.
+
     Raises:
       ValueError: the directory exists but lacks files (copied in part, or edited), the builder found
         something wrong with its input, or the disk is full.
     """
     directory = Path(builder.data_path)
-    if directory.exists():  # no lock: the folder may be read-only
-        check_complete(directory, sizes=builder.SIZES)
-        return directory
-    with download.only_one(directory.parent):
-        if not directory.exists():
-            for remains in directory.parent.glob(f"incomplete.*_{directory.name}"):
-                shutil.rmtree(remains)
-            print(f"preparing {builder.name} in {directory} (once)", flush=True)
-            tfds.disable_progress_bar()  # `write` shows how far it is
-            _write_records(builder)
+    if not directory.exists():  # else no lock: the folder may be read-only
+        with download.only_one(directory.parent):
+            if not directory.exists():
+                for remains in directory.parent.glob(f"incomplete.*_{directory.name}"):
+                    shutil.rmtree(remains)
+                if not (remote and _copied(remote, directory)):
+                    print(f"preparing {builder.name} in {directory} (once)", flush=True)
+                    tfds.disable_progress_bar()  # `write` shows how far it is
+                    _write_records(builder)
     check_complete(directory, sizes=builder.SIZES)
+    if remote:
+        _copy_to(remote, directory)
     return directory
+
+
+def _copied(remote: str, directory: Path) -> bool:
+    """Copies a prepared data set from a bucket; False if there is none."""
+    folder = buckets.Folder(remote)
+    files = folder.files()
+    if _LAST not in files:
+        return False
+    print(f"copying {remote} to {directory} (once for each machine)", flush=True)
+    part = directory.with_name(f"incomplete.copy_{directory.name}")
+    with utils.Progress("copying", total=sum(files.values()), unit="B") as shown:
+        folder.download(files, part, count=shown.update)
+    part.rename(directory)
+    return True
+
+
+def _copy_to(remote: str, directory: Path) -> None:
+    """Copies a prepared data set to a bucket if that has none."""
+    folder = buckets.Folder(remote)
+    if _LAST not in folder.files():
+        print(f"copying {directory} to {remote} (once)", flush=True)
+        names = [path.name for path in directory.iterdir() if path.is_file()]
+        folder.upload(names, directory, last=_LAST)
 
 
 def _write_records(builder: SegmentationBuilder) -> None:

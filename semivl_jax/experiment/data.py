@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from semivl_jax import buckets, caches, utils
 from semivl_jax.data import published_splits, splits
 from semivl_jax.data import source as source_lib
 from semivl_jax.data.dataset_info import DatasetInfo
@@ -22,6 +23,9 @@ from semivl_jax.train import distributed, methods
 from tfds_builders import builders, common
 from tfds_builders.folder_semi import FolderSemi
 from tfds_builders.shapes.shapes_dataset_builder import Builder as ShapesBuilder
+
+MakeBuilder = Callable[..., common.SegmentationBuilder]
+"""Makes a builder below the folder `data_dir`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,13 +53,12 @@ def open_data(config: ConfigDict) -> Data:
       ValueError: images cannot be read, or a stream of the method has no source in `data.extra_sources`.
     """
     settings, method = config.data, methods.create(config.method)
-    directory = _prepared(_builder(settings))
+    directory = _prepared(settings, _data_set(settings))
     train = source_lib.open_source(directory, "train")
     published = None
     if settings.split_seed == 0:
-        published = published_splits.labelled_ids(
-            settings.dataset, settings.split, Path(settings.directory).expanduser()
-        )
+        root = directory.parents[1]  # of NAME/VERSION
+        published = published_splits.labelled_ids(settings.dataset, settings.split, root)
     split = splits.resolve_split(
         train,
         settings.split,
@@ -93,7 +96,7 @@ def _extra_sources(settings: ConfigDict, method: methods.Method) -> dict[str, so
             f"data.extra_sources = '{missing[0]}=/path/to/folder'"
         )
     return {
-        name: source_lib.open_source(_prepared(_folder(settings, folders[name])), "train")
+        name: source_lib.open_source(_prepared(settings, _folder(settings, folders[name])), "train")
         for name in sorted(needed)
     }
 
@@ -130,21 +133,40 @@ def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
     return info, train - labelled if unlabelled else labelled
 
 
-def _builder(settings: ConfigDict) -> common.SegmentationBuilder:
-    directory = Path(settings.directory).expanduser()
+def _data_set(settings: ConfigDict) -> MakeBuilder:
+    """Of `data.dataset`."""
     if settings.dataset == "folder":
         return _folder(settings, settings.folder)
     if settings.dataset in builders.PUBLISHED:
         make = builders.PUBLISHED[settings.dataset]
-        return make(data_dir=directory, manual_dir=settings.manual_dir)
-    return ShapesBuilder(data_dir=directory)
+        return functools.partial(make, manual_dir=settings.manual_dir)
+    return ShapesBuilder
 
 
-def _folder(settings: ConfigDict, folder: str) -> FolderSemi:
-    directory = Path(settings.directory).expanduser()
-    return FolderSemi(folder, label_map=settings.label_map, data_dir=directory)
+def _folder(settings: ConfigDict, folder: str) -> MakeBuilder:
+    return functools.partial(FolderSemi, folder, label_map=settings.label_map)
 
 
-def _prepared(builder: common.SegmentationBuilder) -> Path:
-    """The folder of a data set, prepared by the first process if it is missing."""
-    return distributed.main_first(functools.partial(common.prepare, builder))
+def _prepared(settings: ConfigDict, make: MakeBuilder) -> Path:
+    """The folder of a data set on this machine, prepared by the first process if it is missing."""
+    bucket = settings.directory if buckets.is_bucket(settings.directory) else ""
+    builder, root = _builder(make, Path((bucket and utils.DATA_DIRECTORY) or settings.directory))
+    remote = common.address(bucket, builder, root) if bucket else ""
+    return distributed.main_first(functools.partial(common.prepare, builder, remote=remote))
+
+
+def _builder(make: MakeBuilder, folder: Path) -> tuple[common.SegmentationBuilder, Path]:
+    """The builder below a folder, or below a temporary one where that cannot be written; and the one chosen.
+
+    A data set that is prepared in a folder without permission to write is used.
+    """
+    directory = folder.expanduser()
+    reason = caches.unwritable(directory)
+    if not reason or directory.is_dir():
+        builder = make(data_dir=directory)
+        if not reason or Path(builder.data_path).exists():
+            return builder, directory
+    instead = caches.temporary_folder() / "data"
+    consequence = f"data sets are prepared in {instead}"
+    caches.warn(directory, reason, "data.directory", consequence)
+    return make(data_dir=instead), instead

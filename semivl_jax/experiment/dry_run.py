@@ -6,12 +6,11 @@ arrays, so a wrong shape is an error as it would be in training.
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections import Counter
 
 import jax
-from clu import parameter_overview
-from jax.stages import Compiled
+from jax.stages import Compiled, Traced
 
 from semivl_jax.experiment import build_step, flops
 from semivl_jax.experiment.experiment import Experiment
@@ -25,8 +24,11 @@ from semivl_jax.weights.tree import flatten
 _GIB = 2**30
 
 
-def report(experiment: Experiment) -> str:
-    """Parameters, memory, cost and length of the run, from tracing the step."""
+def report(experiment: Experiment, *, compiled: bool = False) -> str:
+    """Parameters, memory, cost and length of the run, from tracing the step.
+
+    With `compiled` also what the compiler of the present devices says about its memory.
+    """
     config, state = experiment.config, experiment.abstract_state()
     batch, mesh = experiment.abstract_batch(), experiment.mesh
     step = step_lib.jit_train_step(experiment.modules, mesh, state)
@@ -47,7 +49,7 @@ def report(experiment: Experiment) -> str:
     }
     images_kept = parameter_bytes(batch)
     backward = _residual_bytes(experiment, state, batch)
-    sizes |= {"batch": images_kept, "for the backward, at most": backward}
+    sizes |= {"batch": images_kept, "for the backward pass": backward}
     devices = mesh.size
     per_device = sharding.bytes_at_rest(mesh, (state, experiment.frozen)) + sizes["gradients"]
     if mesh.shape["fsdp"] > 1:  # split arrays are gathered within a step
@@ -61,8 +63,9 @@ def report(experiment: Experiment) -> str:
         table,
         "",
         *(_size(name, size) for name, size in sizes.items()),
-        _size("on each device, at most", per_device),
-        "what is kept for the backward pass is an upper bound: XLA recomputes and fuses much of it",
+        _size("sum on each device", per_device),
+        "for the backward pass: all arrays that the forward pass leaves, before XLA fuses and recomputes",
+        f"what the compiler needs: {_memory_of_compiler(traced) if compiled else 'add --compile'}",
         "",
         f"{flops.of_traced(traced) / 1e9:,.1f} GFLOP per step in products and convolutions, "
         f"{length:,} steps of {images} images, "
@@ -74,24 +77,17 @@ def report(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
-@dataclasses.dataclass
-class _Module:
-    """A row of the table of modules."""
-
-    module: str
-    leaves: int = 0
-    parameters: int = 0
-
-
 def _modules(params: PyTree) -> str:
     """Leaves and parameters of the modules, two levels deep; a tower alone has hundreds of leaves."""
-    rows: dict[str, _Module] = {}
+    leaves: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
     for path, leaf in flatten(params).items():
         name = "/".join(path.split("/")[:2])
-        row = rows.setdefault(name, _Module(name))
-        row.leaves += 1
-        row.parameters += leaf.size
-    return parameter_overview.make_table(list(rows.values()))
+        leaves[name] += 1
+        parameters[name] += leaf.size
+    width = max(map(len, leaves))
+    rows = [f"{name:<{width}}{leaves[name]:>8}{parameters[name]:>14,}" for name in leaves]
+    return "\n".join([f"{'module':<{width}}{'leaves':>8}{'parameters':>14}", *rows])
 
 
 def parameter_bytes(tree: PyTree) -> int:
@@ -120,6 +116,22 @@ def _residual_bytes(experiment: Experiment, state: PyTree, batch: Batch) -> int:
     return parameter_bytes(jax.eval_shape(residuals, experiment.frozen, state, batch))
 
 
+def _memory_of_compiler(traced: Traced) -> str:
+    """What the compiler of the present devices says about a step."""
+    kind = jax.devices()[0].device_kind
+    try:
+        step = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return (
+            f"more than {kind} has ({next(iter(str(error).splitlines()))}); see docs/performance.md"
+        )
+    if step.memory_analysis() is None:
+        return f"the one for {kind} does not say"
+    return f"{compiled_cost(step)} (for {kind})"
+
+
 def compiled_cost(step: Compiled) -> str:
     """Operations and memory of a compiled step as text, as far as the backend reports them."""
     parts = []
@@ -131,6 +143,6 @@ def compiled_cost(step: Compiled) -> str:
         total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         total += memory.output_size_in_bytes - memory.alias_size_in_bytes
         parts.append(
-            f"{total / _GIB:.2f} GiB per device, {memory.temp_size_in_bytes / _GIB:.2f} of them temporary"
+            f"{total / _GIB:.3g} GiB per device, {memory.temp_size_in_bytes / _GIB:.3g} of them temporary"
         )
     return "compiled" + "".join(f"; {part}" for part in parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
@@ -16,12 +15,13 @@ from semivl_jax import utils
 from semivl_jax.config import drop_other_fields, validate
 from semivl_jax.data import check_data, prefetch, splits
 from semivl_jax.experiment import data as data_lib
-from semivl_jax.experiment import dry_run, guidance_quality, lock, profiling, run_log
+from semivl_jax.experiment import dry_run, guidance_quality, profiling, run_folder, run_log
 from semivl_jax.experiment import experiment as experiment_lib
 from semivl_jax.experiment import workdir as workdir_lib
 from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.experiment.run_evaluation import RunEvaluation
+from semivl_jax.experiment.run_folder import RunFolder
 from semivl_jax.inference import bundle
 from semivl_jax.reporting import checks, page, read
 from semivl_jax.train import checkpoint, distributed, loop, methods, sharding
@@ -32,22 +32,26 @@ from semivl_jax.train.step import jit_train_step
 from semivl_jax.types import Batch
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains from the newest checkpoint of the workdir, or from the start, to the end."""
+def train(config: ConfigDict, workdir: str) -> None:
+    """Trains from the newest checkpoint of the workdir, or from the start, to the end.
+
+    The workdir is a folder or `gs://BUCKET/FOLDER`.
+    """
     _begin(config)
-    with lock.one_writer(workdir):
-        _train(config, workdir)
+    with run_folder.opened(workdir) as folder:
+        _train(config, folder)
 
 
-def _train(config: ConfigDict, workdir: Path) -> None:
+def _train(config: ConfigDict, folder: RunFolder) -> None:
     data, experiment = _open(config)
     evaluator = experiment.evaluator()  # checks its options, before the folder is claimed
-    _check_start(experiment, workdir)
+    _check_start(experiment, folder)
+    workdir = folder.path
     workdir_lib.claim(workdir, config, writes=distributed.is_main())
     workdir_lib.claim_lists(workdir, data.lists(), writes=distributed.is_main())
-    _warn(distributed.main_first(lambda: checkpoint.set_aside_damaged(workdir / "checkpoints")))
+    _warn(distributed.main_first(lambda: checkpoint.set_aside_damaged(folder.checkpoints)))
     agree = distributed.Agreement() if jax.process_count() > 1 else None
-    with loop.StopSignal(agree) as stop, closing(_checkpoints(workdir, config)) as checkpoints:
+    with loop.StopSignal(agree) as stop, closing(_checkpoints(folder, config)) as checkpoints:
         state, progress = _start(experiment, checkpoints)
         with MetricWriter(
             workdir, next_step=progress.next_step, evaluated=progress.evaluated
@@ -83,7 +87,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
                     writer=writer,
                     stop=stop,
                 )
-    _report(workdir, progress)
+    _report(folder, progress)
 
 
 def _step_function(
@@ -102,36 +106,39 @@ def _step_function(
     return functools.partial(step, experiment.frozen)
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> None:
+def evaluate(config: ConfigDict, workdir: str) -> None:
     """Evaluates the newest checkpoint, prints the table, draws; the scores go to `evaluation.json`.
 
     Without a checkpoint of the run, `model.checkpoint` is evaluated and exported to `serving/`. The logged
     metrics are not changed. Beside a process that trains in the working directory, nothing is drawn.
     """
     drop_other_fields(config)  # as the run saved it
-    foreign = bool(config.model.checkpoint) and not _has_checkpoint(workdir)
-    if not foreign:
-        workdir_lib.check(workdir, config)
-    _begin(config)
-    with lock.one_writer(workdir, required=foreign) as alone:
-        if not alone:
+    with run_folder.opened(workdir, required=bool(config.model.checkpoint)) as folder:
+        foreign = bool(config.model.checkpoint) and not _has_checkpoint(folder)
+        if not foreign:
+            workdir_lib.check(folder.path, config)
+        _begin(config)
+        if not folder.locked:
             distributed.log_main("another process trains here: pictures and samples stay its own")
-        _evaluate(config, workdir, foreign=foreign, draws=alone)
+        _evaluate(config, folder, foreign=foreign)
 
 
-def _evaluate(config: ConfigDict, workdir: Path, *, foreign: bool, draws: bool) -> None:
+def _evaluate(config: ConfigDict, folder: RunFolder, *, foreign: bool) -> None:
     data, experiment = _open(config)
+    workdir = folder.path
     if foreign:
-        _check_start(experiment, workdir)
+        _check_start(experiment, folder)
         workdir_lib.claim(workdir, config, writes=distributed.is_main())
         # The average would be the same weights.
         state = experiment.init_state().replace(ema_params=None, ema_batch_stats=None)
         progress = LoopState()
     else:
-        with closing(_checkpoints(workdir, config, read_only=True)) as checkpoints:
+        with closing(_checkpoints(folder, config, read_only=True)) as checkpoints:
             _warn(checkpoints.verify())
             state, progress = checkpoints.restore(experiment.abstract_state())
-    evaluation = RunEvaluation(experiment, experiment.evaluator(), data, workdir, draws=draws)
+    evaluation = RunEvaluation(
+        experiment, experiment.evaluator(), data, workdir, draws=folder.locked
+    )
     values = evaluation(state, progress.next_step)
     if distributed.is_main():
         scores = json.dumps({"step": progress.next_step, **values}, indent=1)
@@ -140,7 +147,7 @@ def _evaluate(config: ConfigDict, workdir: Path, *, foreign: bool, draws: bool) 
         _export(experiment, workdir, evaluation, state)
 
 
-def guidance(config: ConfigDict, workdir: Path) -> None:
+def guidance(config: ConfigDict, workdir: str) -> None:
     """Prints how right the variants of guidance are on the labelled images; the report will show it, too.
 
     Raises:
@@ -153,15 +160,15 @@ def guidance(config: ConfigDict, workdir: Path) -> None:
         )
     data, experiment = _open(config)
     table = guidance_quality.measure(experiment, data)
-    if distributed.is_main():
-        guidance_quality.write(workdir, table)
+    with run_folder.opened(workdir) as folder:
+        if distributed.is_main():
+            guidance_quality.write(folder.path, table)
     distributed.log_main(guidance_quality.as_text(table))
 
 
-def check(config: ConfigDict, workdir: Path) -> None:
-    """Traces the whole step with shapes only and prints parameters, memory and cost."""
-    del workdir
-    distributed.log_main(dry_run.report(abstract_experiment(config)))
+def check(config: ConfigDict, *, compiled: bool = False) -> None:
+    """Traces the whole step with shapes only and prints parameters, memory and cost; see `dry_run.report`."""
+    distributed.log_main(dry_run.report(abstract_experiment(config), compiled=compiled))
 
 
 def abstract_experiment(config: ConfigDict) -> Experiment:
@@ -194,9 +201,13 @@ def _open(config: ConfigDict) -> tuple[Data, Experiment]:
     return data, experiment
 
 
-def _checkpoints(workdir: Path, config: ConfigDict, *, read_only: bool = False) -> Checkpoints:
-    directory = workdir / "checkpoints"
-    return Checkpoints(directory, keep=config.checkpoint.keep, read_only=read_only)
+def _checkpoints(folder: RunFolder, config: ConfigDict, *, read_only: bool = False) -> Checkpoints:
+    return Checkpoints(
+        folder.checkpoints,
+        keep=config.checkpoint.keep,
+        read_only=read_only,
+        before_save=folder.save,
+    )
 
 
 def _warn(notes: Iterable[str]) -> None:
@@ -215,13 +226,13 @@ def _start(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState
     return state, progress
 
 
-def _has_checkpoint(workdir: Path) -> bool:
-    return bool(checkpoint.steps(workdir / "checkpoints"))
+def _has_checkpoint(folder: RunFolder) -> bool:
+    return bool(checkpoint.steps(folder.checkpoints))
 
 
-def _check_start(experiment: Experiment, workdir: Path) -> None:
+def _check_start(experiment: Experiment, folder: RunFolder) -> None:
     """Reads the weights of a new run before its folder is claimed."""
-    if not _has_checkpoint(workdir) and experiment.start is not None and _named(experiment.config):
+    if not _has_checkpoint(folder) and experiment.start is not None and _named(experiment.config):
         distributed.log_main(f"starting from {_named(experiment.config)}")
 
 
@@ -261,17 +272,17 @@ def _export(
     )
 
 
-def _report(workdir: Path, progress: LoopState) -> None:
+def _report(folder: RunFolder, progress: LoopState) -> None:
     if not distributed.is_main():
         return
-    report = page.write_after_training(workdir)
+    report, name = page.write_after_training(folder.path), folder.name.rstrip("/")
     print(
         f"finished after {progress.next_step} steps; best mIoU {progress.best_score:.2f} at step "
         f"{progress.best_step}\n"
-        f"pictures:    {workdir / 'pictures'}\n"
-        f"curves:      {workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}{os.sep}\n"
-        f"best model:  {workdir / 'serving'}" + (f"\nreport:      {report}" if report else "")
+        f"pictures:    {name}/pictures\n"
+        f"curves:      {name}/metrics.jsonl, {name}/tensorboard/\n"
+        f"best model:  {name}/serving" + (f"\nreport:      {name}/{report.name}" if report else "")
     )
     if report:
-        for finding in checks.findings(read.load(workdir)):
+        for finding in checks.findings(read.load(folder.path)):
             print(f"warning:     {finding}")

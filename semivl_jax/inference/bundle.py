@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from semivl_jax import utils
+from semivl_jax import buckets, utils
 from semivl_jax.config import default_config
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.models import build
@@ -152,12 +152,14 @@ def find(path: Path) -> Path:
 
 
 def load(path: str | os.PathLike[str]) -> Bundle:
-    """Reads the folder of a run, or its `serving`.
+    """Reads the folder of a run, or its `serving`, also in a bucket.
 
     Raises:
       ValueError: no such folder, a file of it is missing or damaged, or the folder comes from another version
         and cannot be read.
     """
+    if buckets.is_bucket(path):
+        path = buckets.fetch(str(path), lambda name: name.removeprefix("serving/") in FILES)
     folder = find(Path(path).expanduser())
     verify(folder)
     variables, metadata = store.load_tree(folder / "model.safetensors")

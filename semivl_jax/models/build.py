@@ -134,6 +134,11 @@ def backbone(config: ConfigDict, clip_sizes: dict[str, Any]) -> nn.Module:
 
 def _clip_beside(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTransformer:
     """CLIP's tower beside a DINO: the dense embedding, and for a student its skips."""
+    if clip_sizes.get("map_head"):
+        raise ValueError(
+            f"model.similarity = {config.model.similarity!r} compares with a CLIP, but model.weights are of "
+            "a SigLIP; name a CLIP in model.weights"
+        )
     student = config.model.similarity == "both"
     indices = tuple(config.model.clip_out_indices) if student else (clip_sizes["depth"],)
     tower = _vit(config, {**clip_sizes, **vit.CLIP}, out_indices=indices)
@@ -149,8 +154,15 @@ def guidance_tower(config: ConfigDict, clip_sizes: dict[str, Any]) -> VisionTran
 
 
 def guidance(config: ConfigDict, clip_sizes: dict[str, Any]) -> Guidance:
-    """How the frozen CLIP labels unlabelled images."""
+    """How the frozen CLIP labels unlabelled images. ValueError for what a SigLIP does not have."""
     settings = config.guidance
+    published = {"dense": "value", "scores": "cosine", "refine": "none"}
+    for key, value in published.items():
+        if clip_sizes.get("map_head") and settings[key] != value:
+            raise ValueError(
+                f"guidance.{key} = {settings[key]!r} is for a CLIP, but model.weights are those of a SigLIP; "
+                f"set guidance.{key} = {value!r}"
+            )
     return Guidance(
         tower=guidance_tower(config, clip_sizes),
         dense=settings.dense,

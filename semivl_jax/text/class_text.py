@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from semivl_jax import utils
+from semivl_jax import caches, utils
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.models import clip_text
 from semivl_jax.text import siglip_tokenizer, tokenizer
@@ -201,4 +201,6 @@ def _write(path: Path, rows: np.ndarray) -> None:
         with utils.atomic_write(path) as temporary:
             temporary.write_bytes(hashlib.sha256(data).digest() + data)
     except OSError as error:
-        print(f"text embeddings are not kept in {path.parent} ({error})", file=sys.stderr)
+        reason = getattr(error.__cause__, "strerror", None) or error.strerror or str(error)
+        consequence = "text embeddings are computed in every run"
+        caches.warn(path.parent, reason, "text.cache", consequence)

@@ -4,6 +4,9 @@
 the best score so far. Orbax writes in the background into a temporary folder and renames it at the end,
 so a killed run leaves only complete checkpoints. Before the renaming it also writes `SHA256SUMS`, which is
 verified before a checkpoint is read.
+
+In a bucket nothing is renamed: a checkpoint is complete when it has the file `commit_success.txt`. The bucket
+has and verifies checksums of its own.
 """
 
 from __future__ import annotations
@@ -12,17 +15,22 @@ import contextlib
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
-from semivl_jax import utils
+from semivl_jax import buckets, utils
 from semivl_jax.train.state import TrainState
 from semivl_jax.weights import checksums
 
-_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
+Directory = Path | epath.Path
+"""A folder of this machine, or an `epath.Path` in a bucket."""
+
+_COMMITTED = "commit_success.txt"
+_WRITTEN_LAST = ("_CHECKPOINT_METADATA", _COMMITTED)
 """Files that Orbax writes after the checksums; nothing is read from them."""
 
 
@@ -41,14 +49,19 @@ class LoopState:
     best_step: int = -1
 
 
-def steps(directory: Path) -> list[int]:
+def steps(directory: Directory) -> list[int]:
     """Steps of the complete checkpoints, the newest first."""
     return sorted(
-        (int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True
+        (
+            int(path.name)
+            for path in directory.glob("*")
+            if path.name.isdigit() and (not buckets.is_bucket(path) or (path / _COMMITTED).exists())
+        ),
+        reverse=True,
     )
 
 
-def set_aside_damaged(directory: Path) -> list[str]:
+def set_aside_damaged(directory: Directory) -> list[str]:
     """Renames checkpoints that are damaged to `STEP.damaged`, from the newest on, until one is not.
 
     Returns a sentence for each of them, and one for a checkpoint that cannot be verified.
@@ -70,8 +83,8 @@ def set_aside_damaged(directory: Path) -> list[str]:
     return notes
 
 
-def _unverified(folder: Path) -> list[str]:
-    if checksums.verify(folder):
+def _unverified(folder: Directory) -> list[str]:
+    if buckets.is_bucket(folder) or checksums.verify(folder):
         return []
     return [
         f"checkpoint {folder} has no {checksums.FILE}, an earlier version wrote it; it is read unverified"
@@ -79,10 +92,20 @@ def _unverified(folder: Path) -> list[str]:
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints of one run; with `read_only` nothing is created or removed."""
+    """The newest `keep` checkpoints of one run; with `read_only` nothing is created or removed.
 
-    def __init__(self, directory: Path, *, keep: int, read_only: bool = False) -> None:
-        self._directory = directory
+    `before_save` is called before a new one is written.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        keep: int,
+        read_only: bool = False,
+        before_save: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._directory, self._before_save = directory, before_save
         self._saving = -1
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
@@ -97,9 +120,9 @@ class Checkpoints:
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
             "progress": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(), options=options, item_handlers=handlers
-        )
+        if isinstance(directory, Path):
+            directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint; None without one."""
@@ -115,13 +138,14 @@ class Checkpoints:
             progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
         )
         self.wait()
+        self._before_save()
         self._saving = step
         with self._named_faults():
             self._manager.save(step, args=items)
 
     def _write_checksums(self) -> None:
         """Runs in the background thread, when all files are written and before the renaming."""
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not buckets.is_bucket(self._directory):
             name = str(self._saving)
             temporary = self._directory.glob(f"{name}.orbax-checkpoint-tmp*")
             folder = next(temporary, self._directory / name)

@@ -9,11 +9,13 @@ from contextlib import closing
 
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from semivl_jax import main, utils
 from semivl_jax.train import checkpoint
 from semivl_jax.train.checkpoint import Checkpoints, LoopState
 from semivl_jax.weights import checksums
+from tests import gcs
 
 WRITTEN_LAST = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
@@ -73,6 +75,24 @@ def test_a_flipped_byte_anywhere_is_named(saved, copied):
             assert restored(copied, read_only=True) == (8.0, 8)
             flip(path, position)
     assert [path.read_bytes() for path in files(copied)] == [p.read_bytes() for p in files(saved)]
+
+
+def test_in_a_bucket_only_committed_checkpoints_count(monkeypatch):
+    """As after a kill while the third one was written."""
+    before = []
+    with gcs.emulator(monkeypatch) as bucket:
+        folder = epath.Path(bucket) / "run" / "checkpoints"
+        assert checkpoint.steps(folder) == []
+        options = {"keep": 2, "before_save": lambda: before.append(checkpoint.steps(folder))}
+        with closing(Checkpoints(folder, **options)) as checkpoints:
+            for step in (4, 8, 12):
+                checkpoints.save(state(step), LoopState(next_step=step))
+        assert before == [[], [4], [8, 4]] and checkpoint.steps(folder) == [12, 8]
+        (folder / "12" / "commit_success.txt").unlink()
+        assert checkpoint.steps(folder) == [8] and checkpoint.set_aside_damaged(folder) == []
+        assert restored(folder, read_only=True) == (8.0, 8)
+        assert restored(folder) == (8.0, 8)
+        assert {path.name for path in folder.iterdir()} == {"8"}
 
 
 def test_a_run_goes_on_from_the_checkpoint_before(copied):

@@ -11,8 +11,10 @@ import time
 import numpy as np
 import pytest
 
+from semivl_jax import buckets
 from semivl_jax.reporting import read
 from semivl_jax.train import distributed
+from tests import gcs
 from tests.command import ROOT, command, environment, run
 from tests.photos import make_folder
 from tests.test_resume import last_state
@@ -158,6 +160,25 @@ def test_losses_and_weights_are_those_of_one_process(place, two, one):
     for path in (path for path in expected if not path.startswith("/opt_state")):
         leaf = expected[path]
         np.testing.assert_allclose(found[path], leaf, atol=1e-5, rtol=0, err_msg=path)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_bucket(place, two, monkeypatch):
+    """Checkpoints of both, everything else of the first one; as in a folder that they share."""
+    with gcs.emulator(monkeypatch) as bucket:
+        monkeypatch.setenv("HOME", str(place / "home"))
+        flags = [f"--workdir={bucket}/two", f"--config.data.directory={bucket}/data"]
+        started = start_two(place, "", *flags, "--config.mesh.fsdp=4")
+        outputs = finish(started)
+        assert [process.returncode for process in started] == [0, 0], "\n\n".join(outputs)
+        copy = buckets.fetch(f"{bucket}/two", lambda name: True)
+    found, expected = (last_state(folder, step=STEPS) for folder in (copy, place / "two"))
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    assert train_lines(copy)[-1]["train/loss"] == train_lines(place / "two")[-1]["train/loss"]
+    assert (copy / "serving" / "SHA256SUMS").exists() and not (copy / "lock").exists()
+    assert not LIBRARIES.sub("", outputs[1])
 
 
 @pytest.mark.slow
