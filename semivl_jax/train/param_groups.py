@@ -20,7 +20,7 @@ from semivl_jax.weights.tree import flatten, unflatten
 Finetune = Literal["spatial", "all", "prompts", "none"]
 
 # Attention and position table: the leaves of the image tower that mix positions.
-_SPATIAL = r"(pos_embedding|Transformer/.*/MultiHeadDotProductAttention_0/.*)"
+_SPATIAL = r"(pos_embedding|(.*/)?Transformer/.*/MultiHeadDotProductAttention_0/.*)"
 
 
 @dataclasses.dataclass(frozen=True)
