@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+# TensorStore 0.1.86 often fails to write a checkpoint into a bucket: "Malformed StorageGeneration".
+BUCKETS = ["gcsfs>=2026.2", "tensorstore!=0.1.86"]
+
 setup(
     name="semivl_jax",
     version="0.1.0",
@@ -52,7 +55,6 @@ setup(
         "test": [
             "beartype>=0.21",
             "gcp-storage-emulator>=2026.7",
-            "gcsfs>=2026.2",
             "ipykernel>=7,<8",
             "nbclient>=0.11,<0.12",
             "nbformat>=5.11,<6",
@@ -60,6 +62,7 @@ setup(
             "pytest-xdist>=3.6,<4",
             "ruff==0.17.5",
             "selenium>=4.51,<5",
+            *BUCKETS,
         ],
         "torch": ["torch>=2.6"],
         # other implementations, for tests
@@ -70,7 +73,7 @@ setup(
         ],
         "hub": ["huggingface_hub>=1,<3"],
         # working directories and data in gs://
-        "gcs": ["gcsfs>=2026.2"],
+        "gcs": BUCKETS,
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "tpu_compile": ["libtpu>=0.0.51"],

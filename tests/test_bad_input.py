@@ -125,7 +125,7 @@ def test_lists_that_moved_with_their_folder(tmp_path):
 
 def test_evaluation_of_a_run_that_is_not_there_leaves_no_trace(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere holds no run; train first, or name another"):
-        run_lib.evaluate(changed(), tmp_path / "nowhere")
+        run_lib.evaluate(changed(), str(tmp_path / "nowhere"))
     assert not list(tmp_path.iterdir())
 
 

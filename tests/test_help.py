@@ -61,8 +61,8 @@ def test_help_of_main_has_examples_and_its_own_flags_only():
     done = run("--help")
     assert "python -m semivl_jax.main --config=configs/demo.py" in done.stdout
     assert set(re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE)) == {
-        "config", "debug", "mode", "workdir", "distributed", "coordinator_address", "num_processes",
-        "process_id", "start_timeout",
+        "compile", "config", "debug", "mode", "workdir", "distributed", "coordinator_address",
+        "num_processes", "process_id", "start_timeout",
     }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def test_training_and_prediction(tmp_path, monkeypatch):
     config.deeplab_decoder.channels = config.deeplab_decoder.aspp_channels = 8
     config.evaluation.pictures, config.evaluation.pseudo_label_eval_images = 0, 0
     with pytest.raises(ValueError, match="prepare weights efficientnet_lite0"):
-        run.train(config, tmp_path / "work")
+        run.train(config, str(tmp_path / "work"))
     start = random_variables(MobileNet(**options), np.zeros((1, 33, 33, 3), np.float32))
     path = tmp_path / "w.safetensors"
     files.save(
@@ -40,7 +40,7 @@ def test_training_and_prediction(tmp_path, monkeypatch):
         files.Weights(format=files.BACKBONE, kind="mobile", sizes={"tf": True}, tree=start),
     )
     config.model.backbone_weights = str(path)
-    run.train(config, tmp_path / "work")
+    run.train(config, str(tmp_path / "work"))
     served = files.load(tmp_path / "work/serving/model.safetensors", expect=files.SEGMENTER).tree
     for collection, changes in (("batch_stats", False), ("params", True)):
         kept = served[collection]["backbone"]["stem"]["norm"]

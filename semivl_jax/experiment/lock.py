@@ -136,8 +136,7 @@ def _acquire(workdir: Path, *, required: bool) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(descriptor, path)
-            # Else the process before has just removed the file.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if _is_at(descriptor, path):  # else the process before has just removed the file
                 _take_over(descriptor, path)
                 return descriptor
         except BaseException as error:
@@ -146,6 +145,13 @@ def _acquire(workdir: Path, *, required: bool) -> int | None:
                 return None
             raise
         os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, path: Path) -> None:

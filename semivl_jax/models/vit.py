@@ -347,13 +347,14 @@ class VisionTransformer(nn.Module):
     def _tokens(self, patches: Array) -> Array:
         """Class token, registers and patches, B×T×C, with their positions (rotary ones come later)."""
         batch, rows, cols, width = patches.shape
+        positions = None if self.rope else self._positions(rows, cols, width)
         x = patches.reshape(batch, rows * cols, width)
         if self.class_token:
             cls = jnp.asarray(self.param("cls", nn.initializers.normal(0.02), (1, 1, width)))
             first = jnp.asarray(self.class_token_scale * cls, self.dtype)
             x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, width)), x], axis=1)
-        if not self.rope:
-            x = x + self._positions(rows, cols, width)
+        if positions is not None:
+            x = x + positions
         if self.registers:
             shape = (1, self.registers, width)
             extra = self.param("registers", nn.initializers.normal(0.02), shape)

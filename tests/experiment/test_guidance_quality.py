@@ -42,7 +42,7 @@ def test_the_command_measures_every_variant_for_the_report(tmp_path, capsys, mon
     config = tiny.get_config(str(make_folder(tmp_path / "photos")))
     config.data.directory, config.compilation_cache = str(tmp_path / "prepared"), ""
     work = tmp_path / "work"
-    run.guidance(config, work)
+    run.guidance(config, str(work))
     assert "cosine*" in capsys.readouterr().out
     table = json.loads((work / guidance_quality.FILE).read_text())
     assert table["images"] > 0 and table["threshold"] == 0.9
@@ -53,4 +53,4 @@ def test_the_command_measures_every_variant_for_the_report(tmp_path, capsys, mon
     assert "svc, surgery" in page.write([work], tmp_path / "report.html").read_text()
     set_method(config, "unimatch")
     with pytest.raises(ValueError, match="'unimatch' has no guidance to measure"):
-        run.guidance(config, work)
+        run.guidance(config, str(work))

@@ -242,8 +242,8 @@ def test_a_missing_file_is_an_error_before_the_folder_is_claimed(tmp_path):
     config.batch = 8
     config.model.checkpoint = str(tmp_path / "gone")
     with pytest.raises(ValueError, match="gone: no such file"):
-        run.train(config, tmp_path / "work")
+        run.train(config, str(tmp_path / "work"))
     assert not (tmp_path / "work").exists()
     config.model.checkpoint = ""
     with pytest.raises(ValueError, match="holds no run; train first"):
-        run.evaluate(config, tmp_path / "work")
+        run.evaluate(config, str(tmp_path / "work"))

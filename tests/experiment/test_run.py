@@ -23,7 +23,7 @@ def test_evaluation_of_a_method_chosen_on_the_command_line_finds_its_run(monkeyp
 
     monkeypatch.setattr(run, "_open", opened)
     with pytest.raises(Opened):
-        run.evaluate(named, tmp_path)
+        run.evaluate(named, str(tmp_path))
     named.method.confidence_threshold = 0.5
     with pytest.raises(ValueError, match=r"belongs to a run with method\.confidence_threshold"):
-        run.evaluate(named, tmp_path)
+        run.evaluate(named, str(tmp_path))

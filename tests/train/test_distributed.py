@@ -22,10 +22,10 @@ from tests.test_resume import last_state
 STEPS = 3
 
 # Messages of Gloo, the communication library, whose threads write these pieces in any order, and warnings of
-# XLA's partitioner.
+# XLA's partitioner and of TensorStore.
 LIBRARIES = re.compile(
-    r"W\d+ [^\n]*spmd_partitioner[^\n]*|\[Gloo\] Rank | is connected to | peer ranks\. |"
-    r"Expected number of connected peer ranks is : |\d+|\n"
+    r"[IW]\d+ [^\n]*(?:spmd_partitioner|google_auth_provider)[^\n]*|"
+    r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : |\d+|\n"
 )
 
 # Logs the paths that a process opens for writing, renames, creates or removes; imported by every Python
