@@ -17,39 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import runs
-from semivl_jax import select, sweep, utils
-
-
-def train(
-    rows: dict[str, dict[int, object]], options: argparse.Namespace
-) -> dict[str, dict[int, sweep.Run]]:
-    """The finished runs of every row by seed; a row gives `data.split` per seed."""
-    steps = {"steps": options.steps} if options.steps else {}
-    made = {
-        name: {
-            seed: sweep.Run(
-                name=f"{name}, seed {seed}",
-                config=options.config,
-                workdir=Path(options.out) / f"{name}-seed{seed}",
-                fields={
-                    "method.name": options.method,
-                    "data.split": split,
-                    "data.split_seed": seed,
-                    "seed": seed,
-                    "evaluation.pictures": 0,
-                    **steps,
-                },
-            )
-            for seed, split in of_row.items()
-        }
-        for name, of_row in rows.items()
-    }
-    failed = sweep.run_all(
-        [one for of_row in made.values() for one in of_row.values()], jobs=options.jobs
-    )
-    if failed:
-        raise SystemExit(f"error: {len(failed)} runs failed; see log.txt in their workdirs")
-    return made
+from semivl_jax import select, utils
 
 
 def choose(run: Path, budget: int) -> str:
@@ -74,14 +42,14 @@ def draw(run: Path, budget: int, seed: int) -> str:
     return str(path)
 
 
-def format_table(scores: dict[str, dict[int, float]], seeds: tuple[int, ...]) -> str:
+def format_table(scores: dict[str, list[float]], seeds: list[str]) -> str:
     """Markdown: a column per seed."""
     lines = [
         f"| labelled images | {' | '.join(f'seed {seed}' for seed in seeds)} |",
         "| --- " * (1 + len(seeds)) + "|",
     ]
     for name, of_row in scores.items():
-        lines.append(f"| {name} | {' | '.join(f'{of_row[seed]:.1f}' for seed in seeds)} |")
+        lines.append(f"| {name} | {' | '.join(f'{score:.1f}' for score in of_row)} |")
     return "\n".join(lines)
 
 
@@ -101,18 +69,21 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Trains, chooses, trains again, prints and writes the table."""
     options = parser().parse_args()
-    seeds = runs.numbers(options.seeds, int, key="--seeds")
-    first = train({"first": dict.fromkeys(seeds, options.labelled)}, options)["first"]
-    lists = {
-        "select": {s: choose(first[s].workdir, options.budget) for s in seeds},
-        "random": {s: draw(first[s].workdir, options.budget, s) for s in seeds},
+    seeds, method = options.seeds.split(","), {"method.name": options.method}
+    rows = {"first": lambda seed: _labels(options.labelled, seed)}
+    first = dict(zip(seeds, runs.train(rows, options, **method)["first"], strict=True))
+    rows |= {
+        "select": lambda seed: _labels(choose(first[seed].workdir, options.budget), seed),
+        "random": lambda seed: _labels(draw(first[seed].workdir, options.budget, int(seed)), seed),
     }
-    made = {"first": first, **train(lists, options)}
-    scores = {
-        name: {s: one.result().best for s, one in of_row.items()} for name, of_row in made.items()
-    }
+    trained = runs.train(rows, options, **method)
+    scores = {name: [run.result().best for run in of_row] for name, of_row in trained.items()}
     print("\n" + format_table(scores, seeds))
     utils.write_text(Path(options.out) / "label_next.json", json.dumps(scores, indent=1) + "\n")
+
+
+def _labels(split: int | str, seed: str) -> runs.Fields:
+    return {"data.split": split, "data.split_seed": seed}
 
 
 if __name__ == "__main__":

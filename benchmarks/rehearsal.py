@@ -162,8 +162,8 @@ class _Drawing:
 
     def _calibrate(self) -> float:
         """The strength of noise with which a picture has the published number of bytes."""
-        low, high = 0.0, 256.0
-        for _ in range(12):
+        low, high = 0.0, 512.0
+        for _ in range(14):
             middle = (low + high) / 2
             larger = len(self._encode(middle, 0)) > self._images.bytes
             low, high = (low, middle) if larger else (middle, high)

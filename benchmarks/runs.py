@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from semivl_jax import sweep
+
+Fields = Mapping[str, object]
+"""Configuration keys → values."""
 
 _QUIET = {
     "evaluation.pictures": 0,
@@ -48,11 +51,15 @@ def numbers(text: str, kind: type, *, key: str) -> tuple[Any, ...]:
 
 
 def train(
-    rows: Mapping[str, Mapping[str, object]],
+    rows: Mapping[str, Fields | Callable[[str], Fields]],
     options: argparse.Namespace,
     **fields: object,
 ) -> dict[str, list[sweep.Run]]:
-    """The runs of every row, one per seed; runs what is not finished. `fields` are those of all rows."""
+    """The runs of every row, one per seed; runs what is not finished.
+
+    A row is what it changes in the configuration, or a function of the seed that returns that. `fields` are
+    those of all rows.
+    """
     steps = {"steps": options.steps} if options.steps else {}
     runs = {
         name: [
@@ -60,7 +67,13 @@ def train(
                 name=f"{name}, seed {seed}",
                 config=options.config,
                 workdir=Path(options.out) / f"{number}-seed{seed}",
-                fields={**_QUIET, **fields, **own, "seed": seed, **steps},
+                fields={
+                    **_QUIET,
+                    **fields,
+                    **(own(seed) if callable(own) else own),
+                    "seed": seed,
+                    **steps,
+                },
             )
             for seed in options.seeds.split(",")
         ]

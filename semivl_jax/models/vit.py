@@ -347,6 +347,7 @@ class VisionTransformer(nn.Module):
     def _tokens(self, patches: Array) -> Array:
         """Class token, registers and patches, B×T×C, with their positions (rotary ones come later)."""
         batch, rows, cols, width = patches.shape
+        # Made before the class token: the order of the parameters decides their random values.
         positions = None if self.rope else self._positions(rows, cols, width)
         x = patches.reshape(batch, rows * cols, width)
         if self.class_token:
