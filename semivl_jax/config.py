@@ -114,6 +114,8 @@ def _data() -> ConfigDict:
     data.unlabelled = ""  # file of ids; empty: every training image that is not labelled
     # NAME=FOLDER, …: further images for streams of a method (docs/methods.md)
     data.extra_sources = ""
+    # Share of the labelled crops that are drawn to show rare classes (docs/own_data.md); 0: all uniformly
+    data.rare_class_share = 0.0
     data.crop = 512
     data.resize = "ratio"  # ratio or long_side (METHOD 6)
     data.ratio_long = 2048  # resize = ratio: the image is first fitted into long × short, …

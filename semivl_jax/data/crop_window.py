@@ -19,7 +19,7 @@ import math
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from semivl_jax.data import images
@@ -50,6 +50,19 @@ def draw_corner(rng: np.random.Generator, size: Size, *, crop: int) -> tuple[int
     left = int(rng.integers(max(width - crop, 0), endpoint=True))
     top = int(rng.integers(max(height - crop, 0), endpoint=True))
     return left, top
+
+
+def draw_corner_around(
+    rng: np.random.Generator, size: Size, shown: Bool[np.ndarray, "h w"], *, crop: int
+) -> tuple[int, int]:
+    """(left, top) of a crop of an image of this size that shows one of the marked pixels of the unscaled image."""
+    place = rng.choice(np.flatnonzero(shown))
+    corner = []
+    for at, length, scaled in zip(np.unravel_index(place, shown.shape), shown.shape, size, strict=True):
+        at = int((at + 0.5) * scaled / length)
+        last = max(scaled - crop, 0)
+        corner.append(int(rng.integers(min(max(at - crop + 1, 0), last), min(at, last), endpoint=True)))
+    return corner[1], corner[0]
 
 
 def crop_opencv(

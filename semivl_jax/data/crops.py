@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from semivl_jax.data import crop_window, images
+from semivl_jax.data.rare_classes import RareClassSampler
 from semivl_jax.data.sampler import Sampler, Shard, generator
 from semivl_jax.data.source import Source
 
@@ -42,9 +43,16 @@ class Geometry:
     scale_max: float = 2.0
 
     def __call__(
-        self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray | None
+        self,
+        rng: np.random.Generator,
+        image: np.ndarray,
+        label: np.ndarray | None,
+        shown: int | None = None,
     ) -> images.Crop:
-        """Scales and crops an image uint8 [h, w, 3] and its label uint8 [h, w], if there is one."""
+        """Scales and crops an image uint8 [h, w, 3] and its label uint8 [h, w], if there is one.
+
+        With `shown`, the crop shows a pixel of this class, which the label must have.
+        """
         shape, scale = image.shape[:2], (self.scale_min, self.scale_max)
         if self.resize == "ratio":
             size = crop_window.draw_ratio_size(
@@ -54,7 +62,10 @@ class Geometry:
         else:
             size = crop_window.draw_long_side_size(rng, shape, scale=scale)
             cut = crop_window.crop_pillow
-        left, top = crop_window.draw_corner(rng, size, crop=self.crop)
+        if label is None or shown is None:
+            left, top = crop_window.draw_corner(rng, size, crop=self.crop)
+        else:
+            left, top = crop_window.draw_corner_around(rng, size, label == shown, crop=self.crop)
         return cut(image, label, size=size, crop=self.crop, left=left, top=top)
 
 
@@ -69,6 +80,7 @@ class CropLoader:
       geometry: how photos become crops.
       keys: names of the crops of the same photo.
       labels: whether labels are loaded too.
+      rare: chooses image and class of some crops; None: every image as often.
     """
 
     source: Source
@@ -77,10 +89,19 @@ class CropLoader:
     geometry: Geometry
     keys: tuple[str, ...]
     labels: bool = False
+    rare: RareClassSampler | None = None
 
     def record(self, global_index: int) -> int:
         """Record index of the image at a global index."""
-        return int(self.indices[self.sampler(global_index)])
+        return self._drawn(global_index)[0]
+
+    def _drawn(self, global_index: int) -> tuple[int, int | None]:
+        """Record index of the image, and the class that its crop must show, if any."""
+        position, shown = (self.rare and self.rare(global_index)) or (
+            self.sampler(global_index),
+            None,
+        )
+        return int(self.indices[position]), shown
 
     def __call__(self, global_index: int) -> dict[str, np.ndarray]:
         """Crops of the image at a global index; see the module's docstring.
@@ -88,11 +109,12 @@ class CropLoader:
         Raises:
           ValueError: an image or label that cannot be used; the message names it.
         """
-        image, label = self.source.decode(self.record(global_index), label=self.labels)
+        record, shown = self._drawn(global_index)
+        image, label = self.source.decode(record, label=self.labels)
         arrays: dict[str, np.ndarray] = {}
         for name in self.keys:
             rng = generator(self.sampler.seed, f"{name}/geometry", global_index)
-            crop = self.geometry(rng, image, label)
+            crop = self.geometry(rng, image, label, shown)
             arrays[f"{name}/image"] = crop.image
             if crop.label is not None:
                 arrays[f"{name}/label"] = crop.label

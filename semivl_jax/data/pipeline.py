@@ -27,6 +27,7 @@ from absl import flags
 from semivl_jax import utils
 from semivl_jax.data import workers as workers_lib
 from semivl_jax.data.crops import BatchLoader, CropLoader, ExampleLoader, Geometry
+from semivl_jax.data.rare_classes import RareClassSampler
 from semivl_jax.data.sampler import Sampler, Shard
 from semivl_jax.data.source import Source
 from semivl_jax.types import Stream
@@ -54,6 +55,7 @@ class TrainPipeline:
       process_count: how many there are.
       extra_sources: further images by the name in `Stream.source`; all of their records are used.
       calibration: record indices of the labelled images that a stream may take as "calibration".
+      rare_class_share: share of the labelled crops that are drawn to show rare classes, in [0, 1].
 
     Raises:
       ValueError: a batch that the processes cannot share, a stream without images or with the name of
@@ -75,6 +77,7 @@ class TrainPipeline:
         process_count: int = 1,
         extra_sources: Mapping[str, Source] | None = None,
         calibration: Sequence[int] = (),
+        rare_class_share: float = 0.0,
     ) -> None:
         keys = ["labelled", *(key for stream in streams for key in stream.keys)]
         if len(set(keys)) != len(keys):
@@ -89,6 +92,12 @@ class TrainPipeline:
         # Labelled images are repeated to the length of the unlabelled ones, if a stream has these.
         count = any(stream.source == "unlabelled" for stream in streams) * len(unlabelled)
         sampler = Sampler("labelled", len(labelled), seed, max(len(labelled), count))
+        rare = rare_class_share and RareClassSampler.from_counts(
+            [source.pixels[index] or {} for index in labelled],
+            num_classes=source.info.num_classes,
+            share=rare_class_share,
+            seed=seed,
+        )
         first = CropLoader(
             source=source,
             indices=np.asarray(labelled, np.int64),
@@ -96,6 +105,7 @@ class TrainPipeline:
             geometry=geometry,
             keys=("labelled",),
             labels=True,
+            rare=rare or None,
         )
         others = (_loader(stream, sources, geometry, seed) for stream in streams)
         self._workers = workers

@@ -105,6 +105,7 @@ class Experiment:
             streams=self.modules.method.streams,
             extra_sources=data.extra,
             calibration=data.split.calibration,
+            rare_class_share=settings.rare_class_share,
             batch=self.config.batch,
             geometry=geometry,
             seed=self.config.seed,
