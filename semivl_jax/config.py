@@ -355,6 +355,9 @@ NOT_NEGATIVE = (
 )
 
 
+SHARES = ("data.calibration_share", "data.rare_class_share")
+
+
 def validate(config: ConfigDict) -> None:
     """Checks single values, then what must hold between them.
 
@@ -399,6 +402,9 @@ def _single_values(config: ConfigDict) -> Iterator[str]:
     for key in NOT_NEGATIVE:
         if _value(config, key) < 0:
             yield f"{key} = {_value(config, key)} must be 0 or more"
+    for key in SHARES:
+        if not 0 <= _value(config, key) <= 1:
+            yield f"{key} = {_value(config, key)} must be a share from 0 to 1"
 
 
 def _similarity(config: ConfigDict, *, of_clip: bool) -> Iterator[str]:

@@ -33,6 +33,10 @@ def changed(**fields) -> ConfigDict:
         ({"optim__lr": 0.0}, r"optim\.lr = 0\.0 must be greater than 0"),
         ({"data__workers": -1}, r"data\.workers = -1 must be 0 or more"),
         (
+            {"data__rare_class_share": 1.5},
+            r"data\.rare_class_share = 1\.5 must be a share from 0 to 1",
+        ),
+        (
             {"method__guidance_threshold": 1.5},
             r"method\.guidance_threshold = 1\.5 must lie between",
         ),

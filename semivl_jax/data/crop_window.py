@@ -55,13 +55,20 @@ def draw_corner(rng: np.random.Generator, size: Size, *, crop: int) -> tuple[int
 def draw_corner_around(
     rng: np.random.Generator, size: Size, shown: Bool[np.ndarray, "h w"], *, crop: int
 ) -> tuple[int, int]:
-    """(left, top) of a crop of an image of this size that shows one of the marked pixels of the unscaled image."""
+    """(left, top) of a crop that shows one of the marked pixels, to the rounding of its place.
+
+    The pixel is drawn from those marked before scaling, then the corner uniformly from those that fit.
+    """
     place = rng.choice(np.flatnonzero(shown))
     corner = []
-    for at, length, scaled in zip(np.unravel_index(place, shown.shape), shown.shape, size, strict=True):
+    for at, length, scaled in zip(
+        np.unravel_index(place, shown.shape), shown.shape, size, strict=True
+    ):
         at = int((at + 0.5) * scaled / length)
         last = max(scaled - crop, 0)
-        corner.append(int(rng.integers(min(max(at - crop + 1, 0), last), min(at, last), endpoint=True)))
+        corner.append(
+            int(rng.integers(min(max(at - crop + 1, 0), last), min(at, last), endpoint=True))
+        )
     return corner[1], corner[0]
 
 

@@ -149,7 +149,7 @@ def swallowed(run: Run) -> Finding | None:
         "Classes predicted as the most frequent class",
         run,
         texts,
-        "Label more images of them, or give rare classes more weight.",
+        "Label more images of them, or raise data.rare_class_share.",
     )
 
 
