@@ -1,6 +1,6 @@
 """Published weights -> a file of this project, and such a file -> big_vision's layout.
 
-In: a path, or a `checkpoints.Checkpoint`. Out: `files.Weights`, arrays in the dtype that they came in. The
+In: a path, or a `foreign_files.Checkpoint`. Out: `files.Weights`, arrays in the dtype that they came in. The
 format is detected, sizes are read from the shapes, names and arrays are translated by the tables of the
 format's parts, and the result is compared with a model of these sizes, built as shapes only: names and
 shapes must be exactly the model's.
@@ -40,7 +40,7 @@ def convert_file(
     """Converts a file or folder to `out` (.safetensors; .npz exports), written atomically.
 
     Args:
-      src: a file or folder that `checkpoints.read` reads; for an export a file of this project.
+      src: a file or folder that `foreign_files.read` reads; for an export a file of this project.
       format: name of the published format; "": detected.
       entry: the part of a training checkpoint that holds the weights; "": the usual ones.
 

@@ -1,6 +1,6 @@
 """Table of the published formats that can be converted, and the detection of a checkpoint's format.
 
-In: `checkpoints.Checkpoint`. Out: a `Format`: its parts (`layouts.Layout`), names that are not needed, and
+In: `foreign_files.Checkpoint`. Out: a `Format`: its parts (`layout.Layout`), names that are not needed, and
 the format of the converted file. Formats are detected from tensor names alone.
 """
 
