@@ -136,7 +136,7 @@ def _counts(
     label = jax.jit(functools.partial(_label, variant, experiment.modules.model.renormalize))
     counts = np.zeros((3, len(thresholds)), np.int64)
     for index in chosen[jax.process_index() :: jax.process_count()]:
-        image, truth = crop_with_mask(data.train, index, side=side)
+        image, truth = crop_with_mask(data.train[index], index, side=side)
         rows, columns = truth.shape
         canvas = images_lib.padded(image, None, crop=side).image[None]
         made = jax.device_get(label(frozen.guidance_params, frozen.guidance_text, canvas))

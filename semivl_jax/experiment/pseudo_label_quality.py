@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from semivl_jax.data import images as images_lib
 from semivl_jax.data import label_files
-from semivl_jax.data.source import Source
+from semivl_jax.data.source import Record
 from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.models import image_normalization
@@ -99,16 +99,15 @@ class PseudoLabelQuality:
         names = labeller.names
         counts = np.zeros((len(names), self._classes + 1, self._classes + 1), np.int64)
         for index in self._chosen[jax.process_index() :: jax.process_count()]:
-            image, truth = crop_with_mask(self._train, index, side=self._crop)
+            image, truth = crop_with_mask(self._train[index], index, side=self._crop)
             maps = labeller(image)
             for name, count in zip(names, counts, strict=True):
                 count += confusion_counts(truth, maps[name], num_classes=self._classes)
         return dict(zip(names, distributed.all_sum(counts), strict=True))
 
 
-def crop_with_mask(source: Source, index: int, *, side: int) -> tuple[Image, Labels]:
+def crop_with_mask(record: Record, index: int, *, side: int) -> tuple[Image, Labels]:
     """`crop_of` an image at its own size, and of its mask; 255 where there is none."""
-    record = source[index]
     image = images_lib.decode_image(record.image)
     truth = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
     if record.label is not None:
