@@ -67,7 +67,9 @@ def convert(
     sizes make no model.
     """
     form, source = detect_format.detect_format(checkpoint, format), checkpoint.source
-    state, options = form.prepare(checkpoint, options or Options())
+    state, options = checkpoint.state, options or Options()
+    if form.prepare is not None:
+        state, options = form.prepare(checkpoint, options)
     sizes = _sizes(form, state, options, source=source)
     translation = translate(state, rules(form, sizes), source=source)
     try:
@@ -77,7 +79,7 @@ def convert(
     translation.check(like, source=source)
     tree = translation.tree if form.holds == files.CLIP else {"batch_stats": {}, **translation.tree}
     weights = files.Weights(format=form.holds, kind=form.name, sizes=sizes, tree=tree)
-    return form.finish(weights, checkpoint, options)
+    return weights if form.finish is None else form.finish(weights, checkpoint, options)
 
 
 def _sizes(form: Format, state: State, options: Options, *, source: str) -> Sizes:

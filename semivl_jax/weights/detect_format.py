@@ -55,8 +55,8 @@ class Format:
     parts     its modules
     arrays    rules of arrays that belong to no part
     dropped   names that are not needed
-    prepare   arrays and options before the conversion
-    finish    the weights after it
+    prepare   arrays and options before the conversion, if they change
+    finish    the weights after it, if they change
     """
 
     name: str
@@ -67,13 +67,8 @@ class Format:
     parts: tuple[Part, ...]
     arrays: Rules = ()
     dropped: tuple[str, ...] = ()
-    prepare: Callable[[Checkpoint, Options], tuple[State, Options]] = lambda checkpoint, options: (
-        checkpoint.state,
-        options,
-    )
-    finish: Callable[[files.Weights, Checkpoint, Options], files.Weights] = lambda weights, *_: (
-        weights
-    )
+    prepare: Callable[[Checkpoint, Options], tuple[State, Options]] | None = None
+    finish: Callable[[files.Weights, Checkpoint, Options], files.Weights] | None = None
 
     def matches(self, names: Mapping[str, Any]) -> bool:
         """Whether the names are of this format."""
