@@ -1,22 +1,20 @@
-"""The configuration: every key once with its default, and the rules that its values must keep.
+"""The configuration: every key once with its default.
 
 `default_config` is the published SemiVL on Pascal VOC; the files in `configs/` change fields. On the command
 line `--config.optim.lr=1e-4` changes a field of whatever file is named; a key that does not exist is refused.
 The fields of `config.method` are those of the method's dataclass (`train/methods/`). Lengths are in steps,
-sizes in pixels, rates between 0 and 1 unless said otherwise.
+sizes in pixels, rates between 0 and 1 unless said otherwise. What values must keep is in `config_rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Any, get_args
+from collections.abc import Collection
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from semivl_jax import buckets, utils
+from semivl_jax import config_rules, utils
 from semivl_jax.evaluation.sliding_window import SlidingWindow
-from semivl_jax.models import build, clip_guidance
-from semivl_jax.text import class_names
 from semivl_jax.train import methods
 
 
@@ -93,6 +91,23 @@ def drop_other_fields(config: ConfigDict, *, chosen: Collection[str] = ()) -> No
             )
     with config.unlocked():
         config.method = ConfigDict(own | {k: v for k, v in config.method.items() if k in own})
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks single values, then what must hold between them.
+
+    Raises:
+      ValueError: the first rule that is broken, in one sentence.
+    """
+    for broken in config_rules.broken_by_single_values(config):
+        raise ValueError(broken)
+    config_rules.check_schemes(config)
+    method = methods.create(config.method)
+    for broken in config_rules.broken_between_values(config, guided=method.guided):
+        raise ValueError(broken)
+    if config.accumulation > 1:
+        method.check_accumulation(config.accumulation)
+    SlidingWindow.from_config(config)  # raises for options that do not fit together
 
 
 def _data() -> ConfigDict:
@@ -208,12 +223,10 @@ def _text() -> ConfigDict:
 
 def _guidance() -> ConfigDict:
     guidance = ConfigDict()
-    guidance.dense = (
-        "value"  # or svc: calibrated by correlations of tokens, as in ExCEL (docs/methods.md)
-    )
-    guidance.scores = (
-        "cosine"  # or surgery: channels normalised over the image, what texts share removed
-    )
+    # value (the value path), or svc: calibrated by correlations of tokens, as in ExCEL (docs/methods.md)
+    guidance.dense = "value"
+    # cosine, or surgery: channels normalised over the image, what texts share removed
+    guidance.scores = "cosine"
     # affinity: labels follow CLIP's attention; par: they follow the colours of the pixels
     guidance.refine = "none"
     # Sentences that enrich the texts of guidance: a JSON file {"class": ["sentence", …]}, or "definitions";
@@ -252,260 +265,3 @@ def _evaluation() -> ConfigDict:
     # where there is a mask, scored at every evaluation; training never reads these masks. 0: none
     evaluation.pseudo_label_eval_images = 32
     return evaluation
-
-
-_DINO = {"decoder": ("dpt", "vlg"), "finetune": ("all", "spatial", "none")}
-FITTING: dict[str, dict[str, tuple[str, ...]]] = {
-    "clip_vit": {"decoder": ("vlg", "deeplab"), "finetune": ("spatial", "all", "none")},
-    "prompted_clip_vit": {"decoder": ("atm",), "finetune": ("prompts",)},
-    "resnet50": {"decoder": ("deeplab",), "finetune": ("all",)},
-    "resnet101": {"decoder": ("deeplab",), "finetune": ("all",)},
-    "resnet18": {"decoder": ("deeplab",), "finetune": ("all", "none")},
-    "imagenet_vit": {"decoder": ("deeplab",), "finetune": ("all", "none")},
-    "dinov2_vits14": _DINO,
-    "dinov2_vitb14": _DINO,
-    "dinov3_vits16": _DINO,
-    "dinov3_vits16plus": _DINO,
-    "dinov3_vitb16": _DINO,
-    "dinov3_vitl16": _DINO,
-    "efficientnet_lite0": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
-    "timm_efficientnet_lite0": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
-    "mobilenet_v2": {"decoder": ("deeplab", "dpt"), "finetune": ("all", "none")},
-    "augreg_b16": {"decoder": ("deeplab",), "finetune": ("all", "none")},
-    "siglip_b16": {"decoder": ("deeplab",), "finetune": ("all", "none")},
-}
-"""model.backbone → values of other keys of `model` that go with it."""
-
-CONVOLUTIONAL = (
-    "resnet50",
-    "resnet101",
-    "resnet18",
-    "efficientnet_lite0",
-    "timm_efficientnet_lite0",
-    "mobilenet_v2",
-)
-"""Values of model.backbone with batch norms."""
-
-CHOICES: dict[str, tuple[object, ...]] = {
-    "dtype": ("float32", "bfloat16"),
-    "data.dataset": (
-        "shapes",
-        "folder",
-        "voc",
-        "coco",
-        "coco_instances",
-        "ade20k",
-        "cityscapes",
-    ),
-    "data.resize": ("ratio", "long_side"),
-    "model.backbone": tuple(FITTING),
-    "model.init": ("clip", "random"),
-    "model.finetune": ("spatial", "all", "prompts", "none"),
-    "model.conv_encoder": ("none", "resnet101_v1c"),
-    "model.decoder": ("vlg", "deeplab", "atm", "dpt"),
-    "model.similarity": ("text", "queries", "clip", "both"),
-    "model.output": ("mean", "clip", "dino"),
-    "model.remat": ("none", "dots", "blocks"),
-    "model.guidance_dtype": ("float32", "bfloat16"),
-    "vlg_decoder.remat": ("none", "blocks"),
-    "guidance.dense": get_args(clip_guidance.Dense),
-    "guidance.scores": get_args(clip_guidance.Scores),
-    "guidance.refine": get_args(clip_guidance.Refine),
-    "text.decoder": class_names.MODES,
-    "text.guidance": class_names.MODES,
-    "optim.lr_scaling": ("none", "linear"),
-    "optim.name": ("adamw", "sgd"),
-}
-
-POSITIVE = (
-    "batch",
-    "accumulation",
-    "log_every",
-    "data.crop",
-    "data.ratio_long",
-    "data.ratio_short",
-    "data.scale_min",
-    "data.prefetch",
-    "optim.lr",
-    "optim.published_batch",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "guidance.clusters",
-)
-
-NOT_NEGATIVE = (
-    "seed",
-    "steps",
-    "epochs",
-    "epoch_images",
-    "max_skipped_steps",
-    "data.workers",
-    "model.guidance_grid",
-    "optim.weight_decay",
-    "optim.power",
-    "optim.warmup_steps",
-    "optim.backbone_lr",
-    "optim.conv_encoder_lr",
-    "optim.decoder_lr",
-    "evaluation.short_side",
-    "evaluation.every_epochs",
-    "evaluation.every_steps",
-    "evaluation.pictures",
-    "evaluation.pseudo_label_eval_images",
-)
-
-
-SHARES = ("data.calibration_share", "data.rare_class_share")
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks single values, then what must hold between them.
-
-    Raises:
-      ValueError: the first rule that is broken, in one sentence.
-    """
-    for broken in _single_values(config):
-        raise ValueError(broken)
-    _check_schemes(config)
-    method = methods.create(config.method)
-    for broken in _between_values(config, guided=method.guided):
-        raise ValueError(broken)
-    if config.accumulation > 1:
-        method.check_accumulation(config.accumulation)
-    SlidingWindow.from_config(config)  # raises for options that do not fit together
-
-
-def _value(config: ConfigDict, key: str) -> object:
-    value: object = config
-    for name in key.split("."):
-        value = value[name]
-    return value
-
-
-def _check_schemes(config: ConfigDict, prefix: str = "") -> None:
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            _check_schemes(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            name = prefix + key
-            buckets.check_scheme(value, name, bucket=name == "data.directory")
-
-
-def _single_values(config: ConfigDict) -> Iterator[str]:
-    for key, choices in CHOICES.items():
-        if _value(config, key) not in choices:
-            listed = ", ".join(str(choice) for choice in choices)
-            yield f"{key} = {_value(config, key)!r} is unknown; choose one of {listed}"
-    for key in POSITIVE:
-        if not _value(config, key) > 0:
-            yield f"{key} = {_value(config, key)} must be greater than 0"
-    for key in NOT_NEGATIVE:
-        if _value(config, key) < 0:
-            yield f"{key} = {_value(config, key)} must be 0 or more"
-    for key in SHARES:
-        if not 0 <= _value(config, key) <= 1:
-            yield f"{key} = {_value(config, key)} must be a share from 0 to 1"
-
-
-def _similarity(config: ConfigDict, *, of_clip: bool) -> Iterator[str]:
-    """Rules of `model.similarity`."""
-    model = config.model
-    chosen = f"model.similarity = {model.similarity!r}"
-    if model.similarity != "text" and model.decoder != "vlg":
-        yield (
-            f"{chosen} is for model.decoder = 'vlg', not {model.decoder!r}; set model.similarity = 'text'"
-        )
-    if model.similarity in ("clip", "both") and (of_clip or model.conv_encoder != "none"):
-        yield (
-            f"{chosen} puts CLIP's tower beside a DINO and no convolutional encoder; choose a DINO as "
-            "model.backbone and model.conv_encoder = 'none'"
-        )
-    if model.decoder == "vlg" and model.similarity == "text" and not of_clip:
-        yield (
-            f"model.backbone = {model.backbone!r} has no embedding to compare with texts; set "
-            "model.similarity = 'clip' or 'queries'"
-        )
-    if (model.similarity == "both") != (config.method.name == "co2s"):
-        yield (
-            f"{chosen} does not go with method.name = {config.method.name!r}: the two students of 'both' are "
-            "those of the method 'co2s'; change one of them"
-        )
-    if config.mesh.classes > 1 and model.similarity in ("queries", "both"):
-        yield (
-            f"mesh.classes = {config.mesh.classes} splits the texts of classes, but {chosen} has queries; "
-            "set mesh.classes = 1"
-        )
-
-
-def _between_values(config: ConfigDict, *, guided: bool) -> Iterator[str]:
-    data, model, evaluation = config.data, config.model, config.evaluation
-    if not config.steps and not config.epochs:
-        yield "steps = 0 and epochs = 0 leave nothing to train; set one of them"
-    if data.dataset == "folder" and not data.folder:
-        yield (
-            "data.folder is empty; name the folder with images/, masks/ and classes.txt, for example "
-            "--config=configs/folder.py:/path/to/photos"
-        )
-    if data.scale_max < data.scale_min:
-        yield (
-            f"data.scale_max = {data.scale_max} is below data.scale_min = {data.scale_min}; "
-            "exchange them"
-        )
-    if config.mesh.classes > 1 and model.decoder != "vlg":
-        yield (
-            f"mesh.classes = {config.mesh.classes} splits what the decoder 'vlg' computes per class, but "
-            f"model.decoder = {model.decoder!r}; set mesh.classes = 1"
-        )
-    of_clip = model.backbone in ("clip_vit", "prompted_clip_vit")
-    if of_clip and model.backbone_weights:
-        yield (
-            f"model.backbone_weights = {model.backbone_weights!r} is not read by model.backbone = "
-            f"{model.backbone!r}, which starts from model.weights; name another backbone or leave it empty"
-        )
-    if model.conv_encoder == "none" and model.conv_encoder_weights:
-        yield (
-            f"model.conv_encoder_weights = {model.conv_encoder_weights!r} is not read by "
-            "model.conv_encoder = 'none'; name an encoder or leave it empty"
-        )
-    for key, fitting in FITTING.get(model.backbone, {}).items():
-        if model[key] not in fitting:
-            yield (
-                f"model.backbone = {model.backbone!r} does not go with model.{key} = {model[key]!r}; set "
-                f"model.{key} = {' or '.join(map(repr, fitting))}"
-            )
-    yield from _similarity(config, of_clip=of_clip)
-    convolutional = model.backbone in CONVOLUTIONAL
-    if model.frozen_batch_norm and not convolutional and model.conv_encoder == "none":
-        yield (
-            f"model.frozen_batch_norm is for encoders with batch norms, model.backbone = "
-            f"{model.backbone!r} has none; set model.frozen_batch_norm = False"
-        )
-    if model.remat != "none" and convolutional:
-        yield (
-            f"model.remat = {model.remat!r} is for the blocks of transformers, model.backbone = "
-            f"{model.backbone!r} has none; set model.remat = 'none'"
-        )
-    if not of_clip and model.init == "clip":
-        yield f"model.backbone = {model.backbone!r} is no CLIP tower; set model.init = 'random'"
-    untrained = model.init == "random" and model.weights != "random"
-    if untrained and model.finetune != "all" and (of_clip or not model.backbone_weights):
-        remedy = "model.init = 'clip'" if of_clip else "name a file in model.backbone_weights"
-        yield (
-            f"model.init = 'random' with model.finetune = {model.finetune!r} would freeze weights that "
-            f"were never trained; set model.finetune = 'all' or {remedy}"
-        )
-    needs_weights = {
-        f"method.name = {config.method.name!r}": guided,
-        "model.init = 'clip'": model.init == "clip",
-        f"model.decoder = {model.decoder!r}": build.needs_text(model),
-    }
-    for setting, needed in needs_weights.items():
-        if needed and not model.weights:
-            yield (
-                f"{setting} needs CLIP weights, but model.weights is empty; name a .safetensors file, 'demo' "
-                "for the small tower that comes with the project, or 'random' to try things out"
-            )
-    if not evaluation.every_epochs and not evaluation.every_steps:
-        yield (
-            "evaluation.every_epochs = 0 and evaluation.every_steps = 0 never evaluate; set one of them"
-        )

@@ -162,9 +162,8 @@ def _shares(label: np.ndarray, data: Data) -> np.ndarray:
 
 def _stored_shares(data: Data, index: int) -> np.ndarray:
     """Of the mask, from the counts that were made when the data set was prepared."""
-    counts = data.train.pixels[index] or {}
-    share = np.asarray([counts.get(value, 0) for value in range(data.info.num_classes)], np.float64)
-    return share / max(share.sum(), 1)
+    counts = data.train.count_classes([index])[0][: data.info.num_classes]
+    return counts / max(counts.sum(), 1)
 
 
 def _write(out: Path, segmenter: Segmenter, data: Data, chosen: Sequence[Choice]) -> None:

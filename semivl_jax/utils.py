@@ -300,7 +300,7 @@ class Progress:
             self._bar.close()
 
     def update(self, number: int = 1) -> None:
-        """So many more are done."""
+        """Adds to the count."""
         self._done += number
         if self._bar is not None:
             self._bar.update(number)

@@ -20,7 +20,8 @@ ALLOWED = {
     "text": {"types", "caches", "utils", "data", "models", "weights"},
     "train": {"types", "utils", "buckets", "data", "models", "weights"},
     "evaluation": {"types", "utils", "data", "models", "train.distributed"},
-    "config": {"utils", "buckets", "text", "models", "train", "evaluation"},
+    "config_rules": {"buckets", "text", "models"},
+    "config": {"config_rules", "utils", "train", "evaluation"},
     "inference": {"config", "types", "utils", "buckets", "data", "text", "models", "weights", "evaluation"},
     "reporting": {"utils", "evaluation"},
     "experiment": {

@@ -8,8 +8,8 @@ The two ways to scale (METHOD section 6):
     OpenCV     bilinear without antialias for the image, nearest (rounds down) for the label
     Pillow     bilinear with antialias for the image, nearest (pixel centres) for the label
 
-Nothing here is random; `window` draws scales and places and computes only the part of the scaled image that a
-crop shows. Errors do not name the file: the caller adds its name.
+Nothing here is random; `crop_window` draws scales and places and computes only the part of the scaled image
+that a crop shows. Errors do not name the file: the caller adds its name.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,15 @@ class Source:
     def labels_exist(self) -> np.ndarray:
         """Which images have a label, bool [len(self)]."""
         return np.asarray([counts is not None for counts in self.pixels], bool)
+
+    def count_classes(self, indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels of each label value in these images, and images that show it; int64 [256] each."""
+        pixels, images = np.zeros((2, 256), np.int64)
+        for index in indices:
+            for value, count in (self.pixels[index] or {}).items():
+                pixels[value] += count
+                images[value] += 1
+        return pixels, images
 
     def _open(self) -> Any:
         if self._records is None:

@@ -188,12 +188,7 @@ def _read_list(path: str, by_id: Mapping[str, int], *, key: str) -> list[int]:
 def describe_split(source: Source, split: Split) -> str:
     """Lines of text: images and their sizes, the classes' shares of the labelled pixels, missing classes."""
     info = source.info
-    counts = np.zeros(256, np.int64)
-    images = np.zeros(256, np.int64)
-    for index in split.labelled:
-        for value, pixels in (source.pixels[index] or {}).items():
-            counts[value] += pixels
-            images[value] += 1
+    counts, images = source.count_classes(split.labelled)
     valid = counts[: info.num_classes]
     total, void = int(valid.sum()), int(counts[info.ignore])
     width = max(len(name) for name in info.classes)

@@ -21,6 +21,8 @@ Entry = tuple[str, tuple[int, ...] | None]
 
 VOID = ((255, 255, 255), (205, 207, 212))
 """Background and lines of ignored pixels."""
+TINT = 0.55
+"""Share of the class's colour in an overlay."""
 BACKGROUND, TEXT, LINES = (255, 255, 255), (32, 34, 40), (222, 224, 229)
 
 SMALLEST, LARGEST = 240, 480
@@ -54,34 +56,12 @@ def overlay(
     image: UInt8[np.ndarray, "h w 3"],
     label: Integer[np.ndarray, "h w"],
     palette: UInt8[np.ndarray, "n 3"],
-    *,
-    alpha: float = 0.55,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image tinted with its classes, their borders drawn in full colour; ignored pixels stay."""
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha}: choose 0 (image only) to 1 (colours only)")
-    share = np.where(_borders(label), 1.0, alpha)
+    share = np.where(_borders(label), 1.0, TINT)
     share = np.where(label == IGNORE_INDEX, 0.0, share)[..., None]
     mixed = share * colorize(label, palette) + (1 - share) * image
     return np.round(mixed).astype(np.uint8)
-
-
-def panel(
-    image: Rgb,
-    labels: Mapping[str, Integer[np.ndarray, "_ _"]],
-    *,
-    classes: Sequence[str],
-    palette: UInt8[np.ndarray, "n 3"],
-) -> Rgb:
-    """An image and label maps of it (by title) side by side, of one height, above a legend.
-
-    Pictures of up to a few hundred pixels are magnified pixel by pixel, large ones reduced. With more than
-    24 classes the legend has those that occur in a label map.
-
-    Raises:
-        ValueError: other than one colour per class, or a label value without colour.
-    """
-    return panels([(image, labels)], classes=classes, palette=palette)
 
 
 def panels(
@@ -91,9 +71,14 @@ def panels(
     palette: UInt8[np.ndarray, "n 3"],
     largest: int = LARGEST,
 ) -> Rgb:
-    """Several rows as in `panel`, with the titles of the first row and one legend; ValueError as there.
+    """Rows of an image and label maps of it (by title), each row of one height, above one legend.
 
-    Pictures whose longer side exceeds `largest` are reduced to it.
+    Titles are those of the first row. Pictures of up to a few hundred pixels are magnified pixel by pixel;
+    those whose longer side exceeds `largest` are reduced to it. With more than `ALL_CLASSES` classes the
+    legend has those that occur in a label map.
+
+    Raises:
+        ValueError: other than one colour per class, or a label value without colour.
     """
     if len(classes) != len(palette):
         raise ValueError(f"{len(palette)} colours for {len(classes)} classes: give one per class")

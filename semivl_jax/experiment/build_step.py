@@ -65,12 +65,7 @@ def build_modules(
     setup = Setup(model=model, num_classes=num_classes, load=load)
     own, frozen = method.networks(setup)
     shapes = jax.eval_shape(lambda: init_variables(model, text, config.seed))
-    if config.accumulation > 1 and shapes["batch_stats"]:
-        raise ValueError(
-            f"accumulation = {config.accumulation} would normalise every part of the batch by itself in "
-            f"{' and '.join(shapes['batch_stats'])}, which has BatchNorm; set accumulation = 1 and use more "
-            "devices, or choose a model without it"
-        )
+    _check_batch_norm(config.accumulation, shapes["batch_stats"])
     params, _ = param_groups.partition(shapes["params"], groups)
     own_params, _ = jax.eval_shape(lambda: method.init(jax.random.key(config.seed), setup))
     modules = StepModules(
@@ -93,6 +88,15 @@ def build_modules(
         schedule=schedule,
     )
     return modules, frozen
+
+
+def _check_batch_norm(accumulation: int, batch_stats: PyTree) -> None:
+    if accumulation > 1 and batch_stats:
+        raise ValueError(
+            f"accumulation = {accumulation} would normalise every part of the batch by itself in "
+            f"{' and '.join(batch_stats)}, which has BatchNorm; set accumulation = 1 and use more "
+            "devices, or choose a model without it"
+        )
 
 
 def create_state(

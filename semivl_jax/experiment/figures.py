@@ -79,8 +79,8 @@ class Figures:
                 "guidance": sample.guidance,
             }
             labels = {title: label for title, label in labels.items() if label is not None}
-            picture = visualize.panel(
-                sample.image, labels, classes=info.classes, palette=info.palette
+            picture = visualize.panels(
+                [(sample.image, labels)], classes=info.classes, palette=info.palette
             )
             name = re.sub(r"[^\w.-]+", "_", sample.id)
             with utils.writing(folder):

@@ -21,10 +21,9 @@ from jaxtyping import Bool, Float, Int64
 
 from semivl_jax import utils
 from semivl_jax.data import images as images_lib
-from semivl_jax.data import label_files
 from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
-from semivl_jax.experiment.pseudo_label_quality import crop_of
+from semivl_jax.experiment.pseudo_label_quality import crop_with_mask
 from semivl_jax.models import clip_guidance, image_normalization
 from semivl_jax.models.clip_guidance import Guidance
 from semivl_jax.train import distributed
@@ -137,13 +136,9 @@ def _counts(
     label = jax.jit(functools.partial(_label, variant, experiment.modules.model.renormalize))
     counts = np.zeros((3, len(thresholds)), np.int64)
     for index in chosen[jax.process_index() :: jax.process_count()]:
-        record = data.train[index]
-        image, truth = images_lib.decode_image(record.image), label_files.decode_label(record.label)
-        crop = crop_of(index, image.shape[:2], side=side)
-        image, truth = image[crop], truth[crop]
+        image, truth = crop_with_mask(data.train[index], index, side=side)
         rows, columns = truth.shape
-        canvas = np.zeros((1, side, side, 3), np.uint8)
-        canvas[0, :rows, :columns] = image
+        canvas = images_lib.padded(image, None, crop=side).image[None]
         made = jax.device_get(label(frozen.guidance_params, frozen.guidance_text, canvas))
         known = truth != IGNORE_INDEX
         right = made.label[0, :rows, :columns][known] == truth[known]

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from semivl_jax.data import images as images_lib
 from semivl_jax.data import label_files
+from semivl_jax.data.source import Record
 from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.models import image_normalization
@@ -27,6 +28,7 @@ from semivl_jax.train.state import Frozen, TrainState
 from semivl_jax.train.step import StepModules
 from semivl_jax.types import IGNORE_INDEX, PyTree
 
+Image = UInt8[np.ndarray, "h w 3"]
 Labels = UInt8[np.ndarray, "h w"]
 LabelMaps = dict[str, np.ndarray]
 Counts = Int64[np.ndarray, "m m"]
@@ -51,7 +53,7 @@ class ImageLabeller:
         made = jax.eval_shape(self._make, self._experiment.local_frozen, self._state, canvas)
         return tuple(n for n, leaf in made.items() if np.issubdtype(leaf.dtype, np.integer))
 
-    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> LabelMaps:
+    def __call__(self, image: Image) -> LabelMaps:
         """Label maps uint8 [h, w] by name, 255 where training would use none, and float maps as they are.
 
         Beside the maps of the method there is PREDICTED. The image is padded to the crop right and below as
@@ -59,8 +61,7 @@ class ImageLabeller:
         """
         rows, cols = image.shape[:2]
         side = self._experiment.crop
-        canvas = np.zeros((1, side, side, 3), np.uint8)
-        canvas[0, :rows, :cols] = image
+        canvas = images_lib.padded(image, None, crop=side).image[None]
         made = jax.device_get(self._make(self._experiment.local_frozen, self._state, canvas))
         cut = {name: leaf[0, :rows, :cols] for name, leaf in made.items()}
         return {
@@ -98,16 +99,21 @@ class PseudoLabelQuality:
         names = labeller.names
         counts = np.zeros((len(names), self._classes + 1, self._classes + 1), np.int64)
         for index in self._chosen[jax.process_index() :: jax.process_count()]:
-            record = self._train[index]
-            image = images_lib.decode_image(record.image)
-            truth = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
-            if record.label is not None:
-                truth = label_files.decode_label(record.label)
-            crop = crop_of(index, image.shape[:2], side=self._crop)
-            truth, maps = truth[crop], labeller(image[crop])
+            image, truth = crop_with_mask(self._train[index], index, side=self._crop)
+            maps = labeller(image)
             for name, count in zip(names, counts, strict=True):
                 count += confusion_counts(truth, maps[name], num_classes=self._classes)
         return dict(zip(names, distributed.all_sum(counts), strict=True))
+
+
+def crop_with_mask(record: Record, index: int, *, side: int) -> tuple[Image, Labels]:
+    """`crop_of` an image at its own size, and of its mask; 255 where there is none."""
+    image = images_lib.decode_image(record.image)
+    truth = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
+    if record.label is not None:
+        truth = label_files.decode_label(record.label)
+    crop = crop_of(index, image.shape[:2], side=side)
+    return image[crop], truth[crop]
 
 
 def crop_of(index: int, size: tuple[int, ...], *, side: int) -> tuple[slice, ...]:

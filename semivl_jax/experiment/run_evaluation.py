@@ -49,8 +49,8 @@ class RunEvaluation:
         self._samples, self._log = workdir / "samples", run_log.RunLog(workdir)
         count = experiment.config.evaluation.pseudo_label_eval_images
         self._quality = PseudoLabelQuality(experiment, data, images=count)
-        masks = run_log.class_balance(data.train, data.split.labelled, data.info.num_classes)
-        self._labelled_pixels = np.asarray(masks["pixels"], np.int64)
+        pixels, _ = data.train.count_classes(data.split.labelled)
+        self._labelled_pixels = pixels[: data.info.num_classes]
         self._averages = experiment.modules.method.decay is not None
         self.score = "eval/miou_ema" if self._averages else "eval/miou"
         self.newest: Mapping[str, float] = {}

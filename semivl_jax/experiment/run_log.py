@@ -25,7 +25,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from semivl_jax import utils
+from semivl_jax.data.source import Source
 from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
 from semivl_jax.train.loop import Stopped
@@ -125,10 +126,8 @@ def metadata(experiment: Experiment, data: Data, *, score: str) -> dict[str, Any
         "classes": list(info.classes),
         "palette": info.palette.tolist(),
         "balance": {
-            "labelled": class_balance(data.train, data.split.labelled, info.num_classes),
-            "validation": class_balance(
-                data.validation, range(len(data.validation)), info.num_classes
-            ),
+            "labelled": class_balance(data.train, data.split.labelled),
+            "validation": class_balance(data.validation, range(len(data.validation))),
         },
         "total_steps": schedule.total_steps,
         "images_per_step": schedule.batch,
@@ -136,14 +135,10 @@ def metadata(experiment: Experiment, data: Data, *, score: str) -> dict[str, Any
     }
 
 
-def class_balance(source: Any, indices: Any, num_classes: int) -> dict[str, list[int]]:
+def class_balance(source: Source, indices: Iterable[int]) -> dict[str, list[int]]:
     """Pixels of each class, and images in which it occurs."""
-    pixels, images = np.zeros((2, 256), np.int64)
-    for index in indices:
-        for value, count in (source.pixels[index] or {}).items():
-            pixels[value] += count
-            images[value] += 1
-    return {"pixels": pixels[:num_classes].tolist(), "images": images[:num_classes].tolist()}
+    pixels, images = (of[: source.info.num_classes] for of in source.count_classes(indices))
+    return {"pixels": pixels.tolist(), "images": images.tolist()}
 
 
 def _last_logged(workdir: Path) -> tuple[float, int]:

@@ -120,8 +120,8 @@ class Guidance:
         """Labels of images as the tower sees them; see `guidance_labels`."""
         size = image.shape[1:3]
         if (self.dense, self.scores, self.refine) == ("value", "cosine", "none"):
-            scores = class_scores(self.tower.apply({"params": params}, image).maps[-1], text)
-            return _labels(_best_of(text), scores, size, threshold, ignore)
+            dense = self.tower.apply({"params": params}, image).maps[-1]
+            return guidance_labels(dense, text, size=size, threshold=threshold, ignore=ignore)
         found = dense_tokens(self.tower, params, image, self.dense)
         scores = self._scores(found, text)
         if self.refine == "affinity":

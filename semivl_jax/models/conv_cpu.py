@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -82,14 +83,8 @@ class Thin(Form):
         height, width = (
             side - taps + 1 for side, taps in zip(padded.shape[1:3], size, strict=True)
         )
-        return jnp.concatenate(
-            [
-                padded[:, i : i + height, j : j + width]
-                for i in range(size[0])
-                for j in range(size[1])
-            ],
-            axis=-1,
-        )
+        taps = [padded[:, i : i + height, j : j + width] for i, j in np.ndindex(size)]
+        return jnp.concatenate(taps, axis=-1)
 
     @staticmethod
     def _spread(x: Array, kernel: Array, *, padding: int) -> Array:
@@ -100,14 +95,15 @@ class Thin(Form):
             side + 2 * padding - count + 1
             for side, count in zip(x.shape[1:3], (rows, cols), strict=True)
         )
-        total = None
-        for i in range(rows):
-            for j in range(cols):
-                part = _shifted(
-                    beside[..., i * cols + j, :], i - padding, j - padding, height, width
-                )
-                total = part if total is None else total + part
-        return total
+        return _sum(
+            _shifted(beside[..., i * cols + j, :], i - padding, j - padding, height, width)
+            for i, j in np.ndindex(rows, cols)
+        )
+
+
+def _sum(parts: Iterable[Array]) -> Array:
+    """The sum, without the 0 that Python's `sum` begins with."""
+    return functools.reduce(operator.add, parts)
 
 
 def _flat(kernel: Array) -> Array:
@@ -134,37 +130,31 @@ class PerTap(Form):
 
     def __call__(self, x: Array, kernel: Array) -> Array:
         """The convolution."""
-        total = None
-        for (i, j), source, _, back in self._visits(x.shape[1:3], kernel.shape):
-            part = _pad_back(x[source] @ kernel[i, j], back)
-            total = part if total is None else total + part
-        return total
+        return _sum(
+            _pad_back(x[source] @ kernel[tap], back)
+            for tap, source, _, back in self._visits(x.shape[1:3], kernel.shape)
+        )
 
     def gradients(self, x: Array, kernel: Array, out: Array) -> Gradients:
         """Gradients of x and kernel."""
-        of_x, of_kernel = None, []
-        for (i, j), source, target, back in self._visits(x.shape[1:3], kernel.shape):
+        of_x, of_kernel = [], []
+        for tap, source, target, back in self._visits(x.shape[1:3], kernel.shape):
             mirrored = [(high, low) for low, high in back]
-            part = _pad_back(out[target] @ kernel[i, j].T, mirrored)
-            of_x = part if of_x is None else of_x + part
+            of_x.append(_pad_back(out[target] @ kernel[tap].T, mirrored))
             of_kernel.append(_product(x[source], out[target]))
-        return of_x, jnp.stack(of_kernel).reshape(kernel.shape)
+        return _sum(of_x), jnp.stack(of_kernel).reshape(kernel.shape)
 
     def _visits(self, sides: tuple[int, ...], size: tuple[int, ...]) -> list[tuple]:
         """Per tap: its index, slices of the pixels it reads and writes, and the padding of the latter."""
         visits = []
-        for i in range(size[0]):
-            for j in range(size[1]):
-                moves = [
-                    (index - taps // 2) * self.dilation
-                    for index, taps in zip((i, j), size, strict=False)
-                ]
-                source, target, back = [slice(None)], [slice(None)], []
-                for move, side in zip(moves, sides, strict=True):
-                    source.append(slice(max(0, move), side + min(0, move)))
-                    target.append(slice(max(0, -move), side + min(0, -move)))
-                    back.append((max(0, -move), max(0, move)))
-                visits.append(((i, j), tuple(source), tuple(target), back))
+        for tap in np.ndindex(size[:2]):
+            source, target, back = [slice(None)], [slice(None)], []
+            for index, taps, side in zip(tap, size[:2], sides, strict=True):
+                move = (index - taps // 2) * self.dilation
+                source.append(slice(max(0, move), side + min(0, move)))
+                target.append(slice(max(0, -move), side + min(0, -move)))
+                back.append((max(0, -move), max(0, move)))
+            visits.append((tap, tuple(source), tuple(target), back))
         return visits
 
 
@@ -230,16 +220,14 @@ def _sum_of_taps(
     padded: Array, kernel: Array, sides: tuple[int, int], *, stride: int, dilation: int
 ) -> Array:
     """The result of `sides`, added up in float32."""
-    size = kernel.shape[0]
     down, across = (stride * (side - 1) + 1 for side in sides)
-    total = None
-    for i in range(size):
-        for j in range(size):
-            y, x = i * dilation, j * dilation
-            tap = padded[:, y : y + down : stride, x : x + across : stride]
-            part = tap.astype(jnp.float32) * kernel[i, j][None, None].astype(jnp.float32)
-            total = part if total is None else total + part
-    return total.astype(padded.dtype)
+
+    def part(i: int, j: int) -> Array:
+        y, x = i * dilation, j * dilation
+        tap = padded[:, y : y + down : stride, x : x + across : stride]
+        return tap.astype(jnp.float32) * kernel[i, j][None, None].astype(jnp.float32)
+
+    return _sum(part(i, j) for i, j in np.ndindex(kernel.shape[:2])).astype(padded.dtype)
 
 
 # Winograd's matrix of kernels for 2×2 results of a 3×3 kernel; those of maps are sums in `Winograd`.

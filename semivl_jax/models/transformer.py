@@ -1,4 +1,4 @@
-"""Pre-LN transformer: the blocks of every image and text encoder here.
+"""Pre-LN transformer: blocks, prompts and pooling of every image and text encoder here.
 
 In and out: tokens B×T×C of any value range. Parameters are float32; `dtype` is the precision of the
 arithmetic, statistics of norms and softmax are float32. Names and shapes of parameters are those of
@@ -191,6 +191,30 @@ class Prompts(nn.Module):
         rows = jnp.broadcast_to(rows[None], (x.shape[0], *rows.shape))
         rows = self.drop(rows, deterministic=not (train and self.has_rng("dropout")))
         return jnp.concatenate([cls, rows, last], axis=1)
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling: a trained probe attends to all tokens, then a residual MLP."""
+
+    num_heads: int
+    mlp_dim: int
+    tanh_gelu: bool
+    eps: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b c"]:
+        """One vector per sequence."""
+        batch, _, width = x.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
+        probe = jnp.broadcast_to(jnp.asarray(probe, x.dtype), (batch, 1, width))
+        attention = nn.MultiHeadDotProductAttention(
+            self.num_heads, dtype=self.dtype, name="MultiHeadDotProductAttention_0"
+        )
+        pooled = attention(probe, x)
+        mlp = Mlp(self.mlp_dim, tanh_gelu=self.tanh_gelu, dtype=self.dtype, name="MlpBlock_0")
+        norm = layer_norm("LayerNorm_0", eps=self.eps, dtype=self.dtype)
+        return (pooled + mlp(norm(pooled)))[:, 0]
 
 
 class Encoder(nn.Module):

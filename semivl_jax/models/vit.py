@@ -29,7 +29,7 @@ from semivl_jax.models.image_normalization import symmetric
 from semivl_jax.models.layers import l2_normalize
 from semivl_jax.models.pos_embed import Grid, Resizing, resize_table, stored_grid
 from semivl_jax.models.resize import bilinear
-from semivl_jax.models.transformer import Encoder, Mlp, Prompts, Remat, layer_norm
+from semivl_jax.models.transformer import Encoder, MapHead, Prompts, Remat, layer_norm
 from semivl_jax.types import Features
 
 _B16 = {"patch_size": 16, "width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
@@ -100,30 +100,6 @@ TINY = {"patch_size": 8, "width": 16, "depth": 4, "num_heads": 2, "mlp_dim": 32}
 def dense_kind(sizes: Mapping[str, Any]) -> dict[str, Any]:
     """`CLIP` or `DENSE_SIGLIP`, for the sizes that come with the weights of a vision-language model."""
     return DENSE_SIGLIP if sizes.get("map_head") else CLIP
-
-
-class MapHead(nn.Module):
-    """Multi-head attention pooling: a trained probe attends to all tokens, then a residual MLP."""
-
-    num_heads: int
-    mlp_dim: int
-    tanh_gelu: bool
-    eps: float
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b c"]:
-        """One vector per sequence."""
-        batch, _, width = x.shape
-        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
-        probe = jnp.broadcast_to(jnp.asarray(probe, x.dtype), (batch, 1, width))
-        attention = nn.MultiHeadDotProductAttention(
-            self.num_heads, dtype=self.dtype, name="MultiHeadDotProductAttention_0"
-        )
-        pooled = attention(probe, x)
-        mlp = Mlp(self.mlp_dim, tanh_gelu=self.tanh_gelu, dtype=self.dtype, name="MlpBlock_0")
-        norm = layer_norm("LayerNorm_0", eps=self.eps, dtype=self.dtype)
-        return (pooled + mlp(norm(pooled)))[:, 0]
 
 
 class VisionTransformer(nn.Module):
@@ -240,28 +216,44 @@ class VisionTransformer(nn.Module):
         self._check(image.shape[1:3])
         patches = self._patches(image)
         batch, rows, cols, _ = patches.shape
-        count = rows * cols
-        prompts = None
-        if self.prompts:
-            prompts = Prompts(
-                self.prompts,
-                self.prompt_depth,
-                self.width,
-                self.patch_size,
-                self.prompt_dropout,
-                self.dtype,
-                name="prompt",
+        count, last = rows * cols, self.depth - 1
+        tokens, maps = self._encoder()(
+            self._tokens(patches),
+            prompts=self._prompts(),
+            rope=self._rotations(rows, cols),
+            train=train,
+        )
+        maps = {i: x[:, -count:] for i, x in maps.items()}
+        if self.map_head:
+            head = MapHead(
+                self.num_heads, self.mlp_dim, self.tanh_gelu, self.eps, self.dtype, name="MAPHead_0"
             )
-        turns = None
-        if self.rope:
-            turns = rope.table(rope.coordinates((rows, cols)), self.width // self.num_heads)
-        last = self.depth - 1
+            pooled = head(tokens)
+            if self.dense_pooling:
+                alone = head(tokens[:, -count:].reshape(batch * count, 1, -1))
+                maps[self.depth] = l2_normalize(alone.reshape(batch, count, -1))
+                pooled = l2_normalize(pooled)
+        else:
+            pooled = tokens[:, 0]
+        if self.out_dim is not None:
+            # The dense embedding is always computed; the compiler drops it where nothing uses it.
+            project = nn.Dense(self.out_dim, use_bias=False, dtype=self.dtype, name="projection")
+            dense = maps[last] if self.value_path else tokens[:, -count:]
+            maps[self.depth] = l2_normalize(project(dense))
+            pooled = l2_normalize(project(pooled))
+        return Features(
+            maps=tuple(maps[i].reshape(batch, rows, cols, -1) for i in self.out_indices),
+            pooled=pooled,
+        )
+
+    def _encoder(self) -> Encoder:
+        """The blocks; the last map is always returned where the dense embedding needs its value path."""
         blocks = {i for i in self.out_indices if i < self.depth}
-        tokens, maps = Encoder(
+        return Encoder(
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
-            out_indices=tuple(sorted(blocks | ({last} if self.value_path else set()))),
+            out_indices=tuple(sorted(blocks | ({self.depth - 1} if self.value_path else set()))),
             value_path=self.value_path,
             norm_maps=self.norm_maps,
             quick_gelu=self.quick_gelu,
@@ -274,31 +266,26 @@ class VisionTransformer(nn.Module):
             dtype=self.dtype,
             remat=self.remat,
             name="Transformer",
-        )(self._tokens(patches), prompts=prompts, rope=turns, train=train)
-        if self.map_head:
-            head = MapHead(
-                self.num_heads, self.mlp_dim, self.tanh_gelu, self.eps, self.dtype, name="MAPHead_0"
-            )
-            pooled = head(tokens)
-            if self.dense_pooling:
-                alone = head(tokens[:, -count:].reshape(batch * count, 1, -1))
-                dense = l2_normalize(alone.reshape(batch, count, -1))
-                pooled = l2_normalize(pooled)
-        else:
-            pooled = tokens[:, 0]
-        maps = {i: x[:, -count:] for i, x in maps.items()}
-        if self.dense_pooling:
-            maps[self.depth] = dense
-        if self.out_dim is not None:
-            # The dense embedding is always computed; the compiler drops it where nothing uses it.
-            project = nn.Dense(self.out_dim, use_bias=False, dtype=self.dtype, name="projection")
-            dense = maps[last] if self.value_path else tokens[:, -count:]
-            maps[self.depth] = l2_normalize(project(dense))
-            pooled = l2_normalize(project(pooled))
-        return Features(
-            maps=tuple(maps[i].reshape(batch, rows, cols, -1) for i in self.out_indices),
-            pooled=pooled,
         )
+
+    def _prompts(self) -> Prompts | None:
+        if not self.prompts:
+            return None
+        return Prompts(
+            self.prompts,
+            self.prompt_depth,
+            self.width,
+            self.patch_size,
+            self.prompt_dropout,
+            self.dtype,
+            name="prompt",
+        )
+
+    def _rotations(self, rows: int, cols: int) -> rope.Table | None:
+        """Of rotary positions."""
+        if not self.rope:
+            return None
+        return rope.table(rope.coordinates((rows, cols)), self.width // self.num_heads)
 
     def _check(self, size: tuple[int, int]) -> None:
         self.check_indices()

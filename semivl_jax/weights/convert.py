@@ -1,6 +1,6 @@
 """Published weights -> a file of this project, and such a file -> big_vision's layout.
 
-In: a path, or a `checkpoints.Checkpoint`. Out: `files.Weights`, arrays in the dtype that they came in. The
+In: a path, or a `foreign_files.Checkpoint`. Out: `files.Weights`, arrays in the dtype that they came in. The
 format is detected, sizes are read from the shapes, names and arrays are translated by the tables of the
 format's parts, and the result is compared with a model of these sizes, built as shapes only: names and
 shapes must be exactly the model's.
@@ -40,7 +40,7 @@ def convert_file(
     """Converts a file or folder to `out` (.safetensors; .npz exports), written atomically.
 
     Args:
-      src: a file or folder that `checkpoints.read` reads; for an export a file of this project.
+      src: a file or folder that `foreign_files.read` reads; for an export a file of this project.
       format: name of the published format; "": detected.
       entry: the part of a training checkpoint that holds the weights; "": the usual ones.
 
@@ -67,7 +67,9 @@ def convert(
     sizes make no model.
     """
     form, source = detect_format.detect_format(checkpoint, format), checkpoint.source
-    state, options = form.prepare(checkpoint, options or Options())
+    state, options = checkpoint.state, options or Options()
+    if form.prepare is not None:
+        state, options = form.prepare(checkpoint, options)
     sizes = _sizes(form, state, options, source=source)
     translation = translate(state, rules(form, sizes), source=source)
     try:
@@ -77,7 +79,7 @@ def convert(
     translation.check(like, source=source)
     tree = translation.tree if form.holds == files.CLIP else {"batch_stats": {}, **translation.tree}
     weights = files.Weights(format=form.holds, kind=form.name, sizes=sizes, tree=tree)
-    return form.finish(weights, checkpoint, options)
+    return weights if form.finish is None else form.finish(weights, checkpoint, options)
 
 
 def _sizes(form: Format, state: State, options: Options, *, source: str) -> Sizes:

@@ -1,6 +1,6 @@
 """Table of the published formats that can be converted, and the detection of a checkpoint's format.
 
-In: `checkpoints.Checkpoint`. Out: a `Format`: its parts (`layouts.Layout`), names that are not needed, and
+In: `foreign_files.Checkpoint`. Out: a `Format`: its parts (`layout.Layout`), names that are not needed, and
 the format of the converted file. Formats are detected from tensor names alone.
 """
 
@@ -10,9 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from semivl_jax.weights import clip_training, files, npz
+from semivl_jax.weights import conv_layouts as convs
 from semivl_jax.weights import decoder_layouts as decoders
 from semivl_jax.weights import encoder_layouts as encoders
 from semivl_jax.weights.foreign_files import Checkpoint
@@ -56,8 +55,8 @@ class Format:
     parts     its modules
     arrays    rules of arrays that belong to no part
     dropped   names that are not needed
-    prepare   arrays and options before the conversion
-    finish    the weights after it
+    prepare   arrays and options before the conversion, if they change
+    finish    the weights after it, if they change
     """
 
     name: str
@@ -68,13 +67,8 @@ class Format:
     parts: tuple[Part, ...]
     arrays: Rules = ()
     dropped: tuple[str, ...] = ()
-    prepare: Callable[[Checkpoint, Options], tuple[State, Options]] = lambda checkpoint, options: (
-        checkpoint.state,
-        options,
-    )
-    finish: Callable[[files.Weights, Checkpoint, Options], files.Weights] = lambda weights, *_: (
-        weights
-    )
+    prepare: Callable[[Checkpoint, Options], tuple[State, Options]] | None = None
+    finish: Callable[[files.Weights, Checkpoint, Options], files.Weights] | None = None
 
     def matches(self, names: Mapping[str, Any]) -> bool:
         """Whether the names are of this format."""
@@ -92,9 +86,8 @@ def detect_format(checkpoint: Checkpoint, name: str = "") -> Format:
             "needs no conversion"
         )
     found = [form for form in FORMATS if form.matches(checkpoint.state)]
-    architecture = (checkpoint.config or {}).get(
-        "architecture"
-    )  # in config.json of timm's repositories
+    # Of timm's repositories: weights that differ in nothing but how they were trained.
+    architecture = (checkpoint.config or {}).get("architecture")
     found = [form for form in found if form.name == f"timm_{architecture}"] or found
     if len(found) == 1:
         return found[0]
@@ -119,95 +112,9 @@ def names() -> tuple[str, ...]:
     return tuple(form.name for form in FORMATS)
 
 
-# --- steps of single formats before and after the conversion ---
-
-
-def _heads_of_training(checkpoint: Checkpoint, options: Options) -> tuple[State, Options]:
-    """Attention heads as the CLIP was trained, unless the options have them."""
-    # `_finish_clip` asks for the activation, when everything else is known to fit.
-    known = dataclasses.replace(options, activation=options.activation or "gelu")
-    found = {
-        option: getattr(options, option) or clip_training.of_tower(checkpoint, tower, known).heads
-        for option, tower in (("image_heads", "vision"), ("text_heads", "text"))
-    }
-    return checkpoint.state, dataclasses.replace(options, **found)
-
-
-def _finish_clip(weights: files.Weights, checkpoint: Checkpoint, options: Options) -> files.Weights:
-    """Adds activations and epsilons to the sizes, removes a square grid, exponentiates the logit scale."""
-    sizes = weights.sizes
-    image, text = (clip_training.of_tower(checkpoint, t, options) for t in ("vision", "text"))
-    trained = [{"quick_gelu": tower.quick_gelu, "eps": tower.eps} for tower in (image, text)]
-    image_sizes = {k: v for k, v in sizes["image"].items() if k != "grid" or v[0] != v[1]}
-    image_sizes |= trained[0] if options.as_trained else {}
-    as_openai = weights.kind == "openai_clip" and text.quick_gelu and text.eps == 1e-5
-    text_sizes = sizes["text"] | ({} if as_openai else trained[1])
-    _check_widths(checkpoint, image=image_sizes["out_dim"], text=text_sizes["out_dim"])
-    activation = "QuickGELU" if image.quick_gelu else "GELU"
-    scale = np.asarray(np.exp(np.float32(weights.tree["logit_scale"])))
-    return dataclasses.replace(
-        weights,
-        sizes={"image": image_sizes, "text": text_sizes},
-        tree={part: weights.tree[part] for part in ("image", "text")} | {"logit_scale": scale},
-        notes={"trained_with": f"{activation}, LayerNorm epsilon {image.eps:g}"},
-    )
-
-
-def _finish_siglip(
-    weights: files.Weights, checkpoint: Checkpoint, options: Options
-) -> files.Weights:
-    """Adds the tokenizer."""
-    sizes = weights.sizes
-    _check_widths(checkpoint, image=sizes["img"]["width"], text=sizes["txt"]["out_dim"])
-    tokenizer = options.tokenizer or checkpoint.tokenizer
-    if tokenizer is None:
-        return weights
-    stored = {"tokenizer": np.frombuffer(tokenizer, np.uint8)}
-    return dataclasses.replace(weights, tree=weights.tree | stored)
-
-
-_SIGLIP_HEADS = {768: 12, 1024: 16, 1152: 16}  # by width, as published
-
-
-def _heads_of_siglip(checkpoint: Checkpoint, options: Options) -> tuple[State, Options]:
-    """Attention heads as config.json says, unless the options have them; else as published."""
-    patches = checkpoint.state.get("vision_model.embeddings.patch_embedding.weight")
-    if patches is not None and np.ndim(patches) == 2:
-        raise ValueError(
-            f"{checkpoint.source} is a NaFlex SigLIP 2, for images of any aspect; convert one of fixed "
-            "resolution, such as siglip2-base-patch16-512"
-        )
-    found = {}
-    for option, part, table in (
-        ("image_heads", "vision_config", "vision_model.embeddings.position_embedding.weight"),
-        ("text_heads", "text_config", "text_model.embeddings.position_embedding.weight"),
-    ):
-        width = np.shape(checkpoint.state.get(table, np.zeros((1, 0))))[-1]
-        settings = (checkpoint.config or {}).get(part)
-        stated = settings.get("num_attention_heads") if isinstance(settings, dict) else None
-        heads = getattr(options, option) or stated or _SIGLIP_HEADS.get(width)
-        if heads is not None and (not isinstance(heads, int) or heads < 1):
-            raise ValueError(
-                f"{checkpoint.source}: config.json has {part}.num_attention_heads = {heads!r}, which is no "
-                "number; fetch it again"
-            )
-        found[option] = heads
-    return checkpoint.state, dataclasses.replace(options, **found)
-
-
-def _check_widths(checkpoint: Checkpoint, *, image: int, text: int) -> None:
-    if image != text:
-        raise ValueError(
-            f"{checkpoint.source}: images are embedded in {image} dimensions, texts in {text}; these are not "
-            "the towers of one model"
-        )
-
-
 def _plain_names(checkpoint: Checkpoint, options: Options) -> tuple[State, Options]:
     return npz.plain_names(checkpoint.state, source=checkpoint.source), options
 
-
-# --- the table ---
 
 _LOGIT_SCALE = (Rule("logit_scale", "logit_scale"),)
 _LAYER_SCALE = "blocks.0.ls1.gamma"
@@ -219,6 +126,12 @@ def _backbone(layout: Layout, prefix: str = "backbone.") -> Part:
 
 def _decoder(layout: Layout, sizes: str, prefix: str = "decode_head.", only: str = "*") -> Part:
     return Part(layout=layout, branch="decoder", prefix=prefix, sizes=sizes, only=only)
+
+
+def _encoder(name: str, title: str, layout: Layout, **rest: Any) -> Format:
+    """The format of an image encoder alone."""
+    part = Part(layout=layout)
+    return Format(name=name, title=title, holds=files.BACKBONE, parts=(part,), **rest)
 
 
 FORMATS = (
@@ -233,8 +146,8 @@ FORMATS = (
         ),
         arrays=_LOGIT_SCALE,
         dropped=("input_resolution", "context_length", "vocab_size"),  # of TorchScript archives
-        prepare=_heads_of_training,
-        finish=_finish_clip,
+        prepare=clip_training.heads_of_clip,
+        finish=clip_training.finish_clip,
     ),
     Format(
         name="huggingface_clip",
@@ -247,8 +160,8 @@ FORMATS = (
         ),
         arrays=_LOGIT_SCALE,
         dropped=("*_model.embeddings.position_ids",),
-        prepare=_heads_of_training,
-        finish=_finish_clip,
+        prepare=clip_training.heads_of_clip,
+        finish=clip_training.finish_clip,
     ),
     Format(
         name="semivl",
@@ -257,7 +170,7 @@ FORMATS = (
         marks=("backbone.patch_embed.projection.weight", "backbone.layers.0.ln1.weight"),
         parts=(
             _backbone(encoders.SEMIVL_IMAGE),
-            Part(layout=encoders.RESNET_V1C, branch="conv_encoder", prefix="conv_encoder."),
+            Part(layout=convs.RESNET_V1C, branch="conv_encoder", prefix="conv_encoder."),
             _decoder(decoders.VLG, "vlg_decoder", only="conv1.weight"),
             _decoder(decoders.SEMIVL_DEEPLAB, "deeplab_decoder", only="head.6.weight"),
         ),
@@ -289,7 +202,7 @@ FORMATS = (
         holds=files.SEGMENTER,
         marks=("backbone.layer4.0.conv1.weight", "classifier.weight"),
         parts=(
-            _backbone(encoders.RESNET),
+            _backbone(convs.RESNET),
             _decoder(decoders.UNIMATCH_DEEPLAB, "deeplab_decoder", ""),
         ),
     ),
@@ -303,103 +216,90 @@ FORMATS = (
             _decoder(decoders.DPT, "dpt_decoder", "head."),
         ),
     ),
-    Format(
-        name="resnet",
-        title="residual network with ImageNet weights, stem of three convolutions",
-        holds=files.BACKBONE,
+    _encoder(
+        "resnet",
+        "residual network with ImageNet weights, stem of three convolutions",
+        convs.RESNET,
         marks=("layer4.0.conv1.weight", "layer4.0.conv3.weight"),
         without=("stem.0.weight",),
-        parts=(Part(layout=encoders.RESNET),),
     ),
-    Format(
-        name="resnet18",
-        title="ResNet-18 of torchvision or timm",
-        holds=files.BACKBONE,
+    _encoder(
+        "resnet18",
+        "ResNet-18 of torchvision or timm",
+        convs.RESNET18,
         marks=("layer4.0.conv1.weight",),
         without=("layer4.0.conv3.weight", "stem.0.weight"),
-        parts=(Part(layout=encoders.RESNET18),),
     ),
-    Format(
-        name="resnet_v1c",
-        title="ResNet-V1c with ImageNet weights: stem and first stage",
-        holds=files.BACKBONE,
+    _encoder(
+        "resnet_v1c",
+        "ResNet-V1c with ImageNet weights: stem and first stage",
+        convs.RESNET_V1C,
         marks=("stem.0.weight", "layer1.0.conv1.weight"),
-        parts=(Part(layout=encoders.RESNET_V1C),),
         dropped=("layer2.*", "layer3.*", "layer4.*", "fc.*"),
     ),
-    Format(
-        name="efficientnet_lite0",
-        title="EfficientNet-Lite0 with TensorFlow's weights, of the package efficientnet_lite_pytorch",
-        holds=files.BACKBONE,
+    _encoder(
+        "efficientnet_lite0",
+        "EfficientNet-Lite0 with TensorFlow's weights, of the package efficientnet_lite_pytorch",
+        convs.EFFICIENTNET_LITE0,
         marks=("_conv_stem.weight", "_blocks.0._depthwise_conv.weight"),
-        parts=(Part(layout=encoders.EFFICIENTNET_LITE0),),
     ),
-    Format(
-        name="timm_tf_efficientnet_lite0",
-        title="EfficientNet-Lite0 with TensorFlow's weights, of timm",
-        holds=files.BACKBONE,
+    _encoder(
+        "timm_tf_efficientnet_lite0",
+        "EfficientNet-Lite0 with TensorFlow's weights, of timm",
+        convs.TIMM_TF_EFFICIENTNET_LITE0,
         marks=("conv_stem.weight", "blocks.5.3.conv_pwl.weight"),
-        parts=(Part(layout=encoders.TIMM_TF_EFFICIENTNET_LITE0),),
     ),
-    Format(
-        name="timm_efficientnet_lite0",
-        title="EfficientNet-Lite0 with timm's own weights",
-        holds=files.BACKBONE,
+    _encoder(
+        "timm_efficientnet_lite0",
+        "EfficientNet-Lite0 with timm's own weights",
+        convs.TIMM_EFFICIENTNET_LITE0,
         marks=("conv_stem.weight", "blocks.5.3.conv_pwl.weight"),
-        parts=(Part(layout=encoders.TIMM_EFFICIENTNET_LITE0),),
     ),
-    Format(
-        name="timm_mobilenetv2_100",
-        title="MobileNetV2 of timm",
-        holds=files.BACKBONE,
+    _encoder(
+        "timm_mobilenetv2_100",
+        "MobileNetV2 of timm",
+        convs.TIMM_MOBILENET_V2,
         marks=("conv_stem.weight", "blocks.2.2.conv_pwl.weight"),
         without=("blocks.5.3.conv_pwl.weight",),
-        parts=(Part(layout=encoders.TIMM_MOBILENET_V2),),
     ),
-    Format(
-        name="mobilenet_v2",
-        title="MobileNetV2 of torchvision",
-        holds=files.BACKBONE,
+    _encoder(
+        "mobilenet_v2",
+        "MobileNetV2 of torchvision",
+        convs.MOBILENET_V2,
         marks=("features.0.0.weight", "features.17.conv.3.weight"),
-        parts=(Part(layout=encoders.MOBILENET_V2),),
     ),
-    Format(
-        name="imagenet_vit",
-        title="ViT of timm with ImageNet weights",
-        holds=files.BACKBONE,
+    _encoder(
+        "imagenet_vit",
+        "ViT of timm with ImageNet weights",
+        encoders.TIMM_VIT,
         marks=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
         without=(_LAYER_SCALE,),
-        parts=(Part(layout=encoders.TIMM_VIT),),
     ),
-    Format(
-        name="dinov2",
-        title="DINOv2",
-        holds=files.BACKBONE,
+    _encoder(
+        "dinov2",
+        "DINOv2",
+        encoders.DINOV2,
         marks=("patch_embed.proj.weight", _LAYER_SCALE),
         without=("storage_tokens",),
-        parts=(Part(layout=encoders.DINOV2),),
     ),
-    Format(
-        name="dinov3",
-        title="DINOv3",
-        holds=files.BACKBONE,
+    _encoder(
+        "dinov3",
+        "DINOv3",
+        encoders.DINOV3,
         marks=("storage_tokens", _LAYER_SCALE),
-        parts=(Part(layout=encoders.DINOV3),),
     ),
-    Format(
-        name="huggingface_dinov3",
-        title="DINOv3 in the layout of Hugging Face",
-        holds=files.BACKBONE,
+    _encoder(
+        "huggingface_dinov3",
+        "DINOv3 in the layout of Hugging Face",
+        encoders.HUGGINGFACE_DINOV3,
         marks=("embeddings.register_tokens", "layer.0.layer_scale1.lambda1"),
-        parts=(Part(layout=encoders.HUGGINGFACE_DINOV3),),
     ),
-    Format(
-        name="big_vision_vit",
-        title="ViT of big_vision, such as AugReg's",
-        holds=files.BACKBONE,
+    _encoder(
+        "big_vision_vit",
+        "ViT of big_vision, such as AugReg's",
+        encoders.BIG_VISION_VIT,
         marks=("*embedding/kernel",),
         without=("*img/embedding/kernel",),
-        parts=(Part(layout=encoders.BIG_VISION_VIT),),
         dropped=("head/*", "pre_logits/*"),
         prepare=_plain_names,
     ),
@@ -414,7 +314,7 @@ FORMATS = (
         ),
         arrays=(Rule("t", "t"), Rule("b", "b")),
         prepare=_plain_names,
-        finish=_finish_siglip,
+        finish=clip_training.finish_siglip,
     ),
     Format(
         name="huggingface_siglip",
@@ -427,7 +327,7 @@ FORMATS = (
         ),
         arrays=(Rule("logit_scale", "t"), Rule("logit_bias", "b")),
         dropped=("*_model.embeddings.position_ids",),
-        prepare=_heads_of_siglip,
-        finish=_finish_siglip,
+        prepare=clip_training.heads_of_siglip,
+        finish=clip_training.finish_siglip,
     ),
 )

@@ -129,6 +129,11 @@ class Rule:
 
 Rules = tuple[Rule, ...]
 
+CLASSIFIER: Rules = tuple(
+    Rule(f"{layer}.{part}", None) for layer in ("fc", "head") for part in ("weight", "bias")
+)
+"""Leaves out the last layer of a network trained on ImageNet."""
+
 
 def norm(name: str, path: str) -> Rules:
     """Weight and bias of a LayerNorm or GroupNorm (or the affine part of a BatchNorm)."""
@@ -172,9 +177,10 @@ def transformer_blocks(
     qkv: str | tuple[str, str, str],
     out: str,
     hidden: str = "mlp_dim _",
+    encoder: str = "Transformer",
 ) -> Rules:
-    """Pre-LN blocks -> `Transformer/encoderblock_#`; the parts are named relative to `blocks`."""
-    path = "Transformer/encoderblock_#"
+    """Pre-LN blocks -> `<encoder>/encoderblock_#`; the parts are named relative to `blocks`."""
+    path = f"{encoder}/encoderblock_#"
     qkv = blocks + qkv if isinstance(qkv, str) else tuple(blocks + part for part in qkv)
     return (
         *norm(blocks + norms[0], f"{path}/LayerNorm_0"),
@@ -195,12 +201,10 @@ def conv_norm(
     )
 
 
-def conv_batch_norm(
-    conv_name: str, norm_name: str, path: str, *, axes: str = "", count: str = ""
-) -> Rules:
+def conv_batch_norm(conv_name: str, norm_name: str, path: str, *, axes: str = "") -> Rules:
     """A convolution and its batch norm with running statistics -> `ConvNorm`."""
     return (
-        *conv_norm(conv_name, norm_name, path, axes=axes, count=count),
+        *conv_norm(conv_name, norm_name, path, axes=axes),
         Rule(f"{norm_name}.running_mean", f"{path}/norm/mean", collection="batch_stats"),
         Rule(f"{norm_name}.running_var", f"{path}/norm/var", collection="batch_stats"),
         Rule(f"{norm_name}.num_batches_tracked", None),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from semivl_jax.data.source import Record
 from semivl_jax.experiment import pseudo_label_quality
 from semivl_jax.experiment.data import Data
 from semivl_jax.experiment.experiment import Experiment
@@ -85,7 +86,7 @@ class Unlabelled:
     def __getitem__(self, index):
         image = np.full((4, 6, 3), 1, np.uint8)
         label = np.zeros((4, 6), np.uint8) if index < 2 else None
-        return SimpleNamespace(image=png(image), label=None if label is None else png(label))
+        return Record(str(index), png(image), None if label is None else png(label))
 
 
 @pytest.mark.parametrize(

@@ -50,12 +50,7 @@ def convert_folder(
       ValueError: no such folder, `out` is not empty, annotations of no or of several tools, photos or masks
         that cannot be used (all are listed).
     """
-    if not source.is_dir():
-        raise ValueError(f"{source} is no folder; correct the path")
-    if out.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"--out={out} lies inside {source}; choose a folder outside")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out={out} is not empty; choose another folder")
+    _check_folders(source, out)
     try:
         dataset = read(source, format, reading or Reading())
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -67,23 +62,9 @@ def convert_folder(
             f"{source} has {len(dataset.names)} classes, a mask can hold {IGNORE_INDEX}"
         )
     parts, notes = _parts(dataset, validation)
-    problems: list[str] = []
-    pixels: Counter[int] = Counter()
-    turned = 0
     with utils.replace_folder(out) as folder:
-        jobs = [(photo, part, folder) for photo, part in parts]
-        with utils.Progress("converting", total=len(jobs), unit="photos") as shown:
-            for (photo, _, _), result in zip(
-                jobs, utils.ordered_map(_write, jobs, workers=_WORKERS), strict=True
-            ):
-                shown.update()
-                if isinstance(result, str):
-                    problems.append(f"{photo.where or photo.path}: {result}")
-                else:
-                    pixels.update(result[0])
-                    turned += result[1]
-        wrong = [v for v in pixels if v >= len(dataset.names) and v != IGNORE_INDEX]
-        if wrong and not problems:
+        pixels, turned, problems = _write_all(parts, folder)
+        if not problems and any(len(dataset.names) <= v < IGNORE_INDEX for v in pixels):
             problems.append(
                 f"masks have the values {', '.join(map(str, sorted(pixels)))}, but the class list names "
                 f"{len(dataset.names)} classes, 0 to {len(dataset.names) - 1}; correct it"
@@ -99,6 +80,15 @@ def convert_folder(
     if turned:
         notes.append(f"{turned} masks were turned like their photos by the photos' EXIF data")
     return _report(source, out, dataset, parts, notes, pixels)
+
+
+def _check_folders(source: Path, out: Path) -> None:
+    if not source.is_dir():
+        raise ValueError(f"{source} is no folder; correct the path")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--out={out} lies inside {source}; choose a folder outside")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out={out} is not empty; choose another folder")
 
 
 def read(source: Path, format: str, reading: Reading) -> ForeignDataset:
@@ -193,6 +183,25 @@ def _parts(
     if not any(photo.mask and part == "train" for photo, part in parts):
         raise ValueError("no training photo would have a mask; annotate more photos")
     return parts, notes
+
+
+def _write_all(
+    parts: Sequence[tuple[ForeignPhoto, str]], folder: Path
+) -> tuple[Counter[int], int, list[str]]:
+    """Writes photos and masks: (pixels by value, number of turned masks, what is wrong)."""
+    pixels: Counter[int] = Counter()
+    turned, problems = 0, []
+    jobs = [(photo, part, folder) for photo, part in parts]
+    results = utils.ordered_map(_write, jobs, workers=_WORKERS)
+    with utils.Progress("converting", total=len(jobs), unit="photos") as shown:
+        for (photo, _), result in zip(parts, results, strict=True):
+            shown.update()
+            if isinstance(result, str):
+                problems.append(f"{photo.where or photo.path}: {result}")
+            else:
+                pixels.update(result[0])
+                turned += result[1]
+    return pixels, turned, problems
 
 
 def _write(job: tuple[ForeignPhoto, str, Path]) -> tuple[Counter[int], bool] | str:

@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from semivl_jax.data.dataset_info import IGNORE_INDEX
 from semivl_jax.data.find_images import images_in
 from semivl_jax.data.foreign.dataset import (
     PARTS,
@@ -48,12 +47,9 @@ def read(root: Path, file: Path, reading: Reading) -> ForeignDataset:
     if not images or not labels:
         raise ValueError(f"{file} has no images or labels; export the task as 'CVAT for images'")
     names = reading.names_with_rest(dict.fromkeys(labels))
-    value_of = {name: value for value, name in enumerate(names)}
-    value_of = {label: value_of.get(label, reading.rest) for label in labels} | {
-        label: 0 if reading.rest == 0 else IGNORE_INDEX
-        for label in labels
-        if label.lower() == "background"
-    }
+    # A label that is no class is the background, which is like what lies outside all outlines.
+    values = {name: value for value, name in enumerate(names)}
+    value_of = {label: values.get(label, reading.rest) for label in labels}
     files = images_in(root).files
     by_name = {path.name: path for path in files}
     photos = [_photo(root, file, image, value_of, by_name, reading) for image in images]

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from semivl_jax.train.augment import blur, color, photometric
+from semivl_jax.train.augment import blur, color
 from tests.golden_files import Golden
 from tests.train.augment.batches import floats
 
@@ -60,43 +60,6 @@ def test_blur(item):
     radius = item["radius"]
     blurred = gaussian_blur(golden_image(), one(radius), max_sigma=max(2.0, radius))
     assert_two_levels(blurred, item["name"])
-
-
-def distortion(item: dict) -> photometric.Distortion:
-    """The published sequence of draws: a coin before every operation, its amount only after heads."""
-    coins, amounts = iter(item["randint_draws"]), iter(item["uniform_draws"])
-    brightness = next(amounts) if next(coins) else 0.0
-    first = next(coins) == 1
-    contrast = next(amounts) if first and next(coins) else 1.0
-    saturation = next(amounts) if next(coins) else 1.0
-    hue = next(coins) if next(coins) else 0
-    if not first and next(coins):
-        contrast = next(amounts)
-    return photometric.Distortion(
-        one(brightness), one(contrast), jnp.asarray([first]), one(saturation), one(hue)
-    )
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize(
-    "item", items("mmseg PhotoMetricDistortion"), ids=lambda item: item["name"]
-)
-def test_photometric_distortion(item):
-    distort = jax.jit(photometric.photometric_distortion)
-    assert_two_levels(distort(golden_image(), distortion(item)), item["name"])
-
-
-def test_photometric_identity():
-    images = floats()
-    nothing = photometric.Distortion(
-        brightness=jnp.zeros(4),
-        contrast=jnp.ones(4),
-        contrast_first=jnp.array([True, False, True, False]),
-        saturation=jnp.ones(4),
-        hue=jnp.zeros(4),
-    )
-    unchanged = jax.jit(photometric.photometric_distortion)(images, nothing)
-    np.testing.assert_array_equal(unchanged, images)
 
 
 @pytest.mark.parametrize(
