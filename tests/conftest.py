@@ -1,13 +1,15 @@
 """Every test runs on eight simulated CPU devices, in full float32, with rank promotion an error.
 
 Shapes written in annotations are checked while the tests run (and only then). Programs are compiled quickly
-rather than well (tests/command.py).
+rather than well, and kept for the next run (tests/command.py).
 """
 
+import contextlib
 import gc
 import os
+import time
 
-from tests.command import compiled_quickly
+from tests.command import CACHE, compiled_quickly
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ |= compiled_quickly(devices=8, flags=os.environ.get("XLA_FLAGS", ""))
@@ -53,7 +55,18 @@ gc.freeze()
 gc.set_threshold(50_000, 20, 50)
 
 
+def pytest_configure(config):
+    """Forgets compiled programs that no run has read for a month."""
+    month = time.time() - 30 * 24 * 3600
+    for path in () if hasattr(config, "workerinput") else CACHE.glob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another run was first
+            if path.stat().st_atime < month:
+                path.unlink()
+
+
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: workers take whole files and should end at about the same time."""
+    """Files with slow tests come first, then those of training: workers take whole files and should end at
+    about the same time.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path not in slow, "train" not in item.path.parts))

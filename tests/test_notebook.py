@@ -22,7 +22,7 @@ def test_runs_and_shows_images(tmp_path, monkeypatch):
         f"--config.data.directory={tmp_path}/data --config.compilation_cache= --config.steps=2 "
         "--config.evaluation.every_steps=2"
     )
-    for name, value in environment(tmp_path / "cache").items():
+    for name, value in environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SEMIVL_NOTEBOOK_CONFIG", f"configs/tiny.py:{folder}")
     monkeypatch.setenv("SEMIVL_NOTEBOOK_WORKDIR", str(workdir))

@@ -81,7 +81,7 @@ def start_two(place, name, *more):
     started = []
     for index in range(2):
         flags = [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}"]
-        variables = environment(place / "cache", devices=4)
+        variables = environment(devices=4)
         variables["PYTHONPATH"] = f"{place / 'audit'}:{variables.get('PYTHONPATH', '')}"
         variables["AUDIT_LOG"] = str(place / f"written-{index}")
         process = subprocess.Popen(
@@ -127,7 +127,7 @@ def two(place, stopped):
 
 @pytest.fixture(scope="module")
 def one(place):
-    finished = run(*options(place, "one"), cache=place / "cache", devices=8)
+    finished = run(*options(place, "one"), devices=8)
     assert finished.returncode == 0, finished.stdout
     return finished
 
@@ -234,9 +234,9 @@ def test_flags_that_contradict_each_other(flags, message, monkeypatch):
         distributed.start(**{**named, **numbers})
 
 
-def test_a_missing_process_is_an_error(tmp_path):
+def test_a_missing_process_is_an_error():
     flags = ["--coordinator_address=localhost:1", "--num_processes=2", "--process_id=1"]
-    done = run("--config=configs/tiny.py", *flags, "--start_timeout=1", cache=tmp_path)
+    done = run("--config=configs/tiny.py", *flags, "--start_timeout=1")
     assert done.returncode == 2, done.stdout
     assert (
         "error: --coordinator_address = localhost:1: nothing listened there for 1 s" in done.stdout
@@ -279,7 +279,7 @@ def test_barrier_waits_longer_than_a_device_exchange(tmp_path):
     started = [
         subprocess.Popen(
             [sys.executable, "-c", BARRIER, address, str(index), str(tmp_path / "done")],
-            cwd=ROOT, env=environment(tmp_path), text=True, stdout=subprocess.PIPE,
+            cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
         )
         for index in range(2)
     ]  # fmt: skip
