@@ -4,6 +4,7 @@ Only that XLA compiles it quickly rather than well: what a test compiles runs a 
 """
 
 import os
+import socket
 import subprocess
 import sys
 from importlib import metadata
@@ -35,6 +36,13 @@ def compiled_quickly(devices: int, flags: str = "") -> dict[str, str]:
 def environment(devices: int = 1) -> dict[str, str]:
     """Variables of a process with so many CPU devices."""
     return {**os.environ, **compiled_quickly(devices), "JAX_PLATFORMS": "cpu"}
+
+
+def free_address() -> str:
+    """HOST:PORT where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
 
 
 def command(*arguments: str) -> list[str]:

@@ -15,6 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ |= compiled_quickly(devices=8, flags=os.environ.get("XLA_FLAGS", ""))
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401 - the hook below finds it by name
@@ -53,6 +54,15 @@ install_import_hook(
 )
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Meshes have the first device only."""
+    from semivl_jax.train import sharding  # after the hook above
+
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
 
 
 def pytest_configure(config):

@@ -2,16 +2,14 @@
 
 import json
 import re
-from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
 
-from tests.command import environment
+from tests.command import ROOT, environment
 from tests.photos import make_folder
 
-ROOT = Path(__file__).parent.parent
 PATH = ROOT / "notebooks" / "semivl_demo.ipynb"
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from semivl_jax import buckets
 from semivl_jax.reporting import read
 from semivl_jax.train import distributed
 from tests import gcs
-from tests.command import ROOT, command, environment, run
+from tests.command import ROOT, command, environment, free_address, run
 from tests.photos import make_folder
 from tests.test_resume import last_state
 
@@ -75,10 +74,7 @@ def options(place, name, *more):
 
 
 def start_two(place, name, *more):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    started = []
+    address, started = free_address(), []
     for index in range(2):
         flags = [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}"]
         variables = environment(devices=4)
@@ -273,9 +269,7 @@ for _ in range(2):
 
 def test_barrier_waits_longer_than_a_device_exchange(tmp_path):
     """An exchange between devices fails if a process is half a minute late; here it is one second."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     started = [
         subprocess.Popen(
             [sys.executable, "-c", BARRIER, address, str(index), str(tmp_path / "done")],

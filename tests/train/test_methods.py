@@ -108,9 +108,7 @@ def shapes(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
+def small(one_device, monkeypatch):
     monkeypatch.setitem(build.BACKBONES, "resnet101", (ResNet, {"blocks": (1, 1, 1, 1)}))
     light = {"blocks": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "stem_channels": 8, "basic": True}
     monkeypatch.setitem(build.BACKBONES, "resnet18", (ResNet, light))
