@@ -9,6 +9,7 @@ import gc
 import os
 import time
 
+from semivl_jax import utils
 from tests.command import CACHE, compiled_quickly
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -66,11 +67,14 @@ def one_device(monkeypatch):
 
 
 def pytest_configure(config):
-    """Forgets compiled programs that no run has read for a month."""
+    """Compiled programs go when they are damaged, by processes that tests killed, or a month old."""
+    if hasattr(config, "workerinput"):
+        return
+    utils.check_programs(CACHE)
     month = time.time() - 30 * 24 * 3600
-    for path in () if hasattr(config, "workerinput") else CACHE.glob("*-cache"):
+    for path in CACHE.glob("*"):
         with contextlib.suppress(FileNotFoundError):  # another run was first
-            if path.stat().st_atime < month:
+            if path.stat().st_mtime < month:
                 path.unlink()
 
 
