@@ -145,33 +145,12 @@ def test_checkpoint_that_cannot_be_restored_is_named(tmp_path):
             checkpoints.restore({"weight": np.zeros(3)})
 
 
-def fails_with(arguments, message, cache):
-    result = run(*arguments, cache=cache)
-    assert result.returncode == 2, result.stdout
-    assert "Traceback" not in result.stdout
-    assert message in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("--config.optim.lrr=1", "config.optim.lrr"),
-        ("--config.optim.lr=abc", "config.optim.lr"),
-        ("--mode=fly", "mode"),
-    ],
-)
-def test_misspelt_command_line(argument, message, tmp_path):
-    fails_with(["--config=configs/tiny.py", argument], message, tmp_path)
-
-
-def test_missing_folder(tmp_path):
-    missing = tmp_path / "nowhere"
-    fails_with([f"--config=configs/tiny.py:{missing}"], str(missing), tmp_path)
-
-
-def test_mask_value_outside_the_classes(tmp_path):
+def test_an_error_in_the_data_is_one_sentence(tmp_path):
+    """Errors in the command itself: test_help."""
     folder = make_folder(tmp_path / "photos")
     mask = folder / "masks" / "train" / "photo_00.png"
     Image.fromarray(np.full((40, 48), 9, np.uint8)).save(mask)
-    arguments = [f"--config=configs/tiny.py:{folder}", f"--config.data.directory={tmp_path}/d"]
-    fails_with(arguments, f"mask {mask} has the value 9", tmp_path)
+    result = run(f"--config=configs/tiny.py:{folder}", f"--config.data.directory={tmp_path}/d")
+    assert result.returncode == 2, result.stdout
+    assert "Traceback" not in result.stdout
+    assert f"mask {mask} has the value 9" in result.stdout

@@ -1,6 +1,5 @@
 """Caches that are damaged or cannot be written cost time and nothing else."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -9,7 +8,7 @@ import zlib
 from configs.tiny import get_config
 from semivl_jax import utils
 from semivl_jax.experiment.data import open_data
-from tests.command import ROOT, compiled_quickly
+from tests.command import ROOT, environment
 from tests.photos import make_folder
 
 COMPUTE = """
@@ -26,7 +25,7 @@ def compute(folder) -> str:
     done = subprocess.run(
         [sys.executable, "-c", COMPUTE, str(folder)],
         cwd=ROOT,
-        env={**os.environ, **compiled_quickly(devices=1), "JAX_PLATFORMS": "cpu"},
+        env=environment(),
         capture_output=True,
         text=True,
         check=True,

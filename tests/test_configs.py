@@ -10,13 +10,6 @@ from configs import demo, folder, remote_sensing, tiny
 from semivl_jax.config import default_config, validate
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.experiment import dry_run, experiment
-from semivl_jax.train import sharding
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
 
 
 def test_check_reports_the_step(one_device):

@@ -1,6 +1,5 @@
 """configs/folder.py:PATH,model=light from training to prediction, with a smaller network."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,7 +9,6 @@ from semivl_jax.experiment import run
 from semivl_jax.inference.segmenter import Segmenter
 from semivl_jax.models import build
 from semivl_jax.models.mobile import MobileNet, Stage
-from semivl_jax.train import sharding
 from semivl_jax.weights import files
 from tests.models.initialisation import random_variables
 from tests.photos import make_folder
@@ -18,11 +16,9 @@ from tests.photos import make_folder
 STAGES = (Stage(3, 1, 4, 1, 1), Stage(3, 1, 8, 2, 2), Stage(5, 1, 8, 2, 2), Stage(3, 1, 8, 2, 2))
 
 
-def test_training_and_prediction(tmp_path, monkeypatch):
+def test_training_and_prediction(one_device, tmp_path, monkeypatch):
     options = {"stages": STAGES, "stem_channels": 8, "out_indices": (1, 3), "tf": True}
     monkeypatch.setitem(build.BACKBONES, "efficientnet_lite0", (MobileNet, options))
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
     photos = make_folder(tmp_path / "photos")
     config = folder.get_config(f"{photos},split=2,model=light")
     config.data.directory, config.compilation_cache = str(tmp_path / "prepared"), ""

@@ -2,16 +2,14 @@
 
 import json
 import re
-from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
 
-from tests.command import environment
+from tests.command import ROOT, environment
 from tests.photos import make_folder
 
-ROOT = Path(__file__).parent.parent
 PATH = ROOT / "notebooks" / "semivl_demo.ipynb"
 
 
@@ -22,7 +20,7 @@ def test_runs_and_shows_images(tmp_path, monkeypatch):
         f"--config.data.directory={tmp_path}/data --config.compilation_cache= --config.steps=2 "
         "--config.evaluation.every_steps=2"
     )
-    for name, value in environment(tmp_path / "cache").items():
+    for name, value in environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SEMIVL_NOTEBOOK_CONFIG", f"configs/tiny.py:{folder}")
     monkeypatch.setenv("SEMIVL_NOTEBOOK_WORKDIR", str(workdir))

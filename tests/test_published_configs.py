@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,9 +25,8 @@ from semivl_jax.config import default_config, validate
 from semivl_jax.data import published_splits
 from semivl_jax.experiment import build_step, data, experiment, run
 from semivl_jax.train import param_groups as groups_lib
-from semivl_jax.train import sharding
 from tests.checked_recipes import config_of
-from tests.command import compiled_quickly
+from tests.command import environment
 from tests.golden_files import OWN, Golden, golden_dir
 
 FAMILIES = {"voc": voc, "coco": coco, "ade": ade, "cityscapes": cityscapes}
@@ -55,12 +53,7 @@ SPECS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        mesh = sharding.make_mesh(jax.devices()[:1])
-        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @functools.cache
@@ -101,7 +94,7 @@ def test_steps_can_be_checked():
     """In a process without the type checks of the tests, as a user runs it."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.checked_recipes", *TRACED],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **compiled_quickly(devices=1)},
+        env=environment(),
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     for spec, report in json.loads(done.stdout.splitlines()[-1]).items():

@@ -45,7 +45,7 @@ def options(place: Path, name: str, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def whole(place):
     """Eight steps without interruption; the other runs use its compiled programs."""
-    finished = run(*options(place, "whole"), cache=place / "cache")
+    finished = run(*options(place, "whole"))
     assert finished.returncode == 0, finished.stdout
     return place / "whole"
 
@@ -107,7 +107,7 @@ def start(place, name, *more):
     return subprocess.Popen(
         command(*options(place, name, *more)),
         cwd=ROOT,
-        env=environment(place / "cache"),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -134,7 +134,7 @@ def test_stopped_killed_and_resumed_run_is_bitwise_the_same(place, whole):
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     # The last part loads data in a worker process.
-    done = run(*options(place, "resumed", "--config.data.workers=1"), cache=place / "cache")
+    done = run(*options(place, "resumed", "--config.data.workers=1"))
     assert done.returncode == 0, done.stdout
     assert f"warning: {path} is damaged" in done.stdout
     before = re.search(r"the run goes on from the checkpoint of step (\d+)", done.stdout)[1]
@@ -168,7 +168,6 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_elsewhere(place, whole, monkeyp
         monkeypatch.setenv("HOME", str(place / "second"))
         resumed = run(
             *options(place, "", f"--workdir={url}", data),
-            cache=place / "cache",
         )
         assert resumed.returncode == 0, resumed.stdout
         assert re.search(r"going on at step [24] of 8", resumed.stdout)
@@ -197,7 +196,7 @@ def newest_checkpoint(workdir: Path) -> int:
 
 def test_a_finished_run_says_so_and_changes_nothing(place, whole):
     before = (whole / "metrics.jsonl").read_text()
-    again = run(*options(place, "whole"), cache=place / "cache")
+    again = run(*options(place, "whole"))
     assert again.returncode == 0, again.stdout
     assert "finished after 8 steps" in again.stdout
     assert again.stdout.count("warning:     Few pseudo-labels: at step 8: 0.0 %") == 1
@@ -211,7 +210,7 @@ def test_evaluate_mode_repeats_the_last_score(place, whole):
     named = ["--mode=evaluate", f"--config.data.folder={moved}"]
     drawn = (whole / "samples").stat()
     with lock.one_writer(whole):
-        result = run(*options(place, "whole", *named), cache=place / "cache")
+        result = run(*options(place, "whole", *named))
     assert result.returncode == 0, result.stdout
     assert "pictures and samples stay its own" in result.stdout
     assert os.path.samestat((whole / "samples").stat(), drawn)
@@ -222,7 +221,7 @@ def test_evaluate_mode_repeats_the_last_score(place, whole):
 
 def test_the_best_weights_are_evaluated_without_their_run(place, whole):
     served = options(place, "evaluated", f"--config.model.checkpoint={whole / 'serving'}")
-    done = run(*served, "--mode=evaluate", cache=place / "cache")
+    done = run(*served, "--mode=evaluate")
     assert done.returncode == 0, done.stdout
     assert f"starting from {whole / 'serving'}" in done.stdout
     scores = json.loads((place / "evaluated" / "evaluation.json").read_text())

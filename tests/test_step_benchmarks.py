@@ -17,7 +17,7 @@ def test_the_step_is_timed(tmp_path):
     command = [sys.executable, "-m", "benchmarks.train_step", "--config=configs/tiny.py", "--steps=1",
                "--breakdown", f"--out={out}"]  # fmt: skip
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text())

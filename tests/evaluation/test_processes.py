@@ -1,36 +1,23 @@
 """Two processes with different numbers of examples get the totals of all."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from semivl_jax.evaluation.evaluator import Evaluator
-from tests.command import compiled_quickly
+from tests.command import ROOT, environment, free_address
 from tests.evaluation import toy
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_two_processes_sum_their_counts(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        **compiled_quickly(devices=2),
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [sys.executable, "-m", "tests.evaluation.process_worker", address]
+    command = [sys.executable, "-m", "tests.evaluation.process_worker", free_address()]
     workers = [
         subprocess.Popen(
             [*command, str(index), str(tmp_path / str(index))],
-            env=environment,
+            env=environment(devices=2) | {"PYTHONPATH": str(ROOT)},
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,7 +9,6 @@ from configs import tiny
 from semivl_jax.config import set_method
 from semivl_jax.experiment import guidance_quality, run
 from semivl_jax.reporting import page
-from semivl_jax.train import sharding
 from tests.photos import make_folder
 
 
@@ -36,9 +34,7 @@ def test_labels_count_up_to_their_confidence():
     np.testing.assert_array_equal(counts, [[3, 2, 1], [4, 3, 1], [4, 4, 4]])
 
 
-def test_the_command_measures_every_variant_for_the_report(tmp_path, capsys, monkeypatch):
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
+def test_the_command_measures_every_variant_for_the_report(one_device, tmp_path, capsys):
     config = tiny.get_config(str(make_folder(tmp_path / "photos")))
     config.data.directory, config.compilation_cache = str(tmp_path / "prepared"), ""
     work = tmp_path / "work"

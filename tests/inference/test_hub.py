@@ -3,15 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from semivl_jax.inference import bundle, hub
 from tests import served
+from tests.command import ROOT
 from tests.inference import hub_server
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

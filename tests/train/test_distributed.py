@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from semivl_jax import buckets
 from semivl_jax.reporting import read
 from semivl_jax.train import distributed
 from tests import gcs
-from tests.command import ROOT, command, environment, run
+from tests.command import ROOT, command, environment, free_address, run
 from tests.photos import make_folder
 from tests.test_resume import last_state
 
@@ -75,13 +74,10 @@ def options(place, name, *more):
 
 
 def start_two(place, name, *more):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    started = []
+    address, started = free_address(), []
     for index in range(2):
         flags = [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}"]
-        variables = environment(place / "cache", devices=4)
+        variables = environment(devices=4)
         variables["PYTHONPATH"] = f"{place / 'audit'}:{variables.get('PYTHONPATH', '')}"
         variables["AUDIT_LOG"] = str(place / f"written-{index}")
         process = subprocess.Popen(
@@ -127,7 +123,7 @@ def two(place, stopped):
 
 @pytest.fixture(scope="module")
 def one(place):
-    finished = run(*options(place, "one"), cache=place / "cache", devices=8)
+    finished = run(*options(place, "one"), devices=8)
     assert finished.returncode == 0, finished.stdout
     return finished
 
@@ -234,9 +230,9 @@ def test_flags_that_contradict_each_other(flags, message, monkeypatch):
         distributed.start(**{**named, **numbers})
 
 
-def test_a_missing_process_is_an_error(tmp_path):
+def test_a_missing_process_is_an_error():
     flags = ["--coordinator_address=localhost:1", "--num_processes=2", "--process_id=1"]
-    done = run("--config=configs/tiny.py", *flags, "--start_timeout=1", cache=tmp_path)
+    done = run("--config=configs/tiny.py", *flags, "--start_timeout=1")
     assert done.returncode == 2, done.stdout
     assert (
         "error: --coordinator_address = localhost:1: nothing listened there for 1 s" in done.stdout
@@ -273,13 +269,11 @@ for _ in range(2):
 
 def test_barrier_waits_longer_than_a_device_exchange(tmp_path):
     """An exchange between devices fails if a process is half a minute late; here it is one second."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     started = [
         subprocess.Popen(
             [sys.executable, "-c", BARRIER, address, str(index), str(tmp_path / "done")],
-            cwd=ROOT, env=environment(tmp_path), text=True, stdout=subprocess.PIPE,
+            cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
         )
         for index in range(2)
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The smallest experiment, on made-up classes and random crops; no data set is read."""
 
 import functools
+import tempfile
 
 import jax
 import numpy as np
@@ -13,13 +14,16 @@ from semivl_jax.experiment import experiment
 from semivl_jax.train import sharding
 from semivl_jax.train.step import jit_train_step
 from semivl_jax.types import Batch, ImageBatch, LabelledBatch
+from semivl_jax.weights import towers
 
 SIZE = 32
 NAMES = ("ground", "disc", "box", "tree")
 INFO = DatasetInfo(
     name="toy", classes=NAMES, definitions=(("ground", "floor"), ("disc",), ("box",), ("tree",))
 )
-
+# All experiments of a process have the same untrained CLIP and its embeddings of the classes.
+TEXT = tempfile.TemporaryDirectory()
+towers.initialised = functools.cache(towers.initialised)
 
 DINO = {
     "model__backbone": "dinov3_vits16", "model__init": "random", "model__out_indices": (0, 1, 3),
@@ -32,7 +36,7 @@ def config_of(*, method=None, **fields):
     """The configuration; `fields` change it, dots written as two underscores."""
     config = tiny.get_config()
     config.batch = 8
-    config.compilation_cache = config.text.cache = ""
+    config.compilation_cache, config.text.cache = "", TEXT.name
     if method is not None:
         set_method(config, method)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
