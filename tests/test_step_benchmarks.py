@@ -100,6 +100,16 @@ ENTRY main (a: f32[3,4,100]) -> f32[3,4,100] {
         hbm_traffic.of_program("HloModule empty")
 
 
+def test_recipes_of_the_tpu_compiler_have_arguments_with_commas():
+    given = [
+        "voc",
+        "configs/unimatch_v2.py:dataset=voc,92,backbone=dinov3_vitl16",
+        "configs/tiny.py",
+        "coco",
+    ]
+    assert tpu_compile.split_recipes(",".join(given)) == given
+
+
 @pytest.mark.slow
 def test_the_tpu_compiler_takes_the_whole_step():
     pytest.importorskip("libtpu")
