@@ -37,8 +37,10 @@ from semivl_jax import utils
 
 H200_TFLOP_PER_S = 989.0
 """Dense bfloat16 products, by NVIDIA's data sheet of the H200 SXM (1,979 with sparsity)."""
-LEAST_LIMIT = 120.0
-"""Seconds that every row may take at least, if they are left."""
+LEAST_LIMIT = 240.0
+"""Seconds that every row may take at least, if they are left: compiling may take minutes."""
+FASTEST = 0.5
+"""Rows are expected to take at least this share of their `seconds`, however fast the rows before were."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +210,7 @@ def measure(
     with Worker(cache) as worker:
         for row, entry in zip(rows, entries, strict=True):
             left = deadline - time.monotonic()
-            needed = row.seconds * (taken / expected if expected else 1.0)
+            needed = row.seconds * max(FASTEST, taken / expected if expected else 1.0)
             if row.name in found:
                 entry |= found[row.name]
             elif row.name not in chosen:

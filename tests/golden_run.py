@@ -95,7 +95,7 @@ class GoldenRun:
         self.modules = step_lib.StepModules(
             model=with_dtype(model, dtype), method=self.method, optimizer=tx, total_steps=meta["iters"],
             num_classes=meta.get("num_classes", 0),
-            guidance_model=clip_guidance.Guidance(tower=tower.clone(dtype=dtype)),
+            guidance_model=clip_guidance.Guidance(tower=tower.clone(dtype=jnp.dtype(dtype))),
         )  # fmt: skip
         self.frozen = state_lib.Frozen(
             text=self.text(cfg["pl_text"]),
@@ -160,7 +160,9 @@ class GoldenRun:
 def with_dtype(model: SegmentationModel, dtype) -> SegmentationModel:
     """The model with this precision of the arithmetic."""
     parts = {name: getattr(model, name) for name in ("backbone", "decoder", "conv_encoder")}
-    return model.clone(**{name: part and part.clone(dtype=dtype) for name, part in parts.items()})
+    return model.clone(
+        **{name: part and part.clone(dtype=jnp.dtype(dtype)) for name, part in parts.items()}
+    )
 
 
 def is_free_of_gradient(path: str) -> bool:
