@@ -143,7 +143,8 @@ def main() -> None:
         names = "; ".join(row.name for row in rows)
         raise SystemExit(f"error: --rows={options.rows} names no row; the rows are: {names}")
     if options.predict:
-        return predict([row for row in rows if row.name in chosen])
+        predict([row for row in rows if row.name in chosen])
+        return
     out = Path(options.out)
     found = {} if options.again else measured(out / "accelerator.json", tiny=options.tiny)
     with tempfile.TemporaryDirectory() as place:
@@ -156,7 +157,6 @@ def main() -> None:
             cache=options.cache or place,
             about={"tiny": options.tiny, "jax": jax.__version__},
         )
-    return None
 
 
 def predict(rows: Sequence[Row]) -> None:
