@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for name in SETS:
             root = Path(place) / name
-            size = _make(root, name)
+            size = make(root, name)
             print(f"{name}: {SETS[name]['count']} images, {size / 1000:.0f} kB each", flush=True)
             for workers in map(int, options.workers.split(",")):
                 for pipeline in PIPELINES:
@@ -71,7 +71,7 @@ def main() -> None:
                         "workers": workers,
                     }
                     task |= {"batch": options.batch, "seconds": options.seconds}
-                    rows.append(_measure_in_new_process(task) | {"jpeg_bytes": size})
+                    rows.append(measure_in_new_process(task) | {"jpeg_bytes": size})
                     print(f"  {pipeline:10s} {workers} workers: {_rates(rows[-1])}", flush=True)
     print(_table(rows))
     utils.write_text(
@@ -79,7 +79,7 @@ def main() -> None:
     )
 
 
-def _make(root: Path, name: str) -> int:
+def make(root: Path, name: str) -> int:
     """Makes a folder of images and prepares it; returns the mean size of a JPEG in bytes."""
     import tensorflow_datasets as tfds
 
@@ -96,9 +96,16 @@ def _make(root: Path, name: str) -> int:
     return size
 
 
-def _measure_in_new_process(task: dict[str, Any]) -> dict[str, Any]:
+def measure_in_new_process(task: dict[str, Any]) -> dict[str, Any]:
+    """What `_measure` returns for a task; an accelerator is left alone."""
     command = [sys.executable, "-m", "benchmarks.input_pipeline", f"--measure={json.dumps(task)}"]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
     return json.loads(result.stdout.splitlines()[-1])
 
 

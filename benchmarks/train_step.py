@@ -12,6 +12,7 @@ peak memory.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -71,7 +72,6 @@ def measure(work: workload.Workload, steps: int) -> dict[str, Any]:
     compiled = step.lower(frozen, state, batch).compile()
     compile_s = time.monotonic() - start
     utils.trim_memory()
-    memory = compiled.memory_analysis()
     times = []
     for _ in range(1 + steps):
         start = time.monotonic()
@@ -93,13 +93,13 @@ def measure(work: workload.Workload, steps: int) -> dict[str, Any]:
         "matmul_tflop_per_s": rate / 1e12,
         "utilization": operations / seconds / rate,
         "peak_gib": peak / 2**30,
-        "temporary_gib": memory and memory.temp_size_in_bytes / 2**30,
+        **_by_compiler(compiled),
         "loss": float(metrics["loss"]),
     }
 
 
 def breakdown(work: workload.Workload, *, steps: int) -> dict[str, float]:
-    """Milliseconds of parts of the step, each compiled and run alone."""
+    """Milliseconds of parts of the step, each compiled and run alone; some contain others."""
     frozen, state, batch = work.random_arguments()
     modules, method, model = work.modules, work.modules.method, work.modules.model
     key = jax.random.key(0)
@@ -120,6 +120,17 @@ def breakdown(work: workload.Workload, *, steps: int) -> dict[str, float]:
     def labels(frozen: Any, state: Any, views: Any) -> Any:
         return method.labels(modules.networks(frozen, state, key), views, noise)
 
+    def guidance(frozen: Any, state: Any, crop: Any) -> Any:
+        networks = modules.networks(frozen, state)
+        return networks.guidance(crop.w, crop.ignore, threshold=method.guidance_threshold)
+
+    def loss(frozen: Any, state: Any, views: Any) -> Any:
+        student = step_lib.student_loss(modules, frozen, state, views, key)
+        return student.of_part(state.params, student.part)[0]
+
+    def predict(params: Any, image: Any) -> Any:
+        return decode(params, encode(params, image))
+
     def summed(function: Callable) -> Callable:
         def total(*arguments: Any) -> Any:
             leaves = jax.tree.leaves(function(*arguments))
@@ -131,18 +142,44 @@ def breakdown(work: workload.Workload, *, steps: int) -> dict[str, float]:
     runs = {
         "views": (make_views, (key, batch)),
         "labels of teachers": (labels, (frozen, state, views)),
+        "forward of labelled": (predict, (state.params, views.x)),
+        "labels, forward, losses": (loss, (frozen, state, views)),
         "encoder, with gradients": (jax.grad(summed(encode)), (state.params, student)),
         "decoder, with gradients": (jax.grad(summed(decode), (0, 1)), (state.params, features)),
     }
+    if method.guided:
+        crop = next(iter(views.streams.values()))
+        runs["labels of CLIP, one crop"] = (guidance, (frozen, state, crop))
     return {
         name: 1e3 * _seconds(jax.jit(f), *given, steps=steps) for name, (f, given) in runs.items()
     }
 
 
+def _by_compiler(compiled: jax.stages.Compiled) -> dict[str, float | None]:
+    """What the compiler says of a program: memory, and bytes that its operations read and write."""
+    memory = compiled.memory_analysis()
+    whole = memory and (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    costs = compiled.cost_analysis() or {}
+    return {
+        "temporary_gib": memory and memory.temp_size_in_bytes / 2**30,
+        "program_gib": memory and whole / 2**30,
+        "gb_accessed": costs.get("bytes accessed", 0.0) / 1e9 or None,
+    }
+
+
+@functools.cache
 def matmul_rate(dtype: str) -> float:
-    """Operations per second of a large square matrix product in this precision."""
+    """Operations per second of a large square matrix product in this precision.
+
+    Of random numbers: with constants GPUs need less power and are faster.
+    """
     side = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jnp.ones((side, side), dtype)
+    a = jax.random.normal(jax.random.key(0), (side, side), dtype)
     best = min(_seconds(jax.jit(jnp.matmul), a, a, steps=1) for _ in range(5))
     return 2.0 * side**3 / best
 

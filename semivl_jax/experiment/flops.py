@@ -1,11 +1,13 @@
 """Floating-point operations of a traced function, without lowering or compiling it.
 
 In: what `jax.jit(f).trace(...)` returns. Out: operations (2 per multiply-add) of its matrix
-products and convolutions, as written. Elementwise operations are not counted.
+products and convolutions, as written, and of the products inside of cuDNN's attention. Elementwise operations
+are not counted.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -32,9 +34,7 @@ def _of_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> float:
 
 
 def _of_equation(equation: JaxprEqn) -> float:
-    rule = {"dot_general": _product, "conv_general_dilated": _convolution}.get(
-        equation.primitive.name
-    )
+    rule = _RULES.get(equation.primitive.name)
     if rule is not None:
         return rule(equation)
     inner = [_of_jaxpr(each) for value in equation.params.values() for each in _jaxprs(value)]
@@ -70,3 +70,18 @@ def _convolution(equation: JaxprEqn) -> float:
         pairs *= np.sum((at >= 0) & (at <= (side - 1) * spread) & (at % spread == 0))
     per_group = features // of["feature_group_count"] * channels
     return float(2 * pairs * per_group * (batch // of["batch_group_count"]))
+
+
+def _fused_attention(products: int, equation: JaxprEqn) -> float:
+    """`products` of queries b×t×h×d with keys b×s×h×d, or of the weights with as many channels."""
+    query, key = (each.aval.shape for each in equation.invars[:2])
+    return 2.0 * products * math.prod(query) * key[1]
+
+
+_RULES = {
+    "dot_general": _product,
+    "conv_general_dilated": _convolution,
+    # Scores and mixed values; the backward pass computes the scores again, and four gradients.
+    "dot_product_attention_fwd_wrapper": functools.partial(_fused_attention, 2),
+    "dot_product_attention_bwd_wrapper": functools.partial(_fused_attention, 5),
+}

@@ -43,7 +43,7 @@ def attend(
     attention = functools.partial(jax.nn.dot_product_attention, is_causal=is_causal)
     tokens, heads, channels = query.shape[1:]
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    if half and channels % 8 == 0 and channels <= 128 and _fused_attention_runs():
+    if half and channels % 8 == 0 and channels <= 128 and fused_attention_runs():
         return attention(query, key, value, implementation="cudnn")
     if 4 * heads * tokens**2 < HEAD_BY_HEAD_BYTES:
         return jax.checkpoint(attention)(query, key, value)
@@ -59,7 +59,7 @@ def _head_by_head(attention: Callable[..., Array], *args: Float[Array, "b t h d"
 
 
 @functools.cache
-def _fused_attention_runs() -> bool:
+def fused_attention_runs() -> bool:
     """Whether this machine compiles cuDNN's attention and its gradient; tried once."""
     if jax.default_backend() != "gpu":
         return False

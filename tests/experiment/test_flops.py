@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from semivl_jax.experiment import flops
 
@@ -82,3 +83,20 @@ def test_branches_for_other_machines_count_once():
         return jax.lax.platform_dependent(x, cpu=lambda x: x @ x, default=lambda x: x @ x)
 
     assert counted(product, zeros(8, 8)) == 2 * 8**3
+
+
+def test_fused_attention_counts_as_its_products(monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
+
+    def total(implementation, query, key):
+        attend = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+        if implementation == "xla":  # cuDNN computes the scores again in the backward pass
+            attend = jax.checkpoint(attend)
+        return attend(query, key, key).astype(jnp.float32).sum()
+
+    query, key = (jax.ShapeDtypeStruct((2, n, 3, 16), jnp.bfloat16) for n in (10, 12))
+    xla, fused = (functools.partial(total, name) for name in ("xla", "cudnn"))
+    assert counted(fused, query, key) == counted(xla, query, key) > 0
+    gradients = functools.partial(jax.value_and_grad, argnums=(0, 1))
+    assert counted(gradients(fused), query, key) == counted(gradients(xla), query, key)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import tiny
-from semivl_jax import config as config_lib
+from semivl_jax import config_rules
 from semivl_jax.models import build
 from semivl_jax.types import ClassText
 from semivl_jax.weights import towers
@@ -45,7 +45,7 @@ def test_every_backbone_makes_a_model(backbone):
 
 
 def test_the_table_holds_what_a_configuration_can_choose():
-    assert set(build.BACKBONES) == set(config_lib.CHOICES["model.backbone"])
+    assert set(build.BACKBONES) == set(config_rules.CHOICES["model.backbone"])
 
 
 def test_clip_is_needed_for_its_tower_and_for_texts_in_the_decoder():

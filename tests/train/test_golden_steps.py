@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,153 +11,22 @@ from flax import linen as nn
 
 from semivl_jax.models import clip_guidance, image_normalization
 from semivl_jax.models.resize import bilinear
-from semivl_jax.train import optimizer
 from semivl_jax.train import param_groups as groups_lib
-from semivl_jax.train import state as state_lib
-from semivl_jax.train import step as step_lib
 from semivl_jax.train.forward import forward
-from semivl_jax.train.methods.semivl import SemiVL
-from semivl_jax.train.methods.unimatch import UniMatch
-from semivl_jax.types import StreamViews, Views
 from semivl_jax.weights.tree import flatten
-from tests.golden_files import Golden, assert_close, files, nhwc
-from tests.golden_models import (
-    class_text,
-    guidance_params,
-    imported,
-    segmenter,
-    variables,
-    vision_tower,
-)
+from tests.golden_files import assert_close, files, nhwc
+from tests.golden_models import imported
+from tests.golden_run import GoldenRun, is_free_of_gradient
 
 FILES = files("train_steps_*")
 
 
-class StoredMasks:
-    """The channels that the published run kept, instead of random ones."""
-
-    current: ClassVar[dict] = {}
-
-    def noise(self, key, count):
-        return self.current["masks"]
-
-    def channel_masks(self, masks, features):
-        return masks
-
-
-class PublishedUniMatch(StoredMasks, UniMatch):
-    pass
-
-
-class PublishedSemiVL(StoredMasks, SemiVL):
-    pass
-
-
-class Run:
-    """The published run of one file, repeated with our step."""
+class Run(GoldenRun):
+    """A run whose iterations can be changed at the kinks of ReLU."""
 
     def __init__(self, name: str):
-        self.golden = golden = Golden(name)
-        meta, cfg = golden.meta, golden.meta["cfg"]
-        multipliers = cfg["optimizer"]["paramwise_cfg"]["custom_keys"]
-        self.groups = groups_lib.published_groups(
-            finetune="spatial",
-            backbone_lr=multipliers["backbone"]["lr_mult"],
-            conv_encoder_lr=multipliers["conv_encoder"]["lr_mult"],
-            decoder_lr=multipliers["head"]["lr_mult"],
-        )
-        tree = variables(golden)
-        self.stats = tree["batch_stats"]
-        trained, frozen = groups_lib.partition(tree["params"], self.groups)
-        schedule = optimizer.polynomial_schedule(
-            lr=cfg["lr"], total_steps=cfg.get("scheduler_max_iters", meta["iters"]), power=0.9,
-            warmup_steps=cfg["warmup_iters"], warmup_ratio=cfg["warmup_ratio"],
-        )  # fmt: skip
-        self.schedule, self.lr = schedule, cfg["lr"]
-        tx = optimizer.build(
-            trained, self.groups, schedule, name="adamw",
-            weight_decay=cfg["optimizer"]["weight_decay"],
-        )  # fmt: skip
-        weight = cfg["maskclip_consistency_lambda"]
-        start, end = weight if isinstance(weight, list) else (weight, weight)
-        fields = {
-            "teacher": "student", "cutmix_partner": "same_image",
-            "confidence_mode": cfg["conf_mode"], "confidence_threshold": cfg["conf_thresh"],
-            "perturbation_rate": cfg["fp_rate"],
-        }  # fmt: skip
-        if cfg["criterion"]["name"] == "OHEM":
-            ohem = cfg["criterion"]["kwargs"]
-            fields |= {"criterion": "ohem", "ohem_threshold": ohem["thresh"],
-                       "ohem_min_kept": ohem["min_kept"]}  # fmt: skip
-        if weight == 0:
-            self.method = PublishedUniMatch(**fields)
-        else:
-            self.method = PublishedSemiVL(
-                **fields, guidance_threshold=cfg["mcc_conf_thresh"],
-                guidance_reduction=cfg["mcc_loss_reduce"], guidance_start=start, guidance_end=end,
-            )  # fmt: skip
-        clip = meta["clip_encoder"]
-        out_dim = golden["w/clip_encoder.proj.weight"].shape[0]
-        tower = vision_tower(clip, table_of=clip["img_size"][0], out_dim=out_dim)
-        renormalize = cfg["model_args"].get("renorm_clip_img", False)
-        self.modules = step_lib.StepModules(
-            model=segmenter(golden, crop=meta["crop_size"], renormalize=renormalize),
-            method=self.method, optimizer=tx, total_steps=meta["iters"],
-            num_classes=meta.get("num_classes", 0), guidance_model=clip_guidance.Guidance(tower=tower),
-        )  # fmt: skip
-        self.frozen = state_lib.Frozen(
-            text=self.text(cfg["pl_text"]),
-            guidance_params=guidance_params(golden),
-            guidance_text=self.text(cfg["mcc_text"]),
-        )
-        self.state = state_lib.create(trained, frozen, self.stats, tx, ema=False)
+        super().__init__(name)
         self.gradients, self.rounding = {}, {}
-
-    def text(self, variant: str):
-        """Concepts (not averaged ones) have several rows per class."""
-        if "concept" in variant and "avg" not in variant:
-            rows = self.golden["in/text_concept"]
-            return class_text(rows, self.golden.meta["class_to_concept_idx"])
-        return class_text(self.golden["in/text_class"])
-
-    def views(self, t: int) -> Views:
-        def read(name):
-            return jnp.asarray(nhwc(self.golden[f"in/{t}/{name}"]))
-
-        def unlabelled(suffix):
-            ignore = jnp.asarray(self.golden[f"in/{t}/ignore_mask{suffix}"] == 255)
-            return StreamViews(*(read(f"img_{view}{suffix}") for view in ("w", "s1", "s2")), ignore)
-
-        return Views(
-            x=read("img_x"),
-            y=jnp.asarray(self.golden[f"in/{t}/mask_x"], jnp.int32),
-            streams={"unlabelled": unlabelled(""), "unlabelled.1": unlabelled("_other")},
-            boxes={f"s{i}": jnp.asarray(self.golden[f"in/{t}/mix{i}"] == 1) for i in (1, 2)},
-        )
-
-    def masks(self, t: int) -> dict:
-        """The file holds one array per map, of x and behind them of w."""
-        count = self.golden.meta["n_fp_masks"]
-        maps = [nhwc(self.golden[f"in/{t}/fp_mask{j}"]) > 0.5 for j in range(count)]
-        return {
-            view: tuple(jnp.asarray(np.split(kept, 2)[i]) for kept in maps)
-            for i, view in enumerate(("x", "w"))
-        }
-
-    def iterate(self, state, views, masks):
-        StoredMasks.current["masks"] = masks
-        key = jax.random.key(0)  # nothing is drawn
-        grads = step_lib.compute_gradients(self.modules, self.frozen, state, views, key)
-        return step_lib.apply_gradients(self.modules, state, grads)[0], grads
-
-    def train(self, iterate=None):
-        """(gradients of every iteration, state after the first, after the last)"""
-        state, found, after_first = self.state, [], None
-        for t in range(self.golden.meta["iters"]):
-            state, grads = (iterate or self.iterate)(state, self.views(t), self.masks(t))
-            found.append(grads)
-            after_first = after_first or state
-        return found, after_first, state
 
     def retrain(self, change):
         """`train` without compilation; `change(number, x)` replaces x, the input of ReLU `number`."""
@@ -248,10 +116,10 @@ def test_losses_of_every_iteration(finished):
 def test_gradients_of_the_first_iteration(finished):
     run, found, _, _ = finished
     ours = flatten(found[0].params)
-    theirs = flatten(_imported(run, "out/grad0/")["params"])
+    theirs = flatten(run.imported("out/grad0/")["params"])
     assert set(ours) == set(theirs)
     for path, expected in theirs.items():
-        if _is_free_of_gradient(path):
+        if is_free_of_gradient(path):
             continue
         assert_close(ours[path], expected, 1e-4, path)
 
@@ -262,14 +130,14 @@ def test_weights_after_training(finished, which):
     run, found, first, last = finished
     number = 1 if which == "first" else run.golden.meta["iters"]
     tolerance = 1e-5 if which == "first" else 1e-4
-    expected = _imported(run, f"out/w_after{number}/")
+    expected = run.imported(f"out/w_after{number}/")
     theirs = flatten(expected["params"])
 
     def compare(found, state):
         ours, stats = flatten(state.params), flatten(state.batch_stats)
         assert set(ours) == set(theirs)
         for path, value in theirs.items():
-            if _is_free_of_gradient(path):
+            if is_free_of_gradient(path):
                 continue
             allowed = tolerance * np.abs(value).max() + number * _rounding_of_adam(run, path)
             assert (np.abs(ours[path] - value) <= allowed).all(), path
@@ -335,12 +203,6 @@ def test_predictions_and_guidance_of_the_first_iteration(finished):
     assert not (differ & ~near).any()
 
 
-def _imported(run: Run, prefix: str) -> dict:
-    golden = run.golden
-    named = {key.removeprefix(prefix): golden[key] for key in golden.keys(prefix)}
-    return imported(golden, named)
-
-
 def _rounding_of_adam(run: Run, path: str) -> np.ndarray:
     """How far rounding of the gradient moves each weight in Adam's first step.
 
@@ -349,7 +211,7 @@ def _rounding_of_adam(run: Run, path: str) -> np.ndarray:
     by in this leaf, three times.
     """
     if not run.gradients:
-        run.gradients = flatten(_imported(run, "out/grad0/")["params"])
+        run.gradients = flatten(run.imported("out/grad0/")["params"])
         per_param = run.golden.meta["float64_comparison"]["per_param"]
         filled = {
             name: np.full_like(run.golden[f"w/{name}"], values["g"], dtype=np.float32)
@@ -362,8 +224,3 @@ def _rounding_of_adam(run: Run, path: str) -> np.ndarray:
     rounding = 3.0 * run.rounding[path].astype(np.float64)
     size = np.maximum(np.abs(run.gradients[path]) - rounding, 0.0) + eps
     return np.minimum(2.0, eps * rounding / size**2) * run.lr * group.lr
-
-
-def _is_free_of_gradient(path: str) -> bool:
-    """Leaves whose exact gradient is zero: Adam moves them by rounding noise (METHOD trap 13)."""
-    return path.endswith("/key/bias") or path == "decoder/head/bias"
