@@ -20,7 +20,7 @@ def out(tmp_path_factory):
     command = [sys.executable, "-m", "benchmarks.accelerator", "--tiny", f"--out={folder}",
                f"--rows={','.join(MEASURED)},published"]  # fmt: skip
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
