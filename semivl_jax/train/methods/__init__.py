@@ -16,7 +16,6 @@ from semivl_jax.train.methods.semi_ovs import SemiOVS, SemiOVSSemiVL
 from semivl_jax.train.methods.semivl import SemiVL
 from semivl_jax.train.methods.supervised import Supervised
 from semivl_jax.train.methods.unimatch import UniMatch
-from semivl_jax.train.methods.unimatch_balanced import UniMatchBalanced
 from semivl_jax.train.methods.unimatch_v2 import UniMatchV2
 from semivl_jax.train.methods.zegclip import ZegCLIP
 
@@ -24,7 +23,6 @@ METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
-    "unimatch_balanced": UniMatchBalanced,
     "unimatch_v2": UniMatchV2,
     "semivl": SemiVL,
     "zegclip": ZegCLIP,
