@@ -43,7 +43,6 @@ class Consistency(Method):
     cutmix_partner: Literal["batch", "same_image"] = "batch"
     confidence_mode: ConfidenceMode = "pixelwise"
     confidence_threshold: float = 0.95
-    consistency_start: float = 0.0  # share of the training before which pseudo-labels do not count
 
     view_shares: ClassVar[dict[str, float]] = {}
     """Share of every view in the consistency loss, 1 together (METHOD 4.7)."""
@@ -52,7 +51,7 @@ class Consistency(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_shares("ema_decay", "confidence_threshold", "consistency_start")
+        self.check_shares("ema_decay", "confidence_threshold")
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -125,8 +124,7 @@ class Consistency(Method):
 
     def factors(self, progress: Float[Array, ""]) -> dict[str, float | Array]:
         """Factor of every loss in the total, by name."""
-        used = jnp.where(progress >= self.consistency_start, 0.5, 0.0)
-        shares = {f"loss_{view}": used * share for view, share in self.view_shares.items()}
+        shares = {f"loss_{view}": 0.5 * share for view, share in self.view_shares.items()}
         return {"loss_x": 0.5, **shares}
 
     def label_metrics(self, labels: ImageLabels, state: PyTree) -> Metrics:
