@@ -4,23 +4,18 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks import (
     demo_ablation,
     hbm_traffic,
-    label_regions,
     precision,
-    shapes_folder,
     tpu_compile,
     workload,
 )
 from semivl_jax.config import drop_other_fields, validate
 from tests.command import ROOT, environment
-from tfds_builders.folder_semi.scan import scan
-from tfds_builders.shapes import generator, words
+from tfds_builders.shapes import words
 
 
 def test_the_step_is_timed(tmp_path):
@@ -80,26 +75,6 @@ def test_ablation_takes_the_classes_of_the_best_evaluation(tmp_path):
     assert scores == {"mIoU": 30.0, "tiger, leopard": 30.0, "several concepts": 10.0}
     table = demo_ablation.format_table({"row": [scores, scores]}, title="demo")
     assert "| row | 30.0 ± 0.0 | 30.0 ± 0.0 | 10.0 ± 0.0 |" in table
-
-
-def test_a_folder_of_shapes_has_true_labels_in_chosen_regions_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(generator, "PARTS", {"train": 3, "validation": 1})
-    run, folder = tmp_path / "run", tmp_path / "folder"
-    regions = np.full((64, 64), 255, np.uint8)
-    regions[4:13, 20:29] = 7  # what the model predicts, which is not what is trained on
-    shapes_folder.save(run / "select" / "masks" / "train_00001.png", regions)
-    (run / "select" / "split.txt").write_text("train_00000\ntrain_00001\n")
-    (run / "select" / "selection.csv").write_text("")
-    label_regions.with_regions(run, folder, budget=1, radius=4)
-    found = scan(folder)
-    whole, sparse = (generator.sample("train", index).label for index in (0, 1))
-    expected = np.full((64, 64), 255, np.uint8)
-    expected[4:13, 20:29] = sparse[4:13, 20:29]
-    masks = {image.id: image.mask and np.asarray(Image.open(image.mask)) for image in found.train}
-    np.testing.assert_array_equal(masks["train_00000"], whole)
-    np.testing.assert_array_equal(masks["train_00001"], expected)
-    assert masks["train_00002"] is None and len(found.validation) == 1
-    assert found.about.definitions == tuple(words.DEFINITIONS.values())
 
 
 def test_traffic_of_a_tpu_program():
