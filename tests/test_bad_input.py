@@ -117,6 +117,17 @@ def test_workdir_of_another_configuration(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 1e-4
 
 
+def test_a_key_of_a_newer_version_has_its_default_in_older_runs(tmp_path):
+    workdir.claim(tmp_path, changed())
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["data"]["rare_class_share"], stored["method"]["confidence_mode"], stored["mesh"]
+    path.write_text(json.dumps(stored))
+    workdir.check(tmp_path, changed())
+    with pytest.raises(ValueError, match=r"data\.rare_class_share = 0\.0 \(now 0\.5\)"):
+        workdir.check(tmp_path, changed(data__rare_class_share=0.5))
+
+
 def test_lists_that_moved_with_their_folder(tmp_path):
     workdir.claim(tmp_path, changed(data__split="/old/photos/few.txt", data__folder="/old/photos"))
     workdir.claim(tmp_path, changed(data__split="/new/photos/few.txt", data__folder="/new/photos"))

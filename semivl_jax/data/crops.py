@@ -62,7 +62,7 @@ class Geometry:
         else:
             size = crop_window.draw_long_side_size(rng, shape, scale=scale)
             cut = crop_window.crop_pillow
-        if label is None or shown is None:
+        if shown is None:
             left, top = crop_window.draw_corner(rng, size, crop=self.crop)
         else:
             left, top = crop_window.draw_corner_around(rng, size, label == shown, crop=self.crop)
@@ -97,10 +97,8 @@ class CropLoader:
 
     def _drawn(self, global_index: int) -> tuple[int, int | None]:
         """Record index of the image, and the class that its crop must show, if any."""
-        position, shown = (self.rare and self.rare(global_index)) or (
-            self.sampler(global_index),
-            None,
-        )
+        drawn = self.rare(global_index) if self.rare else None
+        position, shown = drawn or (self.sampler(global_index), None)
         return int(self.indices[position]), shown
 
     def __call__(self, global_index: int) -> dict[str, np.ndarray]:

@@ -92,12 +92,14 @@ class TrainPipeline:
         # Labelled images are repeated to the length of the unlabelled ones, if a stream has these.
         count = any(stream.source == "unlabelled" for stream in streams) * len(unlabelled)
         sampler = Sampler("labelled", len(labelled), seed, max(len(labelled), count))
-        rare = rare_class_share and RareClassSampler.from_counts(
-            [source.pixels[index] or {} for index in labelled],
-            num_classes=source.info.num_classes,
-            share=rare_class_share,
-            seed=seed,
-        )
+        rare = None
+        if rare_class_share:
+            rare = RareClassSampler.from_counts(
+                [source.pixels[index] or {} for index in labelled],
+                num_classes=source.info.num_classes,
+                share=rare_class_share,
+                seed=seed,
+            )
         first = CropLoader(
             source=source,
             indices=np.asarray(labelled, np.int64),
@@ -105,7 +107,7 @@ class TrainPipeline:
             geometry=geometry,
             keys=("labelled",),
             labels=True,
-            rare=rare or None,
+            rare=rare,
         )
         others = (_loader(stream, sources, geometry, seed) for stream in streams)
         self._workers = workers

@@ -49,11 +49,11 @@ class RareClassSampler:
         """For labelled images with these pixels per label value; some pixel is of a class."""
         pixels = np.array([[image.get(c, 0) for c in range(num_classes)] for image in counts])
         frequency = pixels.sum(0) / pixels.sum()
-        weight = np.exp(-frequency / _TEMPERATURE) * (frequency > 0)
+        cumulative = np.cumsum(np.exp(-frequency / _TEMPERATURE) * (frequency > 0))
         return cls(
             share=share,
             images=tuple(np.flatnonzero(column) for column in pixels.T),
-            cumulative=np.cumsum(weight) / weight.sum(),
+            cumulative=cumulative / cumulative[-1],  # ends with exactly 1
             seed=seed,
         )
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from semivl_jax import utils
 from semivl_jax.config import default_config
+from semivl_jax.train import methods
 
 CONFIG = "config.json"
 
@@ -77,7 +78,10 @@ def check(workdir: Path, config: ConfigDict) -> None:
             f"{path} is not valid JSON ({error}); delete it if the run had this configuration, or choose "
             "another --workdir"
         ) from error
-    differing = list(_differences(before, json.loads(config.to_json())))
+    default = default_config()
+    default.method = ConfigDict(methods.defaults(config.method.name))
+    now, defaults = (json.loads(each.to_json()) for each in (config, default))
+    differing = list(_differences(before, now, defaults))
     if differing:
         raise ValueError(
             f"{workdir} belongs to a run with {', '.join(differing[:4])}; choose another --workdir, "
@@ -122,17 +126,18 @@ def claim_lists(workdir: Path, lists: Mapping[str, Sequence[str]], *, writes: bo
 
 
 def _differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+    before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[str]:
+    """A key that did not exist in the version that wrote `before` had its default."""
     for key in sorted({*before, *now}):
         name = prefix + key
         if name in MAY_CHANGE:
             continue
-        old, new = before.get(key), now.get(key)
+        old, new = before.get(key, defaults.get(key)), now.get(key)
         if name in LISTS and _moved(old, new):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, name + ".")
+            yield from _differences(old, new, defaults.get(key, {}), name + ".")
         elif old != new:
             yield f"{name} = {old!r} (now {new!r})"
 
