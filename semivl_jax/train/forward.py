@@ -118,13 +118,16 @@ class Networks:
     own: Any = ()
     dropout: Key | None = None
 
-    def predict(self, variables: PyTree, image: Float[Array, "b h w 3"]) -> PseudoLabels:
-        """Most probable classes and their probability, in evaluation mode."""
+    def logits(self, variables: PyTree, image: Float[Array, "b h w 3"]) -> Float[Array, "b y x n"]:
+        """The decoder's grid of logits, in evaluation mode."""
         features = segmenter_lib.applied(self.model, variables, image, method="encode")
-        logits = segmenter_lib.applied(
+        return segmenter_lib.applied(
             self.model, variables, features, self.frozen.text, method="decode_grid"
         )
-        return pseudo_labels(logits, size=image.shape[1:3])
+
+    def predict(self, variables: PyTree, image: Float[Array, "b h w 3"]) -> PseudoLabels:
+        """Most probable classes and their probability, in evaluation mode."""
+        return pseudo_labels(self.logits(variables, image), size=image.shape[1:3])
 
     def predict_in_training(
         self,

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from semivl_jax.models.resize import by_rows
-from semivl_jax.models.segmentation_model import applied
 from semivl_jax.models.two_towers import STUDENTS
 from semivl_jax.train import losses
 from semivl_jax.train.forward import Networks
@@ -106,10 +105,7 @@ def learns_from(
 def _labels_of_both(
     networks: Networks, image: Float[Array, "b h w 3"], ignore: Bool[Array, "b h w"]
 ) -> Both:
-    model, variables = networks.model, networks.teacher
-    features = applied(model, variables, image, method="encode")
-    logits = applied(model, variables, features, networks.frozen.text, method="decode_grid")
-    halves = jnp.split(logits, 2, axis=-1)
+    halves = jnp.split(networks.logits(networks.teacher, image), 2, axis=-1)
     return {
         name: ImageLabels(pseudo_labels(half, size=image.shape[1:3]), ignore)
         for name, half in zip(STUDENTS, halves, strict=True)
