@@ -1,6 +1,8 @@
 """SemiVL on ADE20K, 150 classes.
 
-python -m semivl_jax.main --config=configs/ade.py:1_128[,recipe=default|paper|fixmatch|supervised]
+python -m semivl_jax.main --config=configs/ade.py:1_128[,recipe=…]
+
+Recipes: configs/arguments.py.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +27,7 @@ def get_config(argument: str = "") -> ConfigDict:
         argument, file="configs/ade.py", split=SPLITS, recipe=arguments.RECIPES
     )
     config = semivl(chosen["split"])
-    recipes.apply(config, chosen["recipe"], unlabelled=IMAGES - SPLITS[chosen["split"]])
+    recipes.apply(config, chosen["recipe"])
     return config
 
 

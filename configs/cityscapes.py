@@ -1,6 +1,8 @@
 """SemiVL on Cityscapes, with a convolutional encoder for fine detail.
 
-python -m semivl_jax.main --config=configs/cityscapes.py:1_30[,recipe=default|paper|fixmatch|supervised]
+python -m semivl_jax.main --config=configs/cityscapes.py:1_30[,recipe=…]
+
+Recipes: configs/arguments.py.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +27,7 @@ def get_config(argument: str = "") -> ConfigDict:
         argument, file="configs/cityscapes.py", split=SPLITS, recipe=arguments.RECIPES
     )
     config = semivl(chosen["split"])
-    recipes.apply(config, chosen["recipe"], unlabelled=IMAGES - SPLITS[chosen["split"]])
+    recipes.apply(config, chosen["recipe"])
     return config
 
 
@@ -40,6 +42,7 @@ def semivl(split: str) -> ConfigDict:
     config.data.resize = "long_side"
     config.model.out_indices = (4, 12)
     config.model.conv_encoder = "resnet101_v1c"
+    config.model.conv_encoder_weights = "resnet101_v1c.safetensors"  # of ImageNet (docs/methods.md)
     config.model.renormalize = True
     config.model.guidance_grid = 32  # as published, whatever the crop
     config.vlg_decoder.skip_channels = (32, 32)

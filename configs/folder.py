@@ -2,9 +2,10 @@
 
 The folder holds images/, masks/ and classes.txt (docs/own_data.md). Without more it trains the small tower
 that comes with the project for 100 steps, so that everything can be tried on a CPU; for results that count,
-name real CLIP weights:
+take CLIP:
 
-    --config=configs/folder.py:/path/to/folder,tower=clip_vit_b16 --config.model.weights=FILE.safetensors
+    python -m semivl_jax.prepare weights
+    --config=configs/folder.py:/path/to/folder,tower=clip_vit_b16
 
 `model=light` trains EfficientNet-Lite0 with ImageNet weights on a CPU, without CLIP and texts:
 
@@ -40,7 +41,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.dataset = "folder"
     config.data.folder = chosen["folder"]
     config.data.label_map = "n:255"  # the value after the last class: not labelled
-    config.data.split = chosen["split"] or "1_8"
+    config.data.split = chosen["split"] or "auto"
     if chosen["model"] == "light" and chosen["tower"] != "demo":
         raise ValueError(
             f"--config=configs/folder.py:{argument} names a tower, but model=light has none; leave one of "
@@ -49,6 +50,7 @@ def get_config(argument: str = "") -> ConfigDict:
     if chosen["model"] == "light":
         return _light(config)
     if chosen["tower"] == "clip_vit_b16":
+        config.model.weights = "clip_vit_b16"
         return config
     config.steps = 100
     config.batch = 2

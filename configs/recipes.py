@@ -8,11 +8,8 @@ ON_SEMIVL = {"cw_bass": "cw_bass_semivl", "semi_ovs": "semi_ovs_semivl"}
 """Recipe → its method where the configuration is SemiVL; elsewhere the recipe is the method."""
 
 
-def apply(config: ConfigDict, recipe: str, *, unlabelled: int) -> None:
-    """Changes a configuration to one of `arguments.RECIPES`.
-
-    `unlabelled` images are what an epoch passes over; labelled images alone train as many steps.
-    """
+def apply(config: ConfigDict, recipe: str) -> None:
+    """Changes a configuration to one of `arguments.RECIPES`."""
     method = config.method
     if recipe == "paper":
         method.teacher, method.cutmix_partner = "student", "same_image"
@@ -24,5 +21,3 @@ def apply(config: ConfigDict, recipe: str, *, unlabelled: int) -> None:
                 same["criterion"] = "cross_entropy"
         guided = method.name == "semivl" and recipe in ON_SEMIVL
         set_method(config, ON_SEMIVL[recipe] if guided else recipe, **same)
-    if recipe == "supervised":
-        config.epoch_images = unlabelled

@@ -57,6 +57,5 @@ def get_config(argument: str = "") -> ConfigDict:
     if dino.startswith("dinov2"):  # whole patches of 14 pixels, and of CLIP's 16
         config.data.crop = 784 if config.data.crop > 512 else 448
         config.evaluation.stride = float(config.data.crop * 5 // 6)
-    unlabelled = family.IMAGES - family.SPLITS[chosen["split"]]
-    recipes.apply(config, chosen["recipe"], unlabelled=unlabelled)
+    recipes.apply(config, chosen["recipe"])
     return config

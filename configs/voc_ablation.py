@@ -23,7 +23,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config = voc.semivl(chosen["split"])
     ROWS[chosen["row"]](config)
-    recipes.apply(config, chosen["recipe"], unlabelled=voc.IMAGES - voc.SPLITS[chosen["split"]])
+    recipes.apply(config, chosen["recipe"])
     return config
 
 

@@ -24,7 +24,7 @@ def default_config() -> ConfigDict:
     config.seed = 0
     config.steps = 0  # length of training; 0: `epochs` decides
     config.epochs = 80.0  # passes over the unlabelled images
-    # Images that count as one epoch; 0: the unlabelled ones (labelled, where only they are used)
+    # Images that count as one epoch; 0: the unlabelled ones, or the labelled ones where there are no others
     config.epoch_images = 0
     config.batch = 8  # labelled images per step = unlabelled images per step, over all devices
     # Parts of the batch that are computed one after another, with summed gradients: less memory, the same

@@ -5,11 +5,11 @@
     python -m semivl_jax.sweep configs/voc_ablation.py:clip_init --splits 92,1464 --set batch=16
 
 Every run is a process with its own workdir in OUT, named by split, method and seed as far as they are given.
-The same command again skips finished runs, resumes interrupted ones and restarts failed ones. A failed run
-does not stop the others. With one job at a time the output of the runs is shown; `log.txt` of a workdir
-always has it. At the end `OUT/report.html` compares the finished runs; the table has the published numbers
-beside them. Exit codes: 0 all finished, 1 at least one run failed, 2 an error in the command, 130 Ctrl-C (the
-runs save before they stop).
+The same command again skips finished runs, resumes interrupted ones and restarts failed ones; a command with
+other settings needs another --out. A failed run does not stop the others. With one job at a time the output
+of the runs is shown; `log.txt` of a workdir always has it. At the end `OUT/report.html` compares the finished
+runs; the table has the numbers published for recipe=paper beside them. Exit codes: 0 all finished, 1 at least
+one run failed, 2 an error in the command, 130 Ctrl-C (the runs save before they stop).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import numpy as np
 
@@ -67,10 +68,29 @@ class Run:
             *(f"--config.{key}={value}" for key, value in self.fields.items()),
         ]
 
+    def settings(self) -> dict[str, str]:
+        """What distinguishes it from other runs in the same workdir."""
+        return {"--config": self.config, **{key: str(value) for key, value in self.fields.items()}}
+
     def result(self) -> Result | None:
         """Its scores; None until it is finished."""
+        stored = self._finished()
+        return Result(best=stored["best"], last=stored["last"]) if stored else None
+
+    def check(self) -> None:
+        """ValueError if the workdir holds a finished run with other settings."""
+        now, stored = self.settings(), self._finished().get("settings")
+        if stored is None or stored == now:
+            return
+        key = next(key for key in (*stored, *now) if stored.get(key) != now.get(key))
+        raise ValueError(
+            f"{self.workdir} holds a finished run with {key} = {stored.get(key, 'its default')} (now "
+            f"{now.get(key, 'its default')}); choose another --out, or delete that folder"
+        )
+
+    def _finished(self) -> dict[str, Any]:
         path = self.workdir / _FINISHED
-        return Result(**json.loads(path.read_text(encoding="utf8"))) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
 
 
 def _read_result(workdir: Path) -> Result | None:
@@ -93,7 +113,12 @@ def run_all(
 
     The output of each run is appended to `log.txt` in its workdir, and with `show` printed as well.
     `finished()` is called after each run that ends here with a score, one call at a time.
+
+    Raises:
+      ValueError: a workdir holds a finished run with other settings.
     """
+    for one in runs:
+        one.check()
     one_at_a_time = threading.Lock()
     cores = sorted(os.sched_getaffinity(0))
     shares: Queue[set[int]] = Queue()
@@ -114,7 +139,7 @@ def run_all(
         if result is None:
             print(f"{one.name}: failed with exit code {code}; see {log}", flush=True)
             return False
-        text = json.dumps(dataclasses.asdict(result)) + "\n"
+        text = json.dumps({**dataclasses.asdict(result), "settings": one.settings()}) + "\n"
         utils.write_text(one.workdir / _FINISHED, text)
         print(f"{one.name}: best mIoU {result.best:.1f}, last {result.last:.1f}", flush=True)
         with one_at_a_time:
@@ -159,7 +184,7 @@ def table(config: str, runs: Mapping[str, Sequence[Run]]) -> str:
     """Markdown: best and last mIoU of each group of `plan` over its seeds, and the published value."""
     published = published_values(config)
     lines = [
-        f"| {config} | seeds done | best mIoU | last mIoU | published |",
+        f"| {config} | seeds done | best mIoU | last mIoU | published, recipe=paper |",
         "| --- | --- | --- | --- | --- |",
     ]
     for group, of_group in runs.items():
@@ -169,7 +194,7 @@ def table(config: str, runs: Mapping[str, Sequence[Run]]) -> str:
             f"{len(results)} of {len(of_group)}",
             mean_and_deviation([result.best for result in results]),
             mean_and_deviation([result.last for result in results]),
-            published.get(group, "–"),
+            published.get(group.removesuffix("semivl").removesuffix(", "), "–"),
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -178,12 +203,15 @@ def table(config: str, runs: Mapping[str, Sequence[Run]]) -> str:
 def published_values(config: str) -> dict[str, float]:
     """Published mIoU by split of a configuration file (with its row); empty where there are none.
 
-    They belong to the published training only, not to other recipes.
+    They belong to the published training, so not to recipes other than paper and default. The split "" is the
+    one that `config` names itself.
     """
     path, _, argument = config.partition(":")
     parts = [part for part in argument.split(",") if part not in ("", "recipe=paper")]
     published = json.loads(_PUBLISHED.read_text(encoding="utf8"))
-    return published.get(":".join([Path(path).stem, *parts]), {})
+    key = [Path(path).stem, *parts]
+    of_config = published.get(":".join(key[:-1]), {}).get(parts[-1]) if parts else None
+    return {"": of_config} if of_config else published.get(":".join(key), {})
 
 
 def plan(options: argparse.Namespace) -> dict[str, list[Run]]:

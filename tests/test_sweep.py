@@ -39,6 +39,8 @@ def test_finished_runs_are_skipped_and_a_failure_stops_no_other(tmp_path, capsys
     assert f"b: failed with exit code 3; see {runs[1].workdir / 'log.txt'}" in printed
     assert runs[0].result() == sweep.Result(best=30.0, last=20.0)
     assert runs[1].result() is None
+    with pytest.raises(ValueError, match=r"a holds a finished run with code = 0 \(now 1\); choose"):
+        sweep.run_all([fake(tmp_path, "a", code=1)])
     repaired = [runs[0], fake(tmp_path, "b"), runs[2]]
     assert sweep.run_all(repaired, jobs=2) == []
     assert (tmp_path / "started.txt").read_text().split() == ["a", "b", "c", "b"]
@@ -60,6 +62,7 @@ def test_table_has_the_published_values(tmp_path):
 @pytest.mark.parametrize(
     ("config", "split", "expected"),
     [("configs/voc.py:recipe=paper", "92", 84.0), ("configs/voc.py:recipe=supervised", "92", None),
+     ("configs/voc.py:92", "", 84.0),
      ("configs/voc_ablation.py:unimatch_r101", "1464", 81.2), ("configs/ade.py", "1_128", None)],
 )  # fmt: skip
 def test_published_values_belong_to_the_published_training_only(config, split, expected):

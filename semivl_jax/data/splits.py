@@ -19,6 +19,7 @@ from semivl_jax.data.published_splits import PublishedList
 from semivl_jax.data.source import Source
 
 _EVERY_LABEL = "all"
+_AUTO, _AUTO_SHARE = "auto", "1_8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def resolve_split(
     Args:
       source: the training part.
       labelled: a share "1_k" of the images that have a label, a number of images ("46"), "all" images
-        that have a label, or a file with one id per line.
+        that have a label, or a file with one id per line. "auto": all, or 1_8 where no image would be left.
       published: ids of the published list of this name, if there is one; it takes the place of a draw.
       unlabelled: a file with one id per line; empty: every training image that is not labelled.
       seed: of the draw for a share or a number.
@@ -59,6 +60,8 @@ def resolve_split(
         image without a label, an image in both lists, an empty list.
     """
     exists = source.labels_exist()
+    if labelled == _AUTO:
+        labelled = _EVERY_LABEL if unlabelled or not all(exists) else _AUTO_SHARE
     by_id = {name: index for index, name in enumerate(source.ids)}
     if published is not None:
         chosen, origin = _known(published, by_id, labelled), f"the published list {labelled!r}"
@@ -91,7 +94,7 @@ def resolve_split(
     if not rest and not supervised:
         raise ValueError(
             f"config.data.split={labelled!r} leaves no unlabelled image; label fewer, add images "
-            "without masks, or choose recipe=supervised in --config"
+            "without masks, or train on labelled images alone with --config.method.name=supervised"
         )
     return Split(tuple(chosen), tuple(rest), origin)
 
@@ -131,14 +134,14 @@ def withhold(
 def labelled_count(
     labelled: str, total: int, *, published: Mapping[str, PublishedList]
 ) -> int | None:
-    """How many of `total` labelled images a description chooses; None for a file of ids.
+    """How many of `total` labelled images a description chooses; None where the images decide.
 
     Raises:
       ValueError: an unknown description.
     """
     if labelled in published:
         return published[labelled].count
-    if _is_list(labelled):
+    if labelled == _AUTO or _is_list(labelled):
         return None
     return total if labelled == _EVERY_LABEL else _count(labelled, total)
 
@@ -153,7 +156,7 @@ def _count(labelled: str, total: int) -> int:
     else:
         raise ValueError(
             f"config.data.split={labelled!r} is neither a share such as '1_8', a number of images such "
-            "as '46', 'all', nor an existing file of ids"
+            "as '46', 'all', 'auto', nor an existing file of ids"
         )
     if not 0 < count <= total:
         raise ValueError(
@@ -175,7 +178,7 @@ def _known(names: Sequence[str], by_id: Mapping[str, int], split: str) -> list[i
 
 
 def _is_list(text: str) -> bool:
-    return text != _EVERY_LABEL and Path(text).expanduser().is_file()
+    return text not in (_EVERY_LABEL, _AUTO) and Path(text).expanduser().is_file()
 
 
 def _read_list(path: str, by_id: Mapping[str, int], *, key: str) -> list[int]:

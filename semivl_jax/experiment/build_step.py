@@ -67,7 +67,11 @@ def build_modules(
     shapes = jax.eval_shape(lambda: init_variables(model, text, config.seed))
     _check_batch_norm(config.accumulation, shapes["batch_stats"])
     params, _ = param_groups.partition(shapes["params"], groups)
-    own_params, _ = jax.eval_shape(lambda: method.init(jax.random.key(config.seed), setup))
+    own_params, _ = jax.eval_shape(
+        lambda: method.init(
+            jax.random.key(config.seed), Setup(model=model, num_classes=num_classes)
+        )
+    )
     modules = StepModules(
         model=model,
         method=method,

@@ -129,8 +129,7 @@ def published_facts(config: ConfigDict) -> tuple[DatasetInfo, int] | None:
     if labelled is None:
         return None
     info = class_names.dataset_info(settings.dataset.removesuffix("_instances"))
-    unlabelled = methods.create(config.method).reads_unlabelled
-    return info, train - labelled if unlabelled else labelled
+    return info, (train - labelled) or labelled
 
 
 def _data_set(settings: ConfigDict) -> MakeBuilder:

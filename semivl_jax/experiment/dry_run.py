@@ -50,7 +50,6 @@ def report(experiment: Experiment, *, compiled: bool = False) -> str:
     images_kept = parameter_bytes(batch)
     backward = _residual_bytes(experiment, state, batch)
     sizes |= {"batch": images_kept, "for the backward pass": backward}
-    devices = mesh.size
     per_device = sharding.bytes_at_rest(mesh, (state, experiment.frozen)) + sizes["gradients"]
     if mesh.shape["fsdp"] > 1:  # split arrays are gathered within a step
         per_device += sizes["parameters"] + sizes["average (EMA)"] + sizes["frozen CLIP and text"]
@@ -72,9 +71,14 @@ def report(experiment: Experiment, *, compiled: bool = False) -> str:
         f"{len(experiment.schedule.evaluation_steps | {length})} evaluations",
         f"learning rate {build_step.base_lr(config):g} (published: {config.optim.lr:g} at batch "
         f"{config.optim.published_batch}; optim.lr_scaling = {config.optim.lr_scaling})",
-        f"{devices} device(s): {experiment.mesh.devices.flat[0].device_kind}",
+        f"devices: {hardware(experiment.mesh)}",
     ]
     return "\n".join(lines)
+
+
+def hardware(mesh: jax.sharding.Mesh) -> str:
+    """Number and kind of the devices that train: "8 x TPU v5 lite"."""
+    return f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
 
 
 def _modules(params: PyTree) -> str:

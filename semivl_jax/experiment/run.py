@@ -101,7 +101,8 @@ def _step_function(
         )
         step = lowered.compile()
         utils.trim_memory()
-        distributed.log_main(f"training step: {dry_run.compiled_cost(step)}")
+        hardware = dry_run.hardware(experiment.mesh)
+        distributed.log_main(f"training step for {hardware}: {dry_run.compiled_cost(step)}")
         distributed.barrier("training step compiled")
     return functools.partial(step, experiment.frozen)
 
@@ -195,8 +196,7 @@ def _open(config: ConfigDict) -> tuple[Data, Experiment]:
     distributed.log_main(splits.describe_split(data.train, data.split))
     for line in check_data.check(data.train, data.validation, data.split):
         distributed.log_main(line)
-    unlabelled = methods.create(config.method).reads_unlabelled
-    images = data.split.unlabelled if unlabelled else data.split.labelled
+    images = data.split.unlabelled or data.split.labelled
     experiment = experiment_lib.build(config, data.info, images_per_epoch=len(images))
     return data, experiment
 

@@ -1,6 +1,6 @@
 """Labels a folder of further images with a model, for methods that train on them (`prepare ood`).
 
-    python -m semivl_jax.prepare ood web --model clip:clip_vit_b16.safetensors --classes classes.txt
+    python -m semivl_jax.prepare ood web --model clip:clip_vit_b16 --classes classes.txt
     python -m semivl_jax.prepare ood web --model runs/voc
 
 In: images below FOLDER/images. Out: FOLDER/masks/NAME.png (8-bit class indices with palette), classes.txt,

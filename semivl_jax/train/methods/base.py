@@ -1,7 +1,7 @@
 """The interface of a method, with the defaults of one that needs nothing beside labelled images.
 
 A method is a frozen dataclass whose fields are `config.method`. A training step calls it in this order
-(b: images of the batch; only `losses` is differentiated, the rest has no gradient):
+(b: images of the batch; gradients flow through `perturb` and `losses` only):
 
     views     its own changes of the views, such as other CutMix boxes
     noise     per-image randomness of its perturbations
@@ -54,7 +54,10 @@ class Target:
 
 @struct.dataclass
 class Targets:
-    """The targets of every view, the factor of each in the total by name, and metrics of the labels."""
+    """The targets of every view, the factor of each in the total by name, and metrics of the labels.
+
+    The student is asked for the views that are keys here; () asks for one without a target.
+    """
 
     views: dict[str, tuple[Target, ...]]
     factors: dict[str, Any]
@@ -74,7 +77,8 @@ class Trained:
 class Setup:
     """What a method may know before training.
 
-    load: the model of a trained run by its path, with the classes of this training. ValueError for others.
+    load: the model of a trained run by its path, with the classes of this training; ValueError for others.
+      None in `Method.init`.
     """
 
     model: SegmentationModel
@@ -138,12 +142,12 @@ class Method:
 
     @property
     def reads_unlabelled(self) -> bool:
-        """Whether a stream has the run's own unlabelled images; an epoch is then a pass over them."""
+        """Whether a stream has the run's own unlabelled images."""
         return any(stream.source == "unlabelled" for stream in self.streams)
 
     @property
     def decay(self) -> float | None:
-        """Decay of the average of the student's weights; None: none is kept."""
+        """Maximum decay of the EMA of the student's weights; None: no EMA."""
         return None
 
     def networks(self, setup: Setup) -> tuple[Any, PyTree]:
