@@ -3,7 +3,7 @@
 configs/voc.py:92,recipe=paper   configs/voc_ablation.py:clip_init,1464   configs/folder.py:/photos,split=1_4
 """
 
-from pathlib import Path
+from semivl_jax import utils
 
 RECIPES = {
     "default": "the published losses with an EMA teacher and the reversed batch as CutMix partner",
@@ -67,6 +67,6 @@ def _take_path(argument: str) -> tuple[str, list[str]]:
     parts = argument.split(",")
     for count in range(len(parts), 0, -1):
         start = ",".join(parts[:count])
-        if start and Path(start).expanduser().exists():
+        if start and utils.user_path(start).exists():
             return start, parts[count:]
     return parts[0], parts[1:]

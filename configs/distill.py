@@ -6,11 +6,10 @@ The student starts from ImageNet weights (docs/checkpoints.md); with --config.mo
 none, for images that ImageNet does not resemble.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from configs import arguments
+from semivl_jax import utils
 from semivl_jax.config import set_method
 from semivl_jax.experiment import workdir
 
@@ -32,7 +31,7 @@ def get_config(argument: str = "") -> ConfigDict:
             f"--config=configs/distill.py:{argument} names {len(teachers)} trained runs; name one or two: "
             "--config=configs/distill.py:runs/a,runs/b,student=efficientnet_lite0"
         )
-    config = workdir.read(Path(teachers[0]).expanduser())
+    config = workdir.read(utils.user_path(teachers[0]))
     set_method(config, "mgd", teacher=",".join(teachers))
     config.accumulation = 1
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "classes": 1})

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _embed(options: argparse.Namespace) -> int:
-    out = Path(options.out).expanduser()
+    out = utils.user_path(options.out)
     if out.suffix not in (".npy", ".safetensors"):
         raise ValueError(f"--out {out}: end the name with .npy or .safetensors")
     if options.dataset:

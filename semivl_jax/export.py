@@ -20,7 +20,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +62,7 @@ def _export(options: argparse.Namespace) -> None:
         batch=options.batch,
         platforms=_platforms(options.platforms),
     )
-    out = Path(options.out).expanduser()
+    out = utils.user_path(options.out)
     content = exported.serialize()
     with utils.atomic_write(out) as temporary:
         temporary.write_bytes(content)

@@ -62,13 +62,6 @@ _TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the o
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
-def default_workdir(config_flag: str) -> Path:
-    """runs/<file>[-<argument>] for a --config flag; characters unfit for a folder become dashes."""
-    path, _, argument = config_flag.partition(":")
-    name = Path(path).stem + (f"-{argument}" if argument else "")
-    return Path("runs") / re.sub(r"[^\w.=+]+", "-", name).strip("-")
-
-
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; libraries are quiet unless --verbosity or --debug says otherwise."""
     _check_configuration(argv)
@@ -208,7 +201,7 @@ def _run(mode: str, config: ConfigDict) -> int:
         return 0
     if _COMPILE.value:
         raise ValueError("--compile only prints memory; give it with --mode=check")
-    workdir = _WORKDIR.value or str(default_workdir(flags.FLAGS["config"].config_filename))
+    workdir = _WORKDIR.value or str(utils.default_workdir(flags.FLAGS["config"].config_filename))
     buckets.check_scheme(workdir, "--workdir", bucket=True)
     try:
         modes = {

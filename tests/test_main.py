@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs import demo
-from semivl_jax import main
+from semivl_jax import main, utils
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from semivl_jax import main
     ],
 )
 def test_default_workdir_is_named_after_the_configuration(flag, folder):
-    assert main.default_workdir(flag) == Path(folder)
+    assert utils.default_workdir(flag) == Path(folder)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ def test_masks_overlays_scores_and_classes(model, photos, tmp_path, capsys):
         mask = np.asarray(Image.open(tmp_path / "out/masks/b/a.png"))
         np.testing.assert_array_equal(mask, saved["scores"].argmax(-1))
     facts = json.loads((tmp_path / "out/classes.json").read_text())
-    assert facts == {"names": list(served.INFO.classes), "palette": served.INFO.palette.tolist()}
+    assert facts["names"] == list(served.INFO.classes)
+    assert facts["palette"] == served.INFO.palette.tolist()
+    assert facts["images"]["b/a"] == str(photos / "b/a.jpg")
     printed = capsys.readouterr()
     assert re.search(r"5 images in \d+\.\d s \(\d+\.\d\d images/s", printed.out)
     assert printed.err == ""  # no progress bar in a pipe
@@ -84,11 +86,24 @@ def test_results_that_are_there(model, photos, tmp_path, capsys):
         "0 images in" in (printed := capsys.readouterr().out) and "1 were there already" in printed
     )
     assert (out / "masks/a.png").stat().st_mtime_ns == before
+    other = tmp_path / "a.jpg"
+    other.write_bytes(image.read_bytes())
+    assert run(model, [other], out, "--existing=skip") == 2
+    assert f"masks/a.png is about {image}, not {other}" in capsys.readouterr().err
     assert run(model, [image], out, "--existing=skip", "--classes", "disc,sky") == 2
     assert "is about other classes, so its masks mean something else" in capsys.readouterr().err
     assert run(model, [image], out, "--existing=replace", "--classes", "disc,sky") == 0
     assert json.loads((out / "classes.json").read_text())["names"] == ["disc", "sky"]
     assert (out / "masks/a.png").stat().st_mtime_ns > before
+
+
+def test_masks_that_no_prediction_made_are_kept(model, photos, tmp_path, capsys):
+    own = tmp_path / "masks/a.png"
+    own.parent.mkdir()
+    own.write_text("drawn by hand")
+    assert run(model, [photos / "b" / "a.jpg"], tmp_path, "--existing=replace") == 2
+    assert f"{own} may be a mask of yours" in capsys.readouterr().err
+    assert own.read_text() == "drawn by hand"
 
 
 @pytest.mark.parametrize(

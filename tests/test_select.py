@@ -75,8 +75,8 @@ def test_images_regions_and_their_sparse_masks(run, tmp_path, capsys):
 
 
 def test_what_is_there_is_not_overwritten(run, tmp_path, capsys):
-    (tmp_path / "selection.csv").write_text("")
+    (tmp_path / "masks").mkdir()
     assert select.main([str(run), "--budget=2", "--out", str(tmp_path)]) == 2
-    assert "holds a selection already" in capsys.readouterr().err
+    assert "holds a selection or other files already (masks)" in capsys.readouterr().err
     assert select.main([str(tmp_path / "none"), "--budget=2"]) == 2
     assert "holds no run" in capsys.readouterr().err

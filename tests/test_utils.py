@@ -126,6 +126,33 @@ def test_what_the_system_refuses_is_one_sentence_and_exit_code_3(
     assert not path.exists()
 
 
+def test_replacing_a_folder_keeps_what_others_named(tmp_path):
+    for name in ("photos", "photos.old", "photos.tmp"):
+        (tmp_path / name).mkdir()
+    with utils.replace_folder(tmp_path / "photos") as new:
+        (new / "a").touch()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "photos.old", "photos.tmp"]
+    assert (tmp_path / "photos/a").exists()
+
+
+def test_a_kill_between_two_renames_loses_no_folder(tmp_path):
+    (tmp_path / ".photos.semivl_jax.old").mkdir()
+    (tmp_path / ".photos.semivl_jax.old/a").touch()
+    with pytest.raises(KeyError), utils.replace_folder(tmp_path / "photos"):
+        raise KeyError
+    assert (tmp_path / "photos/a").exists()
+
+
+def test_names_as_long_as_a_file_system_allows_can_be_written(tmp_path):
+    utils.write_text(tmp_path / ("a" * 255), "text")
+    assert (tmp_path / ("a" * 255)).read_text() == "text"
+
+
+def test_a_path_of_an_unknown_user_is_one_sentence():
+    with pytest.raises(ValueError, match=r"'~nobody-here/a' begins with the name of a user"):
+        utils.user_path("~nobody-here/a")
+
+
 def test_other_errors_stay_what_they_are(tmp_path, capsys):
     def command():
         with utils.atomic_write(tmp_path / "kept"):

@@ -71,9 +71,9 @@ class PublishedBuilder(common.SegmentationBuilder, skip_registration=True):
         Raises:
           ValueError: `manual_dir` is no folder.
         """
-        root = Path(data_dir).expanduser()
+        root = utils.user_path(data_dir)
         self.downloads = root / "downloads" / self.DATASET
-        self.manual = Path(manual_dir).expanduser() if manual_dir else None
+        self.manual = utils.user_path(manual_dir) if manual_dir else None
         if self.manual and not self.manual.is_dir():
             raise ValueError(
                 f"data.manual_dir = {str(manual_dir)!r} is no folder; name the one with the files that "

@@ -40,13 +40,13 @@ def images_in(
     """The photos in a folder; nothing below `without` is one.
 
     Raises:
-      ValueError: a link to a file that is not there.
+      ValueError: a link to a file that is not there, a folder that may not be read.
     """
     files: list[Path] = []
     left_out: Counter[str] = Counter()
     entered: set[str] = set()
     skipped = None if without is None else os.path.realpath(without)
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in TOOL_FOLDERS)
         real = os.path.realpath(parent)
         if real in entered or real == skipped:  # links in a circle
@@ -65,6 +65,13 @@ def images_in(
         if not path.is_file():
             raise ValueError(f"{path} is a link to a file that is not there; restore or remove it")
     return Found(tuple(sorted(files)), left_out)
+
+
+def _unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise ValueError(
+            f"{error.filename}: {error.strerror}; make the folder readable, or move it elsewhere"
+        ) from error
 
 
 def describe_left_out(left_out: Counter[str]) -> str:

@@ -7,13 +7,14 @@ list decides; all other training images are unlabelled, whether or not a label e
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from semivl_jax import utils
 from semivl_jax.data import id_lists
 from semivl_jax.data.published_splits import PublishedList
 from semivl_jax.data.source import Source
@@ -178,11 +179,11 @@ def _known(names: Sequence[str], by_id: Mapping[str, int], split: str) -> list[i
 
 
 def _is_list(text: str) -> bool:
-    return text not in (_EVERY_LABEL, _AUTO) and Path(text).expanduser().is_file()
+    return text not in (_EVERY_LABEL, _AUTO) and os.path.isfile(utils.user_path(text))
 
 
 def _read_list(path: str, by_id: Mapping[str, int], *, key: str) -> list[int]:
-    file = Path(path).expanduser()
+    file = utils.user_path(path)
     if not file.is_file():
         raise ValueError(f"{key}={path!r} is no file; give a file with one image id per line")
     return [by_id[name] for name in id_lists.read_id_list(file, by_id, key=f"{key}={path!r}")]

@@ -159,7 +159,7 @@ def _builder(make: MakeBuilder, folder: Path) -> tuple[common.SegmentationBuilde
 
     A data set that is prepared in a folder without permission to write is used.
     """
-    directory = folder.expanduser()
+    directory = utils.user_path(folder)
     reason = caches.unwritable(directory)
     if not reason or directory.is_dir():
         builder = make(data_dir=directory)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from semivl_jax import utils
 from semivl_jax.experiment import build_step
 from semivl_jax.inference import bundle
 from semivl_jax.models.mobile import MobileNet
@@ -62,7 +63,7 @@ def variables(
 
 def _file_in(path: str) -> Path:
     """The weights file, also for a `serving/` folder."""
-    found = Path(path).expanduser()
+    found = utils.user_path(path)
     if not found.is_dir():
         return found
     bundle.verify(found, ["model.safetensors"])

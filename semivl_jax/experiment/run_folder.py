@@ -59,7 +59,7 @@ def opened(workdir: str, *, required: bool = True) -> Iterator[RunFolder]:
       SystemFault: the bucket cannot be used.
     """
     if not buckets.is_bucket(workdir):
-        path = Path(workdir)
+        path = utils.user_path(workdir)
         with lock.one_writer(path, required=required) as locked:
             yield RunFolder(name=workdir, path=path, checkpoints=path / CHECKPOINTS, locked=locked)
         return

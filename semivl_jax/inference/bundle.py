@@ -160,7 +160,7 @@ def load(path: str | os.PathLike[str]) -> Bundle:
     """
     if buckets.is_bucket(path):
         path = buckets.fetch(str(path), lambda name: name.removeprefix("serving/") in FILES)
-    folder = find(Path(path).expanduser())
+    folder = find(utils.user_path(path))
     verify(folder)
     variables, metadata = store.load_tree(folder / "model.safetensors")
     try:

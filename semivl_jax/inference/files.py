@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -126,21 +126,42 @@ class ResultFolder:
         "replace" them.
 
         Raises:
-          ValueError: results are there and may not be touched, or they are about other classes.
+          ValueError: results are there and may not be touched, they are about other classes or images, or
+            masks are there that no prediction made.
         """
         done = {image for image in images if self._is_complete(image)}
         path = self.root / "classes.json"
+        stored = _stored(path)
+        masks = (self._path(image, "masks", ".png") for image in images)
+        own = None if path.exists() else next((mask for mask in masks if mask.exists()), None)
+        if own is not None:
+            raise ValueError(
+                f"{own} may be a mask of yours, because {self.root} holds no predictions (no {path.name}); "
+                "choose another --out"
+            )
         if existing == "refuse" and (done or path.exists()):
             raise ValueError(
                 f"{self.root} holds predictions already ({len(done)} of these {len(images)} images); "
                 "choose another --out, or --existing=skip or replace"
             )
-        if existing == "skip" and path.exists() and _stored_names(path) != list(names):
+        if existing == "skip" and path.exists() and stored.get("names") != list(names):
             raise ValueError(
                 f"{path} is about other classes, so its masks mean something else; choose another --out, "
                 "or --existing=replace"
             )
-        facts = {"names": list(names), "palette": np.asarray(palette).tolist()}
+        sources = stored.get("images", {})
+        for image in done if existing == "skip" else ():
+            before = sources.get(image.name, str(image.path.resolve()))
+            if before != str(image.path.resolve()):
+                mask = self._path(image, "masks", ".png")
+                raise ValueError(
+                    f"{mask} is about {before}, not {image.path}; choose another --out"
+                )
+        facts = {
+            "names": list(names),
+            "palette": np.asarray(palette).tolist(),
+            "images": sources | {image.name: str(image.path.resolve()) for image in images},
+        }
         utils.write_text(path, json.dumps(facts, indent=1))
         return [image for image in images if existing != "skip" or image not in done]
 
@@ -167,8 +188,10 @@ class ResultFolder:
         return self.root / kind / f"{image.name}{suffix}"
 
 
-def _stored_names(path: Path) -> object:
+def _stored(path: Path) -> dict[str, Any]:
+    """What `classes.json` holds; empty where it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf8"))["names"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        found = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from semivl_jax import utils
 from semivl_jax.data.class_files import parse_classes
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.text_files import read_lines
@@ -49,7 +50,7 @@ def read_classes(classes: Classes, *, where: str = "--classes") -> DatasetInfo:
     definitions: Sequence[Sequence[str]] = ()
     if isinstance(classes, str | Path):
         text = str(classes)
-        path = Path(text).expanduser()
+        path = utils.user_path(text)
         if _is_file(path):
             where = str(path)
             parsed = parse_classes(read_lines(path), where=where)

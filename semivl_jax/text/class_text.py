@@ -168,7 +168,7 @@ def cached(embed: Embed, *, folder: str | os.PathLike[str], tower: str) -> Embed
     the SHA-256 of the rest and an array in NumPy's format; a damaged file is replaced. A folder that cannot
     be written is reported and otherwise ignored.
     """
-    place = Path(folder).expanduser()
+    place = utils.user_path(folder)
 
     def look_up(sentences: list[str]) -> np.ndarray:
         key = hashlib.sha256(json.dumps([_VERSION, tower, sentences]).encode()).hexdigest()

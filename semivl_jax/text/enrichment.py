@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Float, Float32
 from scipy.cluster.vq import kmeans2
 
+from semivl_jax import utils
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.text.class_text import PROMPT, Embed
 from semivl_jax.types import ClassText
@@ -41,7 +41,7 @@ def read_sentences(source: str, info: DatasetInfo) -> Sentences:
     where = f"guidance.sentences = {source!r}"
     form = 'write {"class": ["sentence", "sentence"]}'
     try:
-        found = json.loads(Path(source).expanduser().read_text(encoding="utf8"))
+        found = json.loads(utils.user_path(source).read_text(encoding="utf8"))
     except OSError as error:
         raise ValueError(
             f"{where} cannot be read ({error.strerror}); name a JSON file, or {DEFINITIONS!r}"

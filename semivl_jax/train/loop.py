@@ -177,10 +177,10 @@ def _at_boundary(
         with log.paused():
             values = hooks.evaluate(state, step)
         log.evaluation(step, values)
-        progress.evaluated = step
         if values[hooks.score] > progress.best_score:
-            progress.best_score, progress.best_step = values[hooks.score], step
             hooks.export(state)
+            progress.best_score, progress.best_step = values[hooks.score], step
+        progress.evaluated = step  # last: where the export failed, the resumed run evaluates again
     if last or (step and step % schedule.checkpoint_every == 0):
         log.flush()
         with log.paused():

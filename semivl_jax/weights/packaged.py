@@ -47,8 +47,8 @@ def locate(weights: str) -> Path:
     ValueError if that is not prepared.
     """
     if weights not in PACKAGES:
-        return Path(weights).expanduser()
-    path = Path(utils.WEIGHTS_DIRECTORY).expanduser() / f"{weights}.safetensors"
+        return utils.user_path(weights)
+    path = utils.user_path(utils.WEIGHTS_DIRECTORY) / f"{weights}.safetensors"
     if not path.exists():
         raise ValueError(
             f"model.backbone_weights = {weights!r} is not prepared yet ({path}); run pip install "

@@ -68,6 +68,7 @@ def test_bad_lists(toy_source, tmp_path, lines, other, sentence):
         ("1_0", "means 0 labelled images, but 6 images have a label"),
         ("7", "means 7 labelled images"),
         ("1/8", "is neither a share such as '1_8'"),
+        ("a" * 300, "is neither a share such as '1_8'"),
         ("lists/none.txt", "nor an existing file of ids"),
     ],
 )

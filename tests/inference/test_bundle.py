@@ -66,7 +66,7 @@ def test_everything_comes_back(tmp_path):
 def test_the_next_best_replaces_the_folder_and_remains_of_a_kill_go(tmp_path):
     folder = tmp_path / "serving"
     save(folder, 1.0)
-    for remains in ("serving.tmp", "serving.old"):
+    for remains in (".serving.semivl_jax.new", ".serving.semivl_jax.old"):
         (tmp_path / remains).mkdir()
         (tmp_path / remains / "half").write_text("")
     save(folder, 2.0)

@@ -83,7 +83,7 @@ class Run:
         return {"eval/miou": self.scores.get(step, 0.0), "eval/iou/disc": 1.0}
 
     def export(self, state):
-        self.events.append(("export", int(state.step)))
+        self.happens("export", int(state.step))
 
     def lines(self, key):
         text = (self.workdir / "metrics.jsonl").read_text().splitlines()
@@ -194,6 +194,13 @@ def test_an_evaluation_that_fails_costs_no_step(tmp_path):
     with pytest.raises(ValueError, match="image 7 cannot be read"):
         run()
     assert run.checkpoints.saved[4][1].evaluated == 2
+
+
+def test_a_best_model_that_could_not_be_exported_is_evaluated_again(tmp_path):
+    run = Run(tmp_path, scores={2: 50.0}, during={("export", 2): cannot_be_read})
+    with pytest.raises(ValueError, match="image 7 cannot be read"):
+        run()
+    assert run.checkpoints.saved[2][1] == LoopState(next_step=2)
 
 
 def test_error_in_a_step_saves_nothing_because_its_state_is_given_away(tmp_path):

@@ -67,7 +67,7 @@ class FolderSemi(common.SegmentationBuilder):
                     f"{about.ignore} is ignored; choose one of these"
                 )
         slug = re.sub(r"[^a-z0-9]+", "_", about.name.lower()).strip("_") or "folder"
-        own = Path(data_dir).expanduser() / f"{slug}-{self.folder.fingerprint(self.label_map)}"
+        own = utils.user_path(data_dir) / f"{slug}-{self.folder.fingerprint(self.label_map)}"
         super().__init__(data_dir=own)
 
     def about(self) -> DatasetInfo:

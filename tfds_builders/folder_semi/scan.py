@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from semivl_jax import utils
 from semivl_jax.data.class_files import ClassList, Colour, parse_classes
 from semivl_jax.data.dataset_info import DatasetInfo
 from semivl_jax.data.find_images import IMAGE_SUFFIXES, Found, describe_left_out, images_in
@@ -114,7 +115,7 @@ def scan(root: str | Path) -> Folder:
         id or one mask, masks none of which belongs to an image or that are no PNG, a validation image
         without a mask, an unlabelled/ without images, a broken link, a name that is not UTF-8.
     """
-    root = Path(root).expanduser()
+    root = utils.user_path(root)
     if not root.is_dir():
         raise ValueError(
             f"config.data.folder is {str(root)!r}, which is no folder; correct the path, or name it with "
