@@ -1,3 +1,4 @@
+import copy
 import hashlib
 
 import pytest
@@ -22,12 +23,20 @@ def test_draws_the_published_ade20k_lists(share):
     assert hashlib.sha256("\n".join(chosen).encode()).hexdigest() == ADE_SHARES[share]
 
 
-@pytest.mark.parametrize(("text", "count"), [("1_2", 3), ("1_6", 1), ("4", 4), ("all", 6)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("1_2", 3), ("1_6", 1), ("4", 4), ("all", 6), ("auto", 6)]
+)
 def test_share_number_and_all_count_images_with_masks(toy_source, text, count):
     split = resolve_split(toy_source, text)
     assert len(split.labelled) == count
     assert all(toy_source.pixels[index] is not None for index in split.labelled)
     assert sorted(split.labelled + split.unlabelled) == list(range(len(toy_source)))
+
+
+def test_auto_leaves_unlabelled_images_where_every_image_has_a_mask(toy_source):
+    everywhere = copy.copy(toy_source)
+    everywhere.pixels = tuple(counts or {0: 1} for counts in toy_source.pixels)
+    assert len(resolve_split(everywhere, "auto").labelled) == round(len(everywhere) / 8)
 
 
 def test_seed_changes_the_draw_only_when_it_changes(toy_source):
