@@ -32,7 +32,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 
 def semivl(split: str) -> ConfigDict:
-    """SemiVL as published (METHOD 8), with an EMA teacher."""
+    """SemiVL as published (docs/semivl.md 8), with an EMA teacher."""
     config = default_config()
     config.data.dataset = "coco"
     config.data.split = split

@@ -1,4 +1,4 @@
-"""Rows of the published ablation on Pascal VOC (METHOD 8).
+"""Rows of the published ablation on Pascal VOC (docs/semivl.md 8).
 
     python -m semivl_jax.main --config=configs/voc_ablation.py:language_decoder,1464[,recipe=paper]
 

@@ -132,7 +132,7 @@ def _data() -> ConfigDict:
     # Share of the labelled crops that are drawn to show rare classes (docs/own_data.md); 0: all uniformly
     data.rare_class_share = 0.0
     data.crop = 512
-    data.resize = "ratio"  # ratio or long_side (METHOD 6)
+    data.resize = "ratio"  # ratio or long_side (docs/semivl.md 6)
     data.ratio_long = 2048  # resize = ratio: the image is first fitted into long × short, …
     data.ratio_short = 512
     data.scale_min = 0.5  # … times a factor drawn from [scale_min, scale_max]
@@ -215,7 +215,8 @@ def _deeplab_decoder() -> ConfigDict:
 
 def _text() -> ConfigDict:
     text = ConfigDict()
-    text.decoder = "name"  # what describes a class: name, concept or concept_average (METHOD 2)
+    # what describes a class: name, concept or concept_average (docs/semivl.md 2)
+    text.decoder = "name"
     text.guidance = "concept"
     text.cache = utils.TEXT_CACHE  # folder of embeddings; empty: computed every time
     return text

@@ -7,7 +7,7 @@
 
 A `.npy` file holds the rows [k, d], of unit length, alone; a `.safetensors` file `embeddings` and `class_of`
 (int32 [k], the class of every row), with names and mode in its metadata. Rows are in the order of the
-classes, concepts in the order of their definitions (METHOD 2).
+classes, concepts in the order of their definitions (docs/semivl.md 2).
 
 Exit codes: 0 done, 1 --compare found a row that differs (cosine below 0.999), 2 an error, described in one
 sentence, 130 stopped by Ctrl-C.

@@ -16,8 +16,8 @@ The loss is the sum of three terms:
 
 An image is a scene into which none, one or two close-ups are pasted, each with captions of its own. The
 captions of a close-up name little, and a patch is compared with the captions of its own part, so the dense
-embedding (the value path that SemiVL reads, METHOD 1.5) learns what is where from captions alone. Plain names
-of classes are seldom mentioned and only in the first term, so the tower knows them vaguely.
+embedding (the value path that SemiVL reads, docs/semivl.md 1.5) learns what is where from captions alone.
+Plain names of classes are seldom mentioned and only in the first term, so the tower knows them vaguely.
 """
 
 from __future__ import annotations

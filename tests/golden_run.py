@@ -166,5 +166,5 @@ def with_dtype(model: SegmentationModel, dtype) -> SegmentationModel:
 
 
 def is_free_of_gradient(path: str) -> bool:
-    """Leaves whose exact gradient is zero: Adam moves them by rounding noise (METHOD trap 13)."""
+    """Leaves whose exact gradient is zero: Adam moves them by rounding noise (docs/semivl.md 9.13)."""
     return path.endswith("/key/bias") or path == "decoder/head/bias"

@@ -66,6 +66,26 @@ def test_links_resolve(page):
         assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
 
 
+def test_numbers_of_the_method_page_exist():
+    """Docstrings cite sections ("docs/semivl.md 2") and their items ("docs/semivl.md 4.3, 4.6 and 4.7")."""
+    section, known = "", set()
+    page = (ROOT / "docs" / "semivl.md").read_text(encoding="utf8")
+    for heading, number in re.findall(r"^(## )?(\d+)\. ", page, re.M):
+        section = number if heading else section
+        known.add(number if heading else f"{section}.{number}")
+    folders = ("semivl_jax", "configs", "tfds_builders", "tests", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    texts = ((path, path.read_text(encoding="utf8")) for path in files)
+    cited = {
+        (path.name, number)
+        for path, text in texts
+        for listed in re.findall(r"docs/semivl\.md ([\d.]+(?:(?:, | and | to )[\d.]+)*)", text)
+        for number in re.findall(r"\d+(?:\.\d+)?", listed)
+    }
+    assert len(cited) > 50
+    assert not {(name, number) for name, number in cited if number not in known}
+
+
 @pytest.mark.parametrize(("page", "module", "arguments"), list(commands()))
 def test_commands_exist(page, module, arguments, capsys):
     assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{page}: there is no {module}"

@@ -181,7 +181,7 @@ def test_unimatch_v2_is_the_published_one(backbone, finetune, logged, unused, ex
      ("cityscapes:1_30", 359, 83_760, 25)],
 )  # fmt: skip
 def test_lengths_are_the_published_ones(spec, epoch, steps, evaluations):
-    """Iterations of METHOD 8; an epoch drops the last incomplete batch; evaluation also after the first."""
+    """Steps of docs/semivl.md 8; an epoch drops the last incomplete batch; the first is evaluated, too."""
     schedule = abstract(f"{spec},recipe=paper").schedule
     assert schedule.total_steps == steps
     assert min(schedule.evaluation_steps) == epoch

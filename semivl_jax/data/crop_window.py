@@ -2,7 +2,7 @@
 
 In: images uint8 [h, w, 3], labels uint8 [h, w], a `numpy.random.Generator`. Out: `images.Crop`.
 
-Rules and order of the draws (METHOD section 6):
+Rules and order of the draws (docs/semivl.md 6):
 
     ratio      factor r ~ U(low, high); the image is fitted into int(long · r) × int(short · r); OpenCV
     long side  new long side uniform in int(L · low) … int(L · high), both included; Pillow

@@ -27,7 +27,7 @@ Scale = Literal["ratio", "long_side"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Random scale, then pad and crop (METHOD 6).
+    """Random scale, then pad and crop (docs/semivl.md 6).
 
     Attributes:
       crop: side of the crop in pixels.

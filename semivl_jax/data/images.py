@@ -3,7 +3,7 @@
 In: encoded bytes. Between: images uint8 RGB [h, w, 3] and labels uint8 [h, w] (class indices, 255 = void).
 Out: square crops, black and 255 where they reach beyond the image.
 
-The two ways to scale (METHOD section 6):
+The two ways to scale (docs/semivl.md 6):
 
     OpenCV     bilinear without antialias for the image, nearest (rounds down) for the label
     Pillow     bilinear with antialias for the image, nearest (pixel centres) for the label
@@ -103,7 +103,7 @@ def check_labels(label: HostLabel, *, num_classes: int) -> None:
     """Every value must be a class index or 255.
 
     Raises:
-      ValueError: another value; METHOD trap 16: the published metric counts it to the last class.
+      ValueError: another value, which the published metric counts to the last class (docs/semivl.md 9.16).
     """
     wrong = (label >= num_classes) & (label != IGNORE_INDEX)
     if wrong.any():
@@ -144,7 +144,7 @@ def long_side_size(height: int, width: int, *, long: int) -> tuple[int, int]:
 
 
 def resize_short_side(image: HostImage, *, short: int) -> ScaledImage:
-    """Bring the short side to `short`, without a limit for the long one (METHOD trap 17)."""
+    """Bring the short side to `short`, without a limit for the long one (docs/semivl.md 9.17)."""
     height, width = image.shape[:2]
     long = short * max(height, width) / min(height, width)
     return resize_opencv(image, size=fit_size(height, width, long=long, short=short))

@@ -2,7 +2,7 @@
 
 The lists are fetched from the published repository, at one fixed commit, the first time a run asks for them;
 number of lines and SHA-256 of each are pinned here. They are kept in `data.directory`/splits/DATASET. ADE20K
-needs none: its published lists are what `draw_ids` of `data.splits` draws with seed 0 (METHOD 6).
+needs none: its published lists are what `draw_ids` of `data.splits` draws with seed 0 (docs/semivl.md 6).
 """
 
 from __future__ import annotations

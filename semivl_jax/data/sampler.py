@@ -5,7 +5,7 @@ stream is the same for any number of processes and workers, and resuming needs n
 
 A stream passes over its list again and again, every time in another order; batches may straddle passes, so no
 image is left out or repeated. The labelled list is repeated to the length of the unlabelled one and shuffled
-by itself (METHOD 6); where there are more labelled than unlabelled images it has passes of its own.
+by itself (docs/semivl.md 6); where there are more labelled than unlabelled images it has passes of its own.
 """
 
 from __future__ import annotations

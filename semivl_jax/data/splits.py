@@ -1,4 +1,4 @@
-"""Which training images are labelled and which are unlabelled, by id (METHOD 6).
+"""Which training images are labelled and which are unlabelled, by id (docs/semivl.md 6).
 
 One prepared copy of a data set serves every split: a split is two lists of record indices. The labelled
 list decides; all other training images are unlabelled, whether or not a label exists for them.

@@ -1,8 +1,8 @@
 """Confusion matrix and the scores computed from it.
 
 In: predictions and labels [h, w]. Out: counts, a row per label and a column per prediction, without pixels
-labelled 255; IoUs in percent (METHOD 7). Counting runs on the device in int32, exact up to 2³¹ − 1 pixels
-per entry: `evaluator` adds up larger counts in int64 on the host.
+labelled 255; IoUs in percent (docs/semivl.md 7). Counting runs on the device in int32, exact up to 2³¹ − 1
+pixels per entry: `evaluator` adds up larger counts in int64 on the host.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sliding-window inference of a network on images of any size: mIoU and label maps.
 
 In: uint8 RGB images [h, w, 3] and uint8 label maps (255 ignored) from the host. Out: an `Evaluation` with
-percentages and the int64 confusion matrix, or a `Prediction` per image. The modes are those of METHOD 7.
+percentages and the int64 confusion matrix, or a `Prediction` per image. Modes: docs/semivl.md 7.
 
 A process evaluates its own examples on its own devices; the confusion matrices of all processes are then
 summed, so several processes may hold different numbers of examples, but all must call `evaluate`.
@@ -71,7 +71,8 @@ class Evaluator:
     """Scores images with `apply(variables, images [w, h, w', 3]) -> logits [w, crop, crop, n]`.
 
     `apply` gets normalised float32 windows and returns logits of the crop's square, before the resize to
-    the window's own size (METHOD 3.10), or with `window.via_square` off logits of that size [w, h, w', n].
+    the window's own size (docs/semivl.md 3.10), or with `window.via_square` off logits of that size
+    [w, h, w', n].
     Student and EMA weights are two values of `variables`: evaluating both compiles nothing twice.
 
     Args:

@@ -1,8 +1,8 @@
 """How an image is cut into windows, and how the logits of the windows become scores. Host, NumPy.
 
-`SlidingWindow` holds every option of it. All evaluation modes (METHOD 7; `shifted_sliding_window` is UniMatch
-V2's) are products of two axes: windows are all pairs of a row span and a column span, and everything that
-happens to the logits of a window on their way to the label's grid (resize from the crop's square to the
+`SlidingWindow` holds every option of it. All evaluation modes (docs/semivl.md 7; `shifted_sliding_window` is
+UniMatch V2's) are products of two axes: windows are all pairs of a row span and a column span, and everything
+that happens to the logits of a window on their way to the label's grid (resize from the crop's square to the
 window, placing, division by the visits, resize to the label) is one matrix per axis, float32 [output pixels,
 crop].
 The scores of an output pixel are then
@@ -42,7 +42,7 @@ STRIDED = ("zegclip_sliding_window", "padded_sliding_window")
 TWO_THIRDS = ("sliding_window", "shifted_sliding_window")
 """Modes whose stride is two thirds of the crop."""
 SUMS_PROBABILITIES = (*TWO_THIRDS, "padded_sliding_window")
-"""Modes that sum softmax over windows; their output has the size of the image (METHOD 9, trap 15)."""
+"""Modes that sum softmax over windows; their output has the size of the image (docs/semivl.md 9.15)."""
 RESIZES_SCORES = ("zegclip_sliding_window", "original")
 """Modes that average logits and resize them to the label's size."""
 
@@ -91,8 +91,8 @@ class SlidingWindow:
         least_side: pixels that the network needs along either axis. Smaller images are enlarged; in modes
             without a resize, they and too small border windows get a black margin on the right and below.
         max_pixels: larger images are reduced to this area; 0: no limit. For modes that resize scores.
-        via_square: logits have the crop's size, before the resize to the window (METHOD 3.10), or with False
-            the window's own size.
+        via_square: logits have the crop's size, before the resize to the window (docs/semivl.md 3.10), or
+            with False the window's own size.
 
     Raises:
         ValueError: an unknown mode, a stride that leaves gaps, or a resize in a mode that scores the
@@ -156,7 +156,7 @@ class SlidingWindow:
         )
         if model is None:
             return window
-        # A patch, or as many as the decoder pools together (METHOD 9, trap 4).
+        # A patch, or as many as the decoder pools together (docs/semivl.md 9.4).
         patch = getattr(model.backbone, "patch_size", _CONVOLUTION_STRIDE)
         return dataclasses.replace(
             window,
@@ -277,7 +277,7 @@ class SlidingWindow:
         return min(rounded, self.crop) if window < self.crop else rounded
 
     def _to_window(self, span: Span) -> np.ndarray:
-        """From logits to the image pixels of the window: the second resize of METHOD 3.10."""
+        """From logits to the image pixels of the window: the second resize of docs/semivl.md 3.10."""
         if not self.via_square or span.window == self.crop:
             return np.eye(span.length, span.window, dtype=np.float32)
         resize = resize_matrix(self.crop, span.window, method="bilinear", align_corners=False)

@@ -254,7 +254,7 @@ def training_length(config: ConfigDict, images_per_epoch: int) -> tuple[int, int
 def _loop_schedule(
     config: ConfigDict, modules: StepModules, total_steps: int, epoch: int
 ) -> LoopSchedule:
-    """Evaluation after epochs 0, n, 2n, … (METHOD trap 22), or every so many steps."""
+    """Evaluation after epochs 0, n, 2n, … (docs/semivl.md 9.22), or every so many steps."""
     settings = config.evaluation
     if settings.every_steps:
         due = range(settings.every_steps, total_steps + 1, settings.every_steps)

@@ -52,7 +52,7 @@ def open_model(
 ) -> Model:
     """The model of a source, for its own classes or for others.
 
-    `definitions` is "concept" or "concept_average": classes are described by their concepts (METHOD 2).
+    `definitions` is "concept" or "concept_average": concepts describe the classes (docs/semivl.md 2).
     `window` is the side of the windows of `clip:`.
 
     Raises:
@@ -134,7 +134,7 @@ def _with_known_definitions(requested: DatasetInfo, known: DatasetInfo) -> Datas
 def _zero_shot(
     weights: str, classes: class_names.Classes | None, mode: str, cache: str, window: int | None
 ) -> Model:
-    """The frozen CLIP or SigLIP: every pixel takes the class with the closest text (METHOD 2 and 4.3)."""
+    """The frozen CLIP or SigLIP: every pixel takes the closest text's class (docs/semivl.md 2 and 4.3)."""
     if classes is None:
         raise ValueError(f"{CLIP}{weights} knows no classes of its own; name some with --classes")
     clip = towers.load(weights, "clip_vit_b16")

@@ -3,7 +3,7 @@
 In: `Features` of a CLIP tower, the dense embedding last in `maps`, and `ClassText` of the same dimension d.
 Out: float32 logits B×y×x×n on the patch grid. The number of classes is nowhere in the parameters.
 
-Source: METHOD 8.
+Source: docs/semivl.md 8 and 9.20.
 """
 
 from __future__ import annotations

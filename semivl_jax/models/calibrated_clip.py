@@ -3,7 +3,7 @@
 In: normalised images B×H×W×3. Out: `DenseTokens`, projected into the space of texts but not normalised. The
 tower and its parameters stay as they are: queries, keys and values of the last blocks are read while it runs.
 
-Source: MaskCLIP (METHOD 1.5) for "value"; ExCEL (arXiv 2503.20826), static visual calibration, for "svc".
+Source: MaskCLIP (docs/semivl.md 1.5) for "value"; ExCEL's visual calibration (arXiv 2503.20826) for "svc".
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ class at patch resolution (float32, −1 to 1), or labels at image resolution wi
 chosen class as confidence (of CLIP by softmax, of SigLIP by sigmoid). `Guidance` makes labels from images, in
 this way or calibrated.
 
-Sources: MaskCLIP; METHOD 2 and 4.3, traps 8 and 10 of section 9. ExCEL (arXiv 2503.20826).
+Sources: MaskCLIP; docs/semivl.md 2, 4.3, 9.8 and 9.10. ExCEL (arXiv 2503.20826).
 """
 
 from __future__ import annotations

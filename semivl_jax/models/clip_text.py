@@ -1,4 +1,4 @@
-"""Text towers of CLIP (METHOD 2) and SigLIP.
+"""Text towers of CLIP (docs/semivl.md 2) and SigLIP.
 
 In: token ids k×T int32; for CLIP padded with zeros after the end-of-text token, which has the largest id
 of its row. Out: embeddings k×D float32, not normalised.

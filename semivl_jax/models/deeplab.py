@@ -1,4 +1,4 @@
-"""DeepLabV3+ head on two maps of a vision transformer or a convolutional network (METHOD 8).
+"""DeepLabV3+ head on two maps of a vision transformer or a convolutional network (docs/semivl.md 8).
 
 In: `Features` with exactly two maps, a low-level and a high-level one, on grids that may differ. Out:
 float32 logits B×y×x×n on the grid of the low-level map. Running statistics of the batch norms live in
@@ -63,7 +63,7 @@ class DeepLabHead(nn.Module):
 
     `aspp_channels` 0: an eighth of the channels of the high-level map, as published.
     `joint_norm`: the ASPP of CPS and MGD.
-    As published, `align_corners` is for residual networks only (METHOD 9, trap 21).
+    As published, `align_corners` is for residual networks only (docs/semivl.md 9.21).
     """
 
     num_classes: int

@@ -20,7 +20,7 @@ def normalize(image: UInt8[Array, "*b 3"] | Float[Array, "*b 3"]) -> Float32[Arr
 
 
 def renormalize(image: Float[Array, "*b 3"]) -> Float32[Array, "*b 3"]:
-    """ImageNet-normalised -> CLIP-normalised (METHOD 6, "renorm")."""
+    """ImageNet-normalised -> CLIP-normalised (docs/semivl.md 6, "renorm")."""
     return (_unit(image) - _along(CLIP_MEAN, image)) / _along(CLIP_STD, image)
 
 

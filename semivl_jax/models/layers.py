@@ -1,8 +1,8 @@
 """Convolutions and linear layers that the decoders and the residual networks share.
 
 In and out: float maps B×H×W×C of any value range. Parameters are float32; `dtype` is the precision of the
-arithmetic. Layers are initialised as in torch (METHOD 3.11): weights and biases of convolutions and linear
-layers uniform within ±1/√fan_in.
+arithmetic. Layers are initialised as in torch (docs/semivl.md 3.11): weights and biases of convolutions and
+linear layers uniform within ±1/√fan_in.
 """
 
 from __future__ import annotations

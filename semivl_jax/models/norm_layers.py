@@ -18,14 +18,14 @@ from jaxtyping import Array, Float, Float32
 Initializer = Callable[..., Array]
 
 GROUP_SIZE = 16
-"""Channels that a group norm normalises together (METHOD 3: C/16 groups)."""
+"""Channels that a group norm normalises together (docs/semivl.md 3: C/16 groups)."""
 EPSILON = 1e-5
 MOMENTUM = 0.1
 """Weight of the new batch in running statistics."""
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation with torch's bookkeeping (METHOD 3, conv features).
+    """Batch normalisation with torch's bookkeeping (docs/semivl.md 3, conv features).
 
     `train`: normalise with the statistics of this batch (under jit: of the global batch) and update the
     running ones in "batch_stats", with the unbiased variance. Otherwise the running statistics are used.

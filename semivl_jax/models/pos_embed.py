@@ -4,8 +4,8 @@ In and out: tables (1, class_rows + y·x, c): `class_rows` rows for the class to
 patch. Resizing keeps the class token's row and is, in torch's conventions, one of
 
     bicubic    SemiVL's. As published, a table is resized only where the *number* of patches differs: a
-               grid of another shape with equally many patches takes it as it is (METHOD 1.3).
-    bilinear   ZegCLIP's (METHOD 9, trap 20)
+               grid of another shape with equally many patches takes it as it is (docs/semivl.md 1.3).
+    bilinear   ZegCLIP's (docs/semivl.md 9.20)
     dinov2     bicubic with 0.1 added to the new lengths before the scale is computed
 """
 

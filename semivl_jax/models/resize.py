@@ -1,7 +1,7 @@
 """Resizing and pooling of maps as in the published networks.
 
 In and out: float maps B×H×W×C of any value range, same dtype out as in. Conventions are torch's
-(METHOD 1.3, 3.5, 3.10): half-pixel centres or aligned corners, the bicubic coefficient −0.75,
+(docs/semivl.md 1.3, 3.5, 3.10): half-pixel centres or aligned corners, the bicubic coefficient −0.75,
 border replicated, no antialias filter. `jax.image.resize` differs in all of these. A resize is two products
 with constant interpolation matrices, rows first.
 """
@@ -113,7 +113,7 @@ def by_rows(
 def avg_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "b _ _ c"]:
     """Mean of windows that do not overlap; rows and columns that do not fill a window are dropped.
 
-    ValueError for a map smaller than one window (METHOD 9, trap 4).
+    ValueError for a map smaller than one window (docs/semivl.md 9.4).
     """
     (b, h, w, c), (rows, cols) = x.shape, window
     if h < rows or w < cols:

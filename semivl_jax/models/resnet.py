@@ -2,8 +2,8 @@
 
 In: images B×H×W×3, normalised with the ImageNet statistics. Out of `ResNet`: `Features` with the maps of
 the chosen stages, the first at a quarter of the resolution, B×⌈H/4⌉×⌈W/4⌉×(4·channels, of basic blocks
-channels). Out of `ResNetV1c`, which ends after its first stage (METHOD 3, conv features): that map alone.
-Both have a stem of three 3×3 convolutions; networks of basic blocks, such as ResNet-18, one 7×7 as
+channels). Out of `ResNetV1c`, which ends after its first stage (docs/semivl.md 3, conv features): that map
+alone. Both have a stem of three 3×3 convolutions; networks of basic blocks, such as ResNet-18, one 7×7 as
 torchvision and timm publish them. Parameters live in "params", running statistics of the batch norms in
 "batch_stats".
 """
@@ -126,7 +126,7 @@ _SharedBasicBlock = nn.jit(BasicBlock, static_argnames="train")
 
 
 class ResNet(nn.Module):
-    """The encoder of the convolutional baseline; defaults are ResNet-101 as published (METHOD 8).
+    """The encoder of the convolutional baseline; defaults are ResNet-101 as published (docs/semivl.md 8).
 
     blocks, channels   per stage: residual blocks, and inner channels of each
     dilated            per stage but the first: whether its stride becomes a dilation. The first block of

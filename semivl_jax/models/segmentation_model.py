@@ -34,7 +34,7 @@ class SegmentationModel(nn.Module):
 
     @property
     def via_square(self) -> bool:
-        """Logits are resized to the square of the crop before the image's size (METHOD 3.10).
+        """Logits are resized to the square of the crop before the image's size (docs/semivl.md 3.10).
 
         Otherwise only to the image's size, with aligned corners, as published for DINOv2 and ResNet.
         """

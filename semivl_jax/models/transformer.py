@@ -76,7 +76,7 @@ class Block(nn.Module):
     """One pre-LN block.
 
     value_path    also return the output for the patch tokens when every token attends only to itself
-                  (METHOD 1.5), without the class token
+                  (docs/semivl.md 1.5), without the class token
     swiglu        see `Mlp`
     key_bias      see `Attention`
     layer_scale   initial value of a trained factor per channel for attention and MLP

@@ -8,9 +8,9 @@ ImageNet statistics. Out: `Features`:
     pooled   B×D: class token or map head after the final norm, or for a tower with `out_dim` the projected
              class token (float32, unit length)
 
-Parameters are named as big_vision's. Sources: CLIP (arXiv 2103.00020) with MaskCLIP's dense output (METHOD
-1), ZegCLIP (METHOD 8 and trap 20), timm's ViT (METHOD 8), DINOv2 (arXiv 2304.07193) as UniMatch V2 (arXiv
-2410.10777) uses it, DINOv3 (arXiv 2508.10104), big_vision's AugReg and SigLIP.
+Parameters are named as big_vision's. Sources: CLIP (arXiv 2103.00020) with MaskCLIP's dense output
+(docs/semivl.md 1), ZegCLIP (there 8 and 9.20), timm's ViT (there 8), DINOv2 (arXiv 2304.07193) as UniMatch V2
+(arXiv 2410.10777) uses it, DINOv3 (arXiv 2508.10104), big_vision's AugReg and SigLIP.
 """
 
 from __future__ import annotations

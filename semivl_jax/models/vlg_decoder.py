@@ -1,4 +1,4 @@
-"""Language-guided decoder: from similarity maps between pixels and texts to logits (METHOD 3).
+"""Language-guided decoder: from similarity maps between pixels and texts to logits (docs/semivl.md 3).
 
 In: `Features` of an encoder (the dense embedding last in `maps`, skips before it) and `ClassText` with
 embeddings of the same dimension d, or a trained query per class in their place. Out: float32 logits
@@ -87,7 +87,7 @@ class SemanticLayer(nn.Module):
     """Attention over the classes at every position, pooled with `pool_size` (None: not pooled).
 
     Class tokens are concatenated with their projected text; the result, resized to the grid, is added to the
-    input (METHOD 3.5; the block contains a residual of its own, METHOD 9 trap 3).
+    input (docs/semivl.md 3.5; the block contains a residual of its own, 9.3).
     """
 
     num_heads: int

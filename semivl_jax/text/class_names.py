@@ -1,7 +1,7 @@
 """Class names and definitions: of the four public data sets, and as a user gives them. Needs no JAX.
 
 Each public data set has a JSON file beside this module: `classes` in the order of the label values,
-`definitions` (the concepts of a class; its name where the method defines none, METHOD section 2) and
+`definitions` (the concepts of a class; its name where the method defines none, docs/semivl.md 2) and
 `palette` (RGB per class).
 """
 

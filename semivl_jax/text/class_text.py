@@ -1,7 +1,7 @@
 """Text embeddings of classes: prompts, the text tower, the cache on disk.
 
 In: a `DatasetInfo` (names and concepts of the classes) and a `TextTower`. Out: `ClassText`, float32 rows of
-unit length with the class that each describes (METHOD section 2).
+unit length with the class that each describes (docs/semivl.md 2).
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def embedding(tower: TextTower, *, cache: str) -> Embed:
 
 
 def embed_classes(info: DatasetInfo, *, mode: str, embed: Embed) -> ClassText:
-    """Embed the classes of a data set (METHOD section 2).
+    """Embed the classes of a data set (docs/semivl.md 2).
 
     name             one row per class: its plain name
     concept          one row per concept of its definition; scores are maxed over the rows of a class

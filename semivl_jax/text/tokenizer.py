@@ -1,8 +1,8 @@
 """CLIP's byte-pair tokenizer.
 
 In: sentences. Out: int32 [k, context_length] token ids: start (49406), the tokens of the text, end (49407,
-the largest id of a row), zeros. Text is cleaned as CLIP does (METHOD 2): ftfy, HTML entities resolved twice,
-white space folded, lower case.
+the largest id of a row), zeros. Text is cleaned as CLIP does (docs/semivl.md 2): ftfy, HTML entities resolved
+twice, white space folded, lower case.
 
 The merges are those of OpenAI's CLIP (`clip_merges.txt.gz`, source and licence in `clip_merges.LICENSE`). Ids
 count 256 bytes, the same 256 bytes at the end of a word, the merges in their order, start and end.

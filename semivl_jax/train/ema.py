@@ -1,6 +1,6 @@
 """The running average of the student, whose weights make pseudo-labels.
 
-Source: METHOD 4.2 and 5 (EMA); decay min(1 − 1/(i+1), ceiling) so that the average starts at the student.
+Source: docs/semivl.md 4.2 and 5; decay min(1 − 1/(i+1), ceiling) so that the average starts at the student.
 """
 
 from __future__ import annotations

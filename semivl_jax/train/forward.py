@@ -5,7 +5,7 @@ predictions of student and teacher, labels of the frozen CLIP, its own networks.
 images [b, h, w, 3]. Out: float logits [b, y, x, n] of the images' size or of a grid that is resized to it
 bilinearly, and running statistics.
 
-Source: METHOD 4.3, 4.4 and traps 5, 6 and 7.
+Source: docs/semivl.md 4.2 to 4.4, 9.5 to 9.7.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Networks:
     ) -> PseudoLabels:
         """The student's prediction of view `name` with batch statistics and dropout of its first pass.
 
-        `images` are those of the pass (METHOD trap 7).
+        `images` are those of the pass (docs/semivl.md 9.7).
         """
         image = images[name]
         if not self.student["batch_stats"] and dropout_passes == "none":

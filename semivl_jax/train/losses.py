@@ -10,7 +10,7 @@ ignore maps [b, h, w], true where a pixel is padding. Out: weights
 float32 [b, h, w]; losses float32 scalars that are finite whatever the labels are: a criterion without any
 pixel to average over is 0, and so is its gradient.
 
-Source: METHOD sections 4.6 and 9 (traps 8, 9 and 14).
+Source: docs/semivl.md 4.6, 9.8 and 9.14.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Out: float32 scalars, finite whatever the labels are. As published, 255 counts a
 every class in the focal term, the dice term knows only classes that an image shows, and both are divided
 by the number of such classes, summed over the images of the global batch, but at least 1.
 
-Source: METHOD 8 and trap 20 of section 9.
+Source: docs/semivl.md 8 and 9.20.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Learning-rate schedule and optimisers with per-leaf multipliers.
 
 In: hyper-parameters and the trained parameter tree. Out: an optax transformation.
-Source: METHOD 5 and its traps 11 and 12.
+Source: docs/semivl.md 5, 9.11 and 9.12.
 """
 
 from __future__ import annotations

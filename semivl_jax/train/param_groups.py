@@ -45,7 +45,7 @@ def published_groups(
     decoder_lr: float,
     frozen_clip: bool = False,
 ) -> tuple[Group, ...]:
-    """The groups of METHOD 1 (spatial fine-tuning), 5 (learning-rate multipliers) and 8 (prompts).
+    """The groups of docs/semivl.md 1 (spatial fine-tuning), 5 (learning rates) and 8 (prompts).
 
     With `frozen_clip` the CLIP beside another tower stays as it is. Queries in place of texts have the base
     rate, as in Co2S.

@@ -1,8 +1,9 @@
 """Pseudo-labels from a teacher's logits, and the weight that each pixel's confidence gives them.
 
 In: logits [b, y, x, n] of any float dtype, of the images' size or of a smaller grid. Out: labels int32
-[b, h, w] in [0, n), confidences float32 in [1/n, 1], weights float32 [b, h, w] for `losses`. Source: METHOD
-sections 4.1, 4.2 and 4.6.
+[b, h, w] in [0, n), confidences float32 in [1/n, 1], weights float32 [b, h, w] for `losses`.
+
+Source: docs/semivl.md 4.2 and 4.6.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 In: uint8 crops (`types.Batch`). Out: the next `TrainState` and scalar metrics (float32, on the device). The
 method (`methods/`) defines labels, targets and perturbations. Random keys are folded from (seed, step), so a
-resumed run draws the same numbers as an uninterrupted one. Source: METHOD 4 and 5.
+resumed run draws the same numbers as an uninterrupted one. Source: docs/semivl.md 4 and 5.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def student_loss(
 def apply_gradients(
     modules: StepModules, state: TrainState, grads: Gradients
 ) -> tuple[TrainState, Metrics]:
-    """Optimiser, then the average (METHOD 5).
+    """Optimiser, then the average (docs/semivl.md 5).
 
     A step whose loss or gradient is not finite changes nothing but the two counters.
     """

@@ -34,7 +34,7 @@ class Options:
     …_heads      attention heads; None: as published
     grid         rows and columns of the image encoder's position table; None: square
     as_trained   CLIP's image tower keeps the activation and LayerNorm epsilon of its training; otherwise it
-                 has exact GELU and 1e-6, as in SemiVL (METHOD 1.4)
+                 has exact GELU and 1e-6, as in SemiVL (docs/semivl.md 1.4)
     activation   of CLIP's training, one of ACTIVATIONS; "": as files beside the weights say
     tokenizer    contents of SigLIP's tokenizer.json; None: of the file beside the weights, if there is one
     """

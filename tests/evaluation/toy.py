@@ -61,7 +61,7 @@ def _forward(variables, window):
 
 
 def slow_scores(variables, image, size, *, mode, stride=10):
-    """Scores [*size, n] of a normalised image, window by window as METHOD 7 words it."""
+    """Scores [*size, n] of a normalised image, window by window as docs/semivl.md 7 describes it."""
     h, w = image.shape[:2]
 
     def forward(window):

@@ -148,7 +148,7 @@ def decoded_in_training(**fields):
     [
         # x, s1, s2 and the perturbed w
         ({}, [4]),
-        # batch statistics: x, w and both perturbed as published; then s1, s2 (METHOD trap 7)
+        # batch statistics: x, w and both perturbed as published; then s1, s2 (docs/semivl.md 9.7)
         (DEEPLAB, [4, 2]),
         # statistics of the convolutional encoder only: two passes of it, one of the decoder
         ({"model__conv_encoder": "resnet101_v1c", "model__out_indices": (1, 2)}, [4]),

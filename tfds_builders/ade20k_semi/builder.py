@@ -1,7 +1,7 @@
-"""Builder of ADE20K as in the scene parsing challenge: 20 210 and 2 000 images, 150 classes (METHOD 6).
+"""Builder of ADE20K as in the scene parsing challenge: 20 210 and 2 000 images, 150 classes.
 
 Stored masks count classes from 1; 0 means anything else and does not count. Here classes begin at 0 and
-0 becomes 255.
+0 becomes 255 (docs/semivl.md 6).
 """
 
 from __future__ import annotations

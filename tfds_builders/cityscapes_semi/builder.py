@@ -1,4 +1,4 @@
-"""Builder of Cityscapes, finely annotated: 2 975 and 500 images of 19 classes (METHOD 6).
+"""Builder of Cityscapes, finely annotated: 2 975 and 500 images of 19 classes (docs/semivl.md 6).
 
 Images take a login at the data set's site. Masks come from the archive that was published with the method
 (train ids, 255 = does not count).

@@ -1,4 +1,4 @@
-"""Builders of COCO 2017 with 80 object classes and background: 118 287 and 5 000 images (METHOD 6).
+"""Builders of COCO 2017 with 80 object classes and background: 118 287 and 5 000 images (docs/semivl.md 6).
 
 Images come from the data set's own archives, masks from the archive that was published with the method, or
 (`coco_instances`) from the official annotations, for when that archive is not available.

@@ -1,4 +1,4 @@
-"""Builder of Pascal VOC 2012, augmented (METHOD 6): 10 582 training and 1 449 validation images.
+"""Builder of Pascal VOC 2012, augmented (docs/semivl.md 6): 10 582 training and 1 449 validation images.
 
 Images come from the challenge's own archive. Masks come from the archive that was published with the method
 (21 classes, 255 = border, the training part extended by the masks of Hariharan et al.). The published

@@ -3,7 +3,7 @@
 In and out: images float32 [b, h, w, c], whole numbers in [0, 255]; one sigma per image, float32 [b], in
 pixels. Every pass rounds to whole numbers and repeats the border pixel outwards.
 
-Source: METHOD section 6 and trap 18; the box lengths are those of Gwosdek et al., "Theoretical
+Source: docs/semivl.md 6 and 9.18; the box lengths are those of Gwosdek et al., "Theoretical
 foundations of Gaussian convolution by extended box filtering" (SSVM 2011).
 """
 

@@ -2,7 +2,7 @@
 
 In: keys [b], one per image, and `Features`. Out: `Features` of the same shapes and dtypes.
 
-- `drop_channels` (UniMatch, SemiVL; METHOD 4.4): every map and image has a mask of its own;
+- `drop_channels` (UniMatch, SemiVL; docs/semivl.md 4.4): every map and image has a mask of its own;
 - `scale_channels` (UniMatch V2, arXiv 2410.10777): the features of two strong views, where one keeps,
   doubled, the channels that the other drops. The mask of an image is the same for all of its maps of one
   width, and half of the images keep all channels.

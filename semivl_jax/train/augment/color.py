@@ -5,7 +5,7 @@ Every operation rounds its result as Pillow does with 8-bit images (blends trunc
 round), so that a chain of them gives what the published input pipeline gave. All are pure
 functions of an image and its own factors: nothing is shared between the images of a batch.
 
-Source: METHOD section 6 (strong views) and trap 18.
+Source: docs/semivl.md 6 (strong views) and 9.18.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 In: a key, the number of images and the side of the square crop. Out: rectangles int32 [b, 4] as
 (left, top, width, height), all 0 for none, or masks bool [b, s, s], true inside; mixed images and maps.
 
-Source: METHOD section 6 and trap 19; CutMix (Yun et al., ICCV 2019); several boxes: MGD (arXiv 2208.10169).
+Source: docs/semivl.md 6 and 9.19; CutMix (Yun et al., ICCV 2019); several boxes: MGD (arXiv 2208.10169).
 """
 
 from __future__ import annotations

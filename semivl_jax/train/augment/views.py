@@ -6,7 +6,7 @@ strong views and the label share the flip of their weak view, so that pixels cor
 
 Order of operations, after the host's scaling, cropping and black padding: flip, then (strong views only)
 colour jitter, grey, blur, then normalisation; padding is altered like image. Every image of every stream
-draws independently of the others. Source: METHOD section 6 and trap 18.
+draws independently of the others. Source: docs/semivl.md 6 and 9.18.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The teacher labels the weak view w of unlabelled images. The student must agree on strong views s1, s2, into
 which CutMix pastes a box of a partner image, with the partner's label. Labels of low confidence do not count.
-Source: FixMatch (arXiv 2001.07685), UniMatch (arXiv 2208.09910); METHOD 4.
+Source: FixMatch (arXiv 2001.07685), UniMatch (arXiv 2208.09910); docs/semivl.md 4.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Consistency(Method):
     confidence_threshold: float = 0.95
 
     view_shares: ClassVar[dict[str, float]] = {}
-    """Share of every view in the consistency loss, 1 together (METHOD 4.7)."""
+    """Share of every view in the consistency loss, 1 together (docs/semivl.md 4.7)."""
     weak_pass: ClassVar[bool] = False
     """Whether the first pass of the student includes the weak view."""
 
@@ -64,7 +64,7 @@ class Consistency(Method):
         return self.ema_decay if self.teacher == "ema" else None
 
     def labels(self, networks: Networks, views: Views, noise: PyTree) -> PyTree:
-        """Labels of w, and of the partner where it is a crop of its own (METHOD 4.2)."""
+        """Labels of w, and of the partner where it is a crop of its own (docs/semivl.md 4.2)."""
         own, *partner = (views.streams[key] for key in self.streams[0].keys)
         if self.teacher == "ema":
             pseudo = networks.predict(networks.teacher, own.w)
@@ -137,7 +137,7 @@ class Consistency(Method):
         return losses.share_of_valid(sure, labels.ignore)
 
     def passes(self, views: Views) -> list[dict[str, Float[Array, "b h w 3"]]]:
-        """x and w, then the strong views (METHOD traps 6 and 7)."""
+        """x and w, then the strong views (docs/semivl.md 4.4, 9.6 and 9.7)."""
         own, *partner = (views.streams[key] for key in self.streams[0].keys)
         first = {"x": views.x}
         if self.weak_pass or self.teacher == "student":

@@ -1,4 +1,4 @@
-"""SemiVL: UniMatch, and guidance by a frozen CLIP (arXiv 2311.16241; METHOD 4.3, 4.6 and 4.7)."""
+"""SemiVL: UniMatch, and guidance by a frozen CLIP (arXiv 2311.16241; docs/semivl.md 4.3, 4.6 and 4.7)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SemiVL(UniMatch):
         return targets.replace(metrics=targets.metrics | weight)
 
     def guidance_weight(self, progress: Float[Array, ""]) -> Float[Array, ""]:
-        """λ of METHOD 4.7."""
+        """λ of docs/semivl.md 4.7."""
         return self.guidance_start + (self.guidance_end - self.guidance_start) * progress
 
     def label_metrics(self, labels: ImageLabels, state: PyTree) -> Metrics:

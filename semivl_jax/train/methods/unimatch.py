@@ -1,4 +1,4 @@
-"""UniMatch: two strong views and a perturbation of features (arXiv 2208.09910; METHOD 4.4)."""
+"""UniMatch: two strong views and a perturbation of features (arXiv 2208.09910; docs/semivl.md 4.4)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class UniMatch(Consistency):
         return {"x": jax.random.split(x, count), "w": jax.random.split(w, count)}
 
     def perturb(self, noise: dict[str, Key], features: dict[str, Features]) -> dict[str, Features]:
-        """Adds `fp`, and `x_fp`, which only takes part in a decoder's batch statistics (trap 7)."""
+        """Adds `fp`, and `x_fp`, which only counts in a decoder's batch statistics (docs/semivl.md 9.7)."""
         if "w" not in features:
             return features
         dropped = {}

@@ -1,4 +1,7 @@
-"""UniMatch with ZegCLIP's criterion: focal and dice loss of a mask per class (arXiv 2212.03588; METHOD 8)."""
+"""UniMatch with ZegCLIP's criterion: focal and dice loss of a mask per class.
+
+Source: ZegCLIP (arXiv 2212.03588); docs/semivl.md 8.
+"""
 
 from __future__ import annotations
 
