@@ -32,7 +32,6 @@ CLASSES = tuple(DEFINITIONS)
 CONCEPTS = tuple(concept for concepts in DEFINITIONS.values() for concept in concepts)
 CLASS_OF = {concept: i for i, name in enumerate(CLASSES) for concept in DEFINITIONS[name]}
 SCENERY = DEFINITIONS["background"]
-OBJECTS = tuple(concept for concept in CONCEPTS if concept not in SCENERY)
 PALETTE = (
     (40, 44, 52),
     (244, 81, 200),
