@@ -31,7 +31,7 @@ def default_config() -> ConfigDict:
     # step (docs/scaling.md)
     config.accumulation = 1
     # Devices along each axis; data = -1: all that the others leave. fsdp also splits parameters, optimiser
-    # and average; classes splits the decoder's maps per class (docs/scaling.md)
+    # and EMA; classes splits the decoder's maps per class (docs/scaling.md)
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "classes": 1})
     config.dtype = "float32"  # of the computation (or bfloat16); parameters are always float32
     config.max_skipped_steps = 5  # non-finite steps in a row that are skipped before the run stops

@@ -43,7 +43,7 @@ def report(experiment: Experiment, *, compiled: bool = False) -> str:
     sizes = {
         "parameters": parameter_bytes(params),
         "optimiser": parameter_bytes(state.opt_state),
-        "average (EMA)": parameter_bytes((state.ema_params, state.ema_batch_stats)),
+        "EMA": parameter_bytes((state.ema_params, state.ema_batch_stats)),
         "gradients": parameter_bytes(state.params),
         "frozen CLIP and text": parameter_bytes(experiment.frozen),
     }
@@ -52,7 +52,7 @@ def report(experiment: Experiment, *, compiled: bool = False) -> str:
     sizes |= {"batch": images_kept, "for the backward pass": backward}
     per_device = sharding.bytes_at_rest(mesh, (state, experiment.frozen)) + sizes["gradients"]
     if mesh.shape["fsdp"] > 1:  # split arrays are gathered within a step
-        per_device += sizes["parameters"] + sizes["average (EMA)"] + sizes["frozen CLIP and text"]
+        per_device += sizes["parameters"] + sizes["EMA"] + sizes["frozen CLIP and text"]
     per_device += (images_kept + backward / config.accumulation) / sharding.batch_shards(mesh)
     length = experiment.schedule.total_steps
     images = " + ".join([str(config.batch)] * (1 + len(experiment.modules.method.streams)))

@@ -130,7 +130,7 @@ def _evaluate(config: ConfigDict, folder: RunFolder, *, foreign: bool) -> None:
     if foreign:
         _check_start(experiment, folder)
         workdir_lib.claim(workdir, config, writes=distributed.is_main())
-        # The average would be the same weights.
+        # The EMA would be the same weights.
         state = experiment.init_state().replace(ema_params=None, ema_batch_stats=None)
         progress = LoopState()
     else:

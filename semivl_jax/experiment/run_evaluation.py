@@ -1,4 +1,4 @@
-"""The evaluation of a training run: scores of student and average, labels of the method, figures, run log."""
+"""The evaluation of a training run: scores of student and EMA, labels of the method, figures, run log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from semivl_jax.types import PyTree
 
 
 class RunEvaluation:
-    """Scores student and average on the validation part, prints and draws; the loop's evaluate hook."""
+    """Scores student and EMA on the validation part, prints and draws; the loop's evaluate hook."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class RunEvaluation:
         self._quality = PseudoLabelQuality(experiment, data, images=count)
         pixels, _ = data.train.count_classes(data.split.labelled)
         self._labelled_pixels = pixels[: data.info.num_classes]
-        self._averages = experiment.modules.method.decay is not None
-        self.score = "eval/miou_ema" if self._averages else "eval/miou"
+        self._has_ema = experiment.modules.method.decay is not None
+        self.score = "eval/miou_ema" if self._has_ema else "eval/miou"
         self.newest: Mapping[str, float] = {}
 
     def __call__(self, state: TrainState, step: int) -> Mapping[str, float]:
@@ -65,9 +65,9 @@ class RunEvaluation:
         result = self._evaluator.evaluate(variables, self._examples("evaluating the student"))
         values = {"eval/miou": result.miou}
         confusions = {"student": result.confusion}
-        if self._averages and state.ema_params is not None:
+        if self._has_ema and state.ema_params is not None:
             variables = state.teacher()
-            result = self._evaluator.evaluate(variables, self._examples("evaluating the average"))
+            result = self._evaluator.evaluate(variables, self._examples("evaluating the EMA"))
             values["eval/miou_ema"] = result.miou
             confusions["ema"] = result.confusion
         names = self._experiment.info.classes

@@ -104,7 +104,7 @@ class Networks:
 
     model: the student's network.
     frozen: class text, parameters of the frozen CLIP, and of the method's own networks.
-    student, teacher: variables; the teacher's are the average, or the student's where none is kept.
+    student, teacher: variables; the teacher's are the EMA, or the student's where there is none.
     guidance_model: how the frozen CLIP labels images, if the method is guided.
     own: the method's own networks (`Method.networks`).
     dropout: key for the student's dropout in this step.

@@ -1,7 +1,7 @@
 """The device mesh and the shardings of arrays on it.
 
 Three axes (`models/mesh_axes.py`): images of a batch are split over `data` and `fsdp`. All parameters, the
-optimiser state and the average are stored split over `fsdp` by `RULES` and gathered within a step. `classes`
+optimiser state and EMA are stored split over `fsdp` by `RULES` and gathered within a step. `classes`
 splits what the decoder computes per class. An axis of size 1 has no effect.
 """
 

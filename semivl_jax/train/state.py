@@ -21,7 +21,7 @@ class TrainState:
     params: trained parameters by part (`backbone`, `decoder`, … and `method` for a method's own).
     frozen_params: parameters of the same parts that are not trained.
     batch_stats: running statistics, empty without BatchNorm.
-    ema_params, ema_batch_stats: the average of params and batch_stats; None for a method without one.
+    ema_params, ema_batch_stats: the EMA of params and batch_stats; None for a method without one.
     method: the method's own state.
     """
 
@@ -40,7 +40,7 @@ class TrainState:
         return variables(self.params, self.frozen_params, self.batch_stats)
 
     def teacher(self) -> PyTree:
-        """Variables of the teacher: the average where one is kept, else the student."""
+        """Variables of the teacher: the EMA where there is one, else the student."""
         if self.ema_params is None:
             return self.student()
         return variables(self.ema_params, self.frozen_params, self.ema_batch_stats)
@@ -77,7 +77,7 @@ def create(
     ema: bool,
     method: PyTree | None = None,
 ) -> TrainState:
-    """State before the first update; the average starts as a copy of the student."""
+    """State before the first update; the EMA starts as a copy of the student."""
 
     def copy(tree: PyTree) -> PyTree:
         return jax.tree.map(jnp.array, tree)

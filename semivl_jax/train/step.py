@@ -173,7 +173,7 @@ def student_loss(
 def apply_gradients(
     modules: StepModules, state: TrainState, grads: Gradients
 ) -> tuple[TrainState, Metrics]:
-    """Optimiser, then the average (docs/semivl.md 5).
+    """Optimiser, then the EMA (docs/semivl.md 5).
 
     A step whose loss or gradient is not finite changes nothing but the two counters.
     """

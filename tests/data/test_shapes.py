@@ -130,7 +130,9 @@ def test_captions_read_well():
 
 
 def test_every_concept_can_be_drawn():
-    assert set(DRAW) == set(words.CONCEPTS) - set(words.SCENERY) and set(TEXTURE) == set(words.SCENERY)
+    assert set(DRAW) == set(words.CONCEPTS) - set(words.SCENERY) and set(TEXTURE) == set(
+        words.SCENERY
+    )
     assert len(words.PALETTE) == len(words.CLASSES) == len(set(words.PALETTE))
     assert len(set(words.CONCEPTS)) == len(words.CONCEPTS)
 

@@ -37,7 +37,7 @@ class ImageLabels:
 class Consistency(Method):
     """Pseudo-labels of a teacher; subclasses choose the views and the perturbation of features."""
 
-    teacher: Literal["ema", "student"] = "ema"  # student: the published choice, without an average
+    teacher: Literal["ema", "student"] = "ema"  # student: the published choice, without an EMA
     ema_decay: float = 0.996
     # CutMix partner: batch (the reversed batch), or same_image (a second crop of the photo, as published)
     cutmix_partner: Literal["batch", "same_image"] = "batch"

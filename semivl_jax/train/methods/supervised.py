@@ -9,4 +9,4 @@ from semivl_jax.train.methods.base import Method
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Supervised(Method):
-    """No unlabelled image is read, no average is kept."""
+    """No unlabelled image is read; there is no EMA."""
