@@ -168,9 +168,9 @@ def test_what_cannot_be_converted_is_named_and_nothing_written(convert, tmp_path
     [
         (lambda c: c["annotations"][0].update(segmentation=[]), "1 annotations without an outline"),
         (lambda c: [a.pop("segmentation") for a in c["annotations"]], "boxes but no outlines"),
-        (lambda c: c["annotations"][0].update(category_id=99), "the category 99, which has no name"),
-        (lambda c: c["images"][0].update(file_name="gone.jpg"), "photo gone.jpg, which is not below"),
-        (lambda c: c["images"][0].pop("height"), "annotations that lack a field"),
+        (lambda c: c["annotations"][0].update(category_id=99), "categories, the first 99; correct"),
+        (lambda c: c["images"][0].update(file_name="gone.jpg"), "photo 'gone.jpg', which is not below"),
+        (lambda c: c["images"][0].pop("file_name"), "lacks a field or has one of a wrong kind"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 2]]), "outline of 1 corners"),
         (lambda c: c["categories"].insert(0, {"id": 0, "name": "things", "supercategory": "none"})
          or c["categories"][1].update(supercategory="things"), "left out: category things"),
