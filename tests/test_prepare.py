@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from configs import tiny
 from semivl_jax import prepare, utils
@@ -13,6 +15,8 @@ from semivl_jax.config import default_config, set_method
 from semivl_jax.data import published_splits
 from semivl_jax.experiment import data as data_lib
 from semivl_jax.experiment import workdir
+from semivl_jax.inference import files, label_folder
+from semivl_jax.inference.segmenter import Segmentation
 from semivl_jax.weights import packaged
 from tests import served
 from tests.data import archive_files
@@ -23,6 +27,7 @@ from tests.photos import make_folder
 from tfds_builders import builders
 from tfds_builders.ade20k_semi import Ade20kSemi
 from tfds_builders.builders import PUBLISHED
+from tfds_builders.folder_semi.scan import scan
 
 
 @pytest.fixture
@@ -151,6 +156,33 @@ def test_lists_are_written_next_to_the_run(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labelled.txt", "unlabelled.txt"]
     with pytest.raises(ValueError, match=r"labelled\.txt names other images than the data set now"):
         workdir.claim_lists(tmp_path, {"labelled": ["a"], "unlabelled": ["b c"]})
+
+
+class Labeller:
+    """A segmenter that sees the first class everywhere."""
+
+    names = ("ground", "disc")
+
+    def segment(self, pixels, *, scores):
+        palette = np.zeros((2, 3), np.uint8)
+        for image in pixels:
+            label = np.zeros(image.shape[:2], np.uint8)
+            yield Segmentation(label, None, self.names, image, palette)
+
+
+def test_masks_made_by_hand_are_kept(tmp_path):
+    """Masks of every kind and place that a training takes."""
+    (tmp_path / "masks/train").mkdir(parents=True)
+    (tmp_path / "images/train").mkdir(parents=True)
+    for name in "abcd":
+        Image.new("RGB", (9, 6)).save(tmp_path / f"images/train/{name}.jpg")
+    for name in ("train/a.TIF", "train/b.png", "c.bmp"):
+        Image.new("L", (9, 6), 1).save(tmp_path / "masks" / name)
+    images, _ = files.find_images([str(tmp_path / "images")], without=tmp_path / "masks")
+    assert label_folder.write_labels(tmp_path, images, Labeller()) == 1
+    folder = scan(tmp_path)
+    masks = {found.id: Image.open(found.mask) for found in (*folder.train, *folder.validation)}
+    assert {id: np.max(mask) for id, mask in masks.items()} == {"a": 1, "b": 1, "c": 1, "d": 0}
 
 
 def test_labels_for_a_folder_of_further_images(tmp_path, capsys):

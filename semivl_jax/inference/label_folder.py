@@ -5,20 +5,23 @@
 
 In: images below FOLDER/images. Out: FOLDER/masks/NAME.png (8-bit class indices with palette), classes.txt,
 and val.txt where the folder does not say which images are for validation, because it needs one. Training
-takes them with --config.data.extra_sources="ood=FOLDER" (docs/methods.md). The same command goes on where it
-stopped. Exit codes: 0 all images are labelled, 2 an error, 130 stopped by Ctrl-C.
+takes them with --config.data.extra_sources="ood=FOLDER" (docs/methods.md). Images that have a mask (PNG, TIFF
+or BMP) are left as they are, so the same command goes on where it stopped. Exit codes: 0 all images are
+labelled, 2 an error, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semivl_jax import utils
 from semivl_jax.data.class_files import parse_classes
-from semivl_jax.data.find_images import describe_left_out
+from semivl_jax.data.find_images import describe_left_out, images_in
+from semivl_jax.data.label_files import LOSSLESS
 from semivl_jax.data.text_files import read_lines
 from semivl_jax.inference import files
 from semivl_jax.text import class_names
@@ -87,7 +90,8 @@ def write_labels(folder: Path, images: Sequence[files.ImageFile], segmenter: Seg
     validation = (folder / name for name in ("val.txt", "images/val", "images/validation"))
     if not any(path.exists() for path in validation):
         utils.write_text(folder / "val.txt", images[-1].name.removeprefix("train/") + "\n")
-    missing = [image for image in images if not _mask(folder, image).exists()]
+    masks = _masks(folder)
+    missing = [image for image in images if not masks & _mask_names(image)]
     pixels = utils.ordered_map(lambda image: as_rgb(image.path), missing, workers=2)
     with utils.Progress("labelling", total=len(missing), unit="images") as progress:
         found = segmenter.segment(pixels, scores=False)
@@ -96,6 +100,20 @@ def write_labels(folder: Path, images: Sequence[files.ImageFile], segmenter: Seg
                 segmentation.save(temporary)
             progress.update()
     return len(missing)
+
+
+def _masks(folder: Path) -> set[str]:
+    """The masks that a training would find: their paths below masks/ without suffix."""
+    found = images_in(folder / "masks", suffixes=LOSSLESS).files
+    paths = (path.relative_to(folder / "masks").with_suffix("").as_posix() for path in found)
+    return {unicodedata.normalize("NFC", path) for path in paths}
+
+
+def _mask_names(image: files.ImageFile) -> set[str]:
+    """What an image's mask may be called: like the image, with the folder of its part or without it."""
+    name = unicodedata.normalize("NFC", Path(image.name).as_posix())
+    part, _, rest = name.partition("/")
+    return {name, rest} if part in ("train", "val", "validation") else {name}
 
 
 def _mask(folder: Path, image: files.ImageFile) -> Path:

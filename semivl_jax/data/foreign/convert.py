@@ -55,12 +55,14 @@ def convert_folder(
         dataset = read(source, format, reading or Reading())
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"{source} holds annotations that lack a field or have one of a wrong kind ({error!r})"
+            f"{source} holds annotations that lack a field or have one of a wrong kind ({error!r}); "
+            "export them again"
         ) from error
     if len(dataset.names) > IGNORE_INDEX:
         raise ValueError(
             f"{source} has {len(dataset.names)} classes, a mask can hold {IGNORE_INDEX}"
         )
+    lines = dataset.class_lines(str(source))
     parts, notes = _parts(dataset, validation)
     with utils.replace_folder(out) as folder:
         pixels, turned, problems = _write_all(parts, folder)
@@ -76,7 +78,7 @@ def convert_folder(
                 f"; and {more} more" if more > 0 else ""
             )
             raise ValueError(f"nothing was written, {len(problems)} problems: {listed}")
-        utils.write_text(folder / "classes.txt", "\n".join([*dataset.class_lines(), ""]))
+        utils.write_text(folder / "classes.txt", "\n".join([*lines, ""]))
     if turned:
         notes.append(f"{turned} masks were turned like their photos by the photos' EXIF data")
     return _report(source, out, dataset, parts, notes, pixels)
@@ -117,6 +119,9 @@ def read(source: Path, format: str, reading: Reading) -> ForeignDataset:
     if format == "labelme":
         return labelme.read(source, found["labelme"], reading)
     if format == "cvat" and found["cvat"]:
+        if len(found["cvat"]) > 1:
+            files = " and ".join(map(str, found["cvat"][:2]))
+            raise ValueError(f"{source} holds {files}; convert them one by one")
         return cvat_xml.read(source, found["cvat"][0], reading)
     if format == "colours" and not has_colours:
         raise ValueError(
@@ -130,7 +135,7 @@ def _find_annotations(source: Path, format: str) -> Mapping[str, list[Path]]:
     for path in images_in(source, suffixes=(".json",)).files:
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if format in ("auto", "coco", "labelme"):
                 raise ValueError(
                     f"{path} cannot be read as JSON ({error}); export it again or remove it"
@@ -176,13 +181,33 @@ def _parts(
             f"validation: {len(held_out)} of {len(labelled)} labelled photos, drawn with seed 0 "
             "(--validation=SHARE)"
         )
-    places = Counter((part, photo.id.lower()) for photo, part in parts)
-    twice = [name for (_, name), number in places.items() if number > 1]
-    if twice:
-        raise ValueError(f"two photos would be called {twice[0]!r}; rename one of them")
+    _check_once(parts)
     if not any(photo.mask and part == "train" for photo, part in parts):
         raise ValueError("no training photo would have a mask; annotate more photos")
     return parts, notes
+
+
+def _check_once(parts: Sequence[tuple[ForeignPhoto, str]]) -> None:
+    """ValueError for a photo of both parts, and for two photos of one name."""
+    by_file: dict[Path, tuple[ForeignPhoto, str]] = {}
+    by_name: dict[tuple[str, str], ForeignPhoto] = {}
+    for photo, part in parts:
+        other, other_part = by_file.setdefault(photo.path.resolve(), (photo, part))
+        if part != other_part:
+            raise ValueError(
+                f"{photo.path} is for training and for validation ({other.where or other.path}; "
+                f"{photo.where or photo.path}); remove it from one of them"
+            )
+        same = by_name.setdefault((part, photo.id.lower()), photo)
+        if same is photo:
+            continue
+        if same.path.resolve() == photo.path.resolve():
+            raise ValueError(
+                f"{photo.path} is annotated in {same.where} and in {photo.where}; remove one of them"
+            )
+        raise ValueError(
+            f"{same.path} and {photo.path} would both be called {photo.id!r}; rename one of them"
+        )
 
 
 def _write_all(
@@ -211,9 +236,8 @@ def _write(job: tuple[ForeignPhoto, str, Path]) -> tuple[Counter[int], bool] | s
         data = photo.path.read_bytes()
         pixels = images.decode_image(data)
         images.check_size(pixels)
-        target = folder / "images" / part / f"{photo.id}{photo.path.suffix.lower()}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(photo.path, target)
+        name = f"{photo.id}{photo.path.suffix.lower()}"
+        shutil.copy2(photo.path, _target(folder / "images" / part, name))
         if photo.mask is None:
             return Counter(), False
         label = photo.mask()
@@ -222,13 +246,22 @@ def _write(job: tuple[ForeignPhoto, str, Path]) -> tuple[Counter[int], bool] | s
         if turned:
             label = _turned(label, orientation)
         images.check_pair(pixels, label)
-        target = folder / "masks" / part / f"{photo.id}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(label).save(target)
+        Image.fromarray(label).save(_target(folder / "masks" / part, f"{photo.id}.png"))
     except Exception as error:  # annotations can be wrong in every way
-        return str(error) if isinstance(error, ValueError | OSError) else repr(error)
+        if isinstance(error, ValueError | OSError):
+            return str(error)
+        return f"the annotation is damaged ({error!r}); correct it"
     values, counts = np.unique(label, return_counts=True)
     return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True))), turned
+
+
+def _target(folder: Path, name: str) -> Path:
+    """A file to write below a folder; ValueError if it lies elsewhere."""
+    target = folder / name
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{target} lies outside {folder}; rename the photo")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def _turned(label: np.ndarray, orientation: int) -> np.ndarray:

@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from semivl_jax.data.find_images import images_in
 from semivl_jax.data.foreign.dataset import (
     PARTS,
     ForeignDataset,
@@ -22,10 +21,12 @@ from semivl_jax.data.foreign.dataset import (
     Reading,
     counted,
     id_of,
+    number,
     part_of,
     unlabelled,
 )
 from semivl_jax.data.foreign.drawing import Canvas
+from semivl_jax.data.foreign.photo_files import PhotoFiles
 
 _AREAS = ("polygon", "box", "ellipse", "mask")
 
@@ -34,7 +35,7 @@ def read(root: Path, file: Path, reading: Reading) -> ForeignDataset:
     """The photos of an annotation file.
 
     Raises:
-      ValueError: no XML of CVAT, a photo that is not there, rotated shapes.
+      ValueError: no XML of CVAT, a photo that is not there or not unique, rotated shapes.
     """
     try:
         tree = ElementTree.parse(file).getroot()
@@ -50,9 +51,8 @@ def read(root: Path, file: Path, reading: Reading) -> ForeignDataset:
     # A label that is no class is the background, which is like what lies outside all outlines.
     values = {name: value for value, name in enumerate(names)}
     value_of = {label: values.get(label, reading.rest) for label in labels}
-    files = images_in(root).files
-    by_name = {path.name: path for path in files}
-    photos = [_photo(root, file, image, value_of, by_name, reading) for image in images]
+    files = PhotoFiles(root)
+    photos = [_photo(files, file, image, value_of, reading) for image in images]
     lines = Counter(
         shape.tag
         for image in images
@@ -62,26 +62,28 @@ def read(root: Path, file: Path, reading: Reading) -> ForeignDataset:
     notes = [f"annotations: {file.relative_to(root)}"]
     if lines:
         notes.append(f"left out: shapes without an area: {counted(lines)}")
-    others = unlabelled(root, files, photos)
+    others = unlabelled(root, files.files, photos)
     return ForeignDataset("cvat", names, (*photos, *others), tuple(notes))
 
 
 def _photo(
-    root: Path,
+    files: PhotoFiles,
     file: Path,
     image: ElementTree.Element,
     value_of: Mapping[str, int],
-    by_name: Mapping[str, Path],
     reading: Reading,
 ) -> ForeignPhoto:
     name = image.get("name", "")
-    candidates = [folder / name for folder in (root, root / "images", file.parent)]
-    path = next((p for p in candidates if p.is_file()), by_name.get(Path(name).name))
-    if path is None:
-        raise ValueError(f"{file} names the photo {name}, which is not below {root}")
-    size = int(image.get("height", 0)), int(image.get("width", 0))
+    subset = image.get("subset", "")
+    path = files.find(file, name, part=subset)
+    place, where = files.place(path), f"{file}, image {name}"
+    height, width = (
+        int(number(image.get(side), f"{where}: its {side}")) for side in ("height", "width")
+    )
     shapes = [shape for shape in image if shape.tag in _AREAS]
-    turned = [shape.tag for shape in shapes if float(shape.get("rotation", 0))]
+    turned = [
+        s.tag for s in shapes if number(s.get("rotation", 0), f"{where}: rotation of a {s.tag}")
+    ]
     if turned:
         raise ValueError(f"{file}: a {turned[0]} in {name} is rotated; draw it as a polygon")
     unknown = [
@@ -92,11 +94,11 @@ def _photo(
             f"{file}: a shape in {name} has the label {unknown[0]!r}, which is not listed"
         )
     return ForeignPhoto(
-        id=id_of(Path(name)),
+        id=id_of(place),
         path=path,
-        part=PARTS.get(image.get("subset", "").lower(), "") or part_of(Path(name).parent),
-        mask=functools.partial(_draw, shapes, size, value_of, reading.rest),
-        where=f"{file}, image {name}",
+        part=PARTS.get(subset.lower(), "") or part_of(place.parent),
+        mask=functools.partial(_draw, shapes, (height, width), value_of, reading.rest),
+        where=where,
     )
 
 
@@ -107,26 +109,29 @@ def _draw(
     rest: int,
 ) -> np.ndarray:
     canvas = Canvas(size, rest=rest)
-    for shape in sorted(shapes, key=lambda shape: int(shape.get("z_order", 0))):
+    for shape in sorted(shapes, key=lambda shape: _number(shape, "z_order", 0)):
         value = value_of[" ".join(shape.get("label", "").split())]
-
-        def number(name: str, shape: ElementTree.Element = shape) -> float:
-            return float(shape.get(name, "nan"))
-
         if shape.tag == "polygon":
             points = [pair.split(",") for pair in shape.get("points", "").split(";")]
             canvas.polygon(points, value)
         elif shape.tag == "box":
-            canvas.rectangle(*map(number, ("xtl", "ytl", "xbr", "ybr")), value)
+            canvas.rectangle(*(_number(shape, n) for n in ("xtl", "ytl", "xbr", "ybr")), value)
         elif shape.tag == "ellipse":
-            canvas.ellipse(*map(number, ("cx", "cy", "rx", "ry")), value)
+            canvas.ellipse(*(_number(shape, n) for n in ("cx", "cy", "rx", "ry")), value)
         else:
-            left, top, width, height = (int(number(n)) for n in ("left", "top", "width", "height"))
-            counts = [int(count) for count in shape.get("rle", "").split(",")]
-            if sum(counts) != width * height:
+            left, top, width, height = (
+                int(_number(shape, n)) for n in ("left", "top", "width", "height")
+            )
+            texts = shape.get("rle", "").split(",")
+            counts = [int(number(text.strip(), "rle of a mask")) for text in texts]
+            if sum(counts) != width * height or min(*counts, width, height) < 0:
                 raise ValueError(
-                    f"run lengths of {sum(counts)} pixels for a mask of {width}x{height}"
+                    f"run lengths of {sum(counts)} pixels for a mask of {width}x{height}; draw it again"
                 )
             inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width)
             canvas.mask(inside, value, left=left, top=top)
     return canvas.label()
+
+
+def _number(shape: ElementTree.Element, name: str, default: float | None = None) -> float:
+    return number(shape.get(name, default), f"{name} of a {shape.tag}")

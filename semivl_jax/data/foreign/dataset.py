@@ -5,15 +5,24 @@ A mask is made when it is written: uint8 [h, w] label map, 255 = void, of the si
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from semivl_jax.data.class_files import parse_classes
 from semivl_jax.data.dataset_info import IGNORE_INDEX
+from semivl_jax.data.text_files import text_lines
+
+BACKGROUND = ("background", "_background_")
+"""Names of what is no object, in lower case; the second is LabelMe's."""
 
 PARTS = {
     "train": "train", "training": "train", "train2017": "train",
@@ -51,13 +60,21 @@ class ForeignDataset:
     notes: tuple[str, ...] = ()
     definitions: tuple[tuple[str, ...], ...] = ()
 
-    def class_lines(self) -> list[str]:
-        """The class list as text, with the concepts that describe classes."""
+    def class_lines(self, where: str) -> list[str]:
+        """Lines of a class list, with the concepts that describe classes; `where` names the data in messages.
+
+        Raises:
+          ValueError: a name that would be read as something else.
+        """
         concepts = self.definitions or tuple((name,) for name in self.names)
-        return [
+        lines = [
             name if words == (name,) else f"{name}: {', '.join(words)}"
             for name, words in zip(self.names, concepts, strict=True)
         ]
+        for name, line in zip(self.names, lines, strict=True):
+            _check_lines([line], [name], where)
+        _check_lines(lines, self.names, where)
+        return lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +92,52 @@ class Reading:
 
     def names_with_rest(self, names: Iterable[str]) -> tuple[str, ...]:
         """Classes in the order of their values: the background first, if it is one."""
-        others = [name for name in names if name.lower() != "background"]
+        others = [name for name in names if name.lower() not in BACKGROUND]
         return tuple(others if self.rest == IGNORE_INDEX else ["background", *others])
+
+
+def _check_lines(lines: Sequence[str], names: Sequence[str], where: str) -> None:
+    """ValueError if the lines of a class list are not read as these names."""
+    wanted = [unicodedata.normalize("NFC", name) for name in names]
+    try:
+        text = text_lines("\n".join(lines), where="classes.txt")
+        found = parse_classes(text, where="classes.txt").names
+    except ValueError as error:
+        raise ValueError(_cannot_hold(where, names[0], str(error))) from error
+    if not found:
+        raise ValueError(_cannot_hold(where, names[0], "it would be read as a comment"))
+    for name, one, other in zip(names, wanted, found, strict=True):
+        if one != other:
+            raise ValueError(_cannot_hold(where, name, f"it would be read as {other!r}"))
+
+
+def _cannot_hold(where: str, name: str, reason: str) -> str:
+    return (
+        f"{where} has the class {name!r}, which classes.txt cannot hold ({reason}); rename it in the "
+        "annotations or the class list"
+    )
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Turns errors about fields that are missing or of a wrong kind into a ValueError that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{file} lacks a field or has one of a wrong kind ({error!r}); export it again"
+        ) from error
+
+
+def number(value: Any, what: str) -> float:
+    """A finite number of an annotation; ValueError with `what` it is if it is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"{what} is {value!r}, which is no number; correct it")
+    return found
 
 
 def part_of(folder: Path, name: str = "") -> str:

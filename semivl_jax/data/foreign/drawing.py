@@ -26,15 +26,19 @@ class Canvas:
 
     def __init__(self, size: tuple[int, int], *, rest: int = 0) -> None:
         if min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
-            raise ValueError(f"an image of {size[1]}x{size[0]} pixels cannot be drawn on")
+            raise ValueError(
+                f"an image of {size[1]}x{size[0]} pixels cannot be drawn on; correct its size"
+            )
         self.size = size
         self._label = np.full(size, rest, np.uint8)
 
     def polygon(self, corners: Sequence[Any] | np.ndarray, value: int) -> None:
         """Fills x, y, x, y, … or [[x, y], …]; ValueError for fewer than three corners."""
-        points = np.asarray(corners, np.float64).reshape(-1, 2)
-        if len(points) < 3 or not np.isfinite(points).all():
-            raise ValueError(f"outline of {len(points)} corners, it needs three")
+        points = as_points(corners)
+        if len(points) < 3:
+            raise ValueError(
+                f"outline of {len(points)} corners, it needs three; correct or remove it"
+            )
         # Only the part of the image that the outline can reach.
         most = np.array(self.size[::-1])
         left, top = np.clip(np.floor(points.min(0)), 0, most).astype(int)
@@ -69,6 +73,19 @@ class Canvas:
     def label(self) -> np.ndarray:
         """The label map, uint8 [h, w]."""
         return self._label
+
+
+def as_points(corners: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Corners x, y, x, y, … or [[x, y], …] as float64 [n, 2]; ValueError unless they are pairs of numbers."""
+    try:
+        points = np.asarray(corners, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError):
+        points = np.array([[np.nan, np.nan]])
+    if not np.isfinite(points).all():
+        raise ValueError(
+            f"an outline has a corner that is no pair of numbers ({str(corners)[:80]}); correct it"
+        )
+    return points
 
 
 def run_lengths(counts: Sequence[int] | str | bytes, size: tuple[int, int]) -> np.ndarray:
@@ -113,9 +130,17 @@ def draw_segmentation(canvas: Canvas, segmentation: Any, value: int) -> None:
     """Draws COCO's outlines (lists of x, y, …) or run lengths {"counts", "size"}."""
     if isinstance(segmentation, Mapping):
         size = segmentation.get("size", canvas.size)
-        if tuple(size) != canvas.size:
-            raise ValueError(f"run lengths of size {size} for an image of {canvas.size}")
-        canvas.mask(run_lengths(segmentation["counts"], canvas.size), value)
+        if size not in (canvas.size, list(canvas.size)):
+            raise ValueError(
+                f"run lengths of size {size} for an image of {canvas.size}; correct them"
+            )
+        counts = segmentation.get("counts")
+        whole = isinstance(counts, list) and all(isinstance(count, int) for count in counts)
+        if not whole and not isinstance(counts, str):
+            raise ValueError(
+                f"run lengths that are no whole numbers ({str(counts)[:80]}); correct them"
+            )
+        canvas.mask(run_lengths(counts, canvas.size), value)
         return
     for corners in segmentation:
         canvas.polygon(corners, value)

@@ -12,7 +12,6 @@ import functools
 import io
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,20 +22,22 @@ from PIL import Image
 
 from semivl_jax.data.class_files import IGNORED, parse_classes
 from semivl_jax.data.dataset_info import IGNORE_INDEX
-from semivl_jax.data.find_images import images_in
 from semivl_jax.data.foreign.dataset import (
+    BACKGROUND,
     ForeignDataset,
     ForeignPhoto,
     Reading,
     counted,
     id_of,
+    naming,
+    number,
     part_of,
     unlabelled,
 )
-from semivl_jax.data.foreign.drawing import Canvas
+from semivl_jax.data.foreign.drawing import Canvas, as_points
+from semivl_jax.data.foreign.photo_files import PhotoFiles
 from semivl_jax.data.text_files import read_lines
 
-_BACKGROUND = ("background", "_background_")
 _AREAS = ("polygon", "rectangle", "circle", "mask")
 
 
@@ -49,30 +50,32 @@ def read(root: Path, files: Sequence[Path], reading: Reading) -> ForeignDataset:
     """The photos of annotation files; photos without one are unlabelled.
 
     Raises:
-      ValueError: no photo for a file, a label that the class list does not have, a shape that cannot be
-        drawn.
+      ValueError: no photo or several for a file, a label that the class list does not have, a shape that
+        cannot be drawn.
     """
     contents = {path: json.loads(path.read_text(encoding="utf-8-sig")) for path in files}
     contents = {path: content for path, content in contents.items() if is_labelme(content)}
-    shapes = [shape for content in contents.values() for shape in content["shapes"]]
-    labels = {" ".join(str(shape["label"]).split()) for shape in shapes}
+    shapes, labels = [], set()
+    for path, content in contents.items():
+        with naming(path):
+            shapes += content["shapes"]
+            labels |= {" ".join(str(shape["label"]).split()) for shape in content["shapes"]}
     names, note = _names(root, labels, reading)
     value_of = {name: value for value, name in enumerate(names)} | {IGNORED: IGNORE_INDEX}
-    value_of |= {label: reading.rest for label in labels if label.lower() in _BACKGROUND}
+    value_of |= {label: reading.rest for label in labels if label.lower() in BACKGROUND}
     unknown = sorted(labels - value_of.keys())
     if unknown:
         raise ValueError(f"the class list lacks the label {unknown[0]!r}; add it there")
-    photos = {
-        path: _photo(root, path, content, value_of, reading) for path, content in contents.items()
-    }
-    others = unlabelled(root, images_in(root).files, photos.values())
+    files = PhotoFiles(root)
+    photos = [_photo(files, path, content, value_of, reading) for path, content in contents.items()]
+    others = unlabelled(root, files.files, photos)
     lines = Counter(
         kind for s in shapes if (kind := s.get("shape_type") or "polygon") not in _AREAS
     )
     notes = [f"annotations: {len(photos)} JSON files", note]
     if lines:
         notes.append(f"left out: shapes without an area: {counted(lines)}")
-    return ForeignDataset("labelme", names, (*photos.values(), *others), tuple(notes))
+    return ForeignDataset("labelme", names, (*photos, *others), tuple(notes))
 
 
 def _names(root: Path, labels: set[str], reading: Reading) -> tuple[tuple[str, ...], str]:
@@ -81,28 +84,27 @@ def _names(root: Path, labels: set[str], reading: Reading) -> tuple[tuple[str, .
     if path is not None:
         listed = parse_classes(read_lines(path), where=str(path)).names
         return reading.names_with_rest(listed), f"classes: {path}"
-    found = sorted(labels - {IGNORED, *_BACKGROUND})
+    found = sorted(labels - {IGNORED, *BACKGROUND})
     return reading.names_with_rest(found), "classes: labels in alphabetical order"
 
 
 def _photo(
-    root: Path, file: Path, content: Any, value_of: Mapping[str, int], reading: Reading
+    files: PhotoFiles, file: Path, content: Any, value_of: Mapping[str, int], reading: Reading
 ) -> ForeignPhoto:
-    named = file.parent / str(content["imagePath"]).replace("\\", "/")
-    path = Path(os.path.normpath(named))
-    if not path.is_file():
-        path = file.parent / path.name
-    if not path.is_file():
-        raise ValueError(f"{file} belongs to the photo {content['imagePath']}, which is not there")
-    size = content.get("imageHeight"), content.get("imageWidth")
-    if not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"{file} does not say the size of its photo (imageHeight, imageWidth)")
-    relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    name = str(content["imagePath"]).replace("\\", "/")
+    if not (file.parent / name).is_file() and (file.parent / Path(name).name).is_file():
+        name = Path(name).name  # LabelMe's place for a photo
+    path = files.find(file, name)
+    place = files.place(path)
+    height, width = (
+        int(number(content.get(side), f"{file}: its {side}"))
+        for side in ("imageHeight", "imageWidth")
+    )
     return ForeignPhoto(
-        id=id_of(relative),
+        id=id_of(place),
         path=path,
-        part=part_of(relative.parent),
-        mask=functools.partial(_draw, content["shapes"], size, value_of, reading.rest),
+        part=part_of(place.parent),
+        mask=functools.partial(_draw, content["shapes"], (height, width), value_of, reading.rest),
         where=str(file),
     )
 
@@ -117,14 +119,28 @@ def _draw(
         if kind == "polygon":
             canvas.polygon(points, value)
         elif kind == "rectangle":
-            corners = np.asarray(points, np.float64)
+            corners = _corners(kind, points, 2)
             canvas.rectangle(*corners.min(0), *corners.max(0), value)
         elif kind == "circle":
-            (x, y), edge = points
+            (x, y), edge = _corners(kind, points, 2)
             radius = math.dist((x, y), edge)
             canvas.ellipse(x, y, radius, radius, value)
         elif kind == "mask":
-            picture = Image.open(io.BytesIO(base64.b64decode(shape["mask"])))
-            left, top = (round(side) for side in points[0])
-            canvas.mask(np.asarray(picture.convert("L")) > 0, value, left=left, top=top)
+            left, top = (round(side) for side in _corners(kind, points, 2)[0])
+            canvas.mask(_picture(shape.get("mask")) > 0, value, left=left, top=top)
     return canvas.label()
+
+
+def _corners(kind: str, points: Any, least: int) -> np.ndarray:
+    corners = as_points(points)
+    if len(corners) < least:
+        raise ValueError(f"a {kind} has {len(corners)} corners, it needs {least}; draw it again")
+    return corners
+
+
+def _picture(text: Any) -> np.ndarray:
+    """The grey values of a mask's picture, uint8 [h, w]."""
+    try:
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L"))
+    except (TypeError, ValueError, OSError, SyntaxError) as error:
+        raise ValueError(f"a mask holds no picture ({error}); draw it again") from error
