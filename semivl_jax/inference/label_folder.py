@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 def _label(options: argparse.Namespace) -> int:
     from semivl_jax.inference.segmenter import Segmenter  # late, so that --help is fast
 
-    folder = options.folder.expanduser()
+    folder = utils.user_path(options.folder)
     images, left_out = files.find_images([str(folder / "images")], without=folder / "masks")
     if left_out:
         print(describe_left_out(left_out), flush=True)

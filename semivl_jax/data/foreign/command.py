@@ -29,13 +29,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     reading = Reading(
-        classes=options.classes and options.classes.expanduser(),
+        classes=options.classes and utils.user_path(options.classes),
         rest=0 if options.rest == "background" else IGNORE_INDEX,
         mask_suffix=options.mask_suffix,
     )
     report = convert.convert_folder(
-        options.source.expanduser(),
-        options.out.expanduser(),
+        utils.user_path(options.source),
+        utils.user_path(options.out),
         format=options.format,
         reading=reading,
         validation=options.validation,
