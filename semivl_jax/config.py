@@ -121,7 +121,7 @@ def _data() -> ConfigDict:
     # dataset = folder: mask values to change, such as "11:255,12:3"; "n:255": the value after the last
     data.label_map = ""
     # published list ("92" of voc, "1_512" of coco, …), labelled share 1_k, a number of labelled images,
-    # all, or a file of ids
+    # all, auto (all, or 1_8 where every image has a mask), or a file of ids
     data.split = "1_8"
     data.split_seed = 0  # draws the labelled images of a share or number; not 0: no published list
     # Share of the labelled images, at least 8 and at most a quarter, that method.calibrate withholds
