@@ -15,6 +15,8 @@ from semivl_jax.data.source import Source
 from semivl_jax.data.splits import Split
 
 _BLACK_AND_WHITE = frozenset((0, 255))
+_RARE = 0.01
+"""Share of the labelled pixels below which a class is called rare."""
 
 
 def check(train: Source, validation: Source, split: Split) -> list[str]:
@@ -43,6 +45,20 @@ def check(train: Source, validation: Source, split: Split) -> list[str]:
     return [
         *_describe_notes(train, validation, masked=both.total()),
         *_describe_classes(info, both, labelled, held_out),
+    ]
+
+
+def describe_rare(train: Source, split: Split) -> list[str]:
+    """A sentence about labelled classes that few pixels show, and what helps; none without such classes."""
+    info, counts = train.info, _count(train.pixels[i] for i in split.labelled)
+    valid = _valid(info, counts)
+    total = sum(counts[value] for value in valid)
+    rare = [info.classes[value] for value in valid if counts[value] < _RARE * total]
+    if not rare:
+        return []
+    return [
+        f"below {_RARE:.0%} of the labelled pixels: {', '.join(rare)}; "
+        "--config.data.rare_class_share=0.5 shows them more often (docs/own_data.md)"
     ]
 
 

@@ -194,7 +194,10 @@ def _begin(config: ConfigDict) -> None:
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
     data = data_lib.open_data(config)
     distributed.log_main(splits.describe_split(data.train, data.split))
-    for line in check_data.check(data.train, data.validation, data.split):
+    notes = check_data.check(data.train, data.validation, data.split)
+    if config.data.dataset == "folder" and not config.data.rare_class_share:
+        notes += check_data.describe_rare(data.train, data.split)
+    for line in notes:
         distributed.log_main(line)
     images = data.split.unlabelled or data.split.labelled
     experiment = experiment_lib.build(config, data.info, images_per_epoch=len(images))

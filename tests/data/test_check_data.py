@@ -1,14 +1,15 @@
 """Data from which nothing right can be learnt is named before the first step."""
 
+import copy
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from semivl_jax.data.check_data import check
+from semivl_jax.data.check_data import check, describe_rare
 from semivl_jax.data.source import open_source
-from semivl_jax.data.splits import resolve_split
+from semivl_jax.data.splits import Split, resolve_split
 from tests.data.photos import make_folder
 from tfds_builders import common
 from tfds_builders.folder_semi import FolderSemi
@@ -79,6 +80,14 @@ def test_nothing_to_say(checked):
 def test_notes(checked, train, validation, note):
     notes = checked(train, validation, split="1" if train[0] == [1] else "2")
     assert any(re.search(note, line) for line in notes), notes
+
+
+def test_rare_classes(toy_source):
+    source = copy.copy(toy_source)
+    source.pixels = tuple({0: 500, 1: 496, 2: count, 255: 10**6} for count in (4, 30, 30))
+    assert describe_rare(source, Split((0, 1), (2,), "")) == []
+    (line,) = describe_rare(source, Split((0,), (1, 2), ""))
+    assert line.startswith(f"below 1% of the labelled pixels: {source.info.classes[2]}; --config")
 
 
 def _turn_and_deepen(root):
