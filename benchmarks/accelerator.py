@@ -33,7 +33,7 @@ import jax
 
 from benchmarks import accelerator_rows as measures
 from benchmarks import accelerator_table
-from semivl_jax import utils
+from semivl_jax import compiled_programs, utils
 
 H200_TFLOP_PER_S = 989.0
 """Dense bfloat16 products, by NVIDIA's data sheet of the H200 SXM (1,979 with sparsity)."""
@@ -287,7 +287,7 @@ class Worker:
 def _work(pipe: Any, cache: str) -> None:
     """Measures what comes through the pipe until it is closed; leads a group of processes."""
     os.setpgrp()
-    utils.use_compilation_cache(cache)
+    compiled_programs.use_cache(cache)
     while True:
         try:
             measure, options = pipe.recv()

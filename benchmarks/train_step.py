@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import workload
-from semivl_jax import utils
+from semivl_jax import compiled_programs, utils
 from semivl_jax.experiment import flops
 from semivl_jax.train import sharding
 from semivl_jax.train import step as step_lib
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measures, prints, writes."""
     options = parser().parse_args()
-    utils.use_compilation_cache(options.cache)
+    compiled_programs.use_cache(options.cache)
     try:
         work = workload.build(workload.load_config(options.config, options.set))
     except ValueError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from semivl_jax import utils
+from semivl_jax import compiled_programs, utils
 from semivl_jax.data import images, label_files
 from semivl_jax.data.examples import EvalExample, EvalExamples
 from semivl_jax.data.find_images import images_in
@@ -124,6 +124,6 @@ def draw(workdirs: Mapping[str, Path], path: Path) -> None:
 def _open(workdir: Path) -> tuple[Model, Evaluator]:
     """The best model of a run, evaluated as in its training."""
     config = json.loads((workdir / "config.json").read_text(encoding="utf8"))
-    utils.use_compilation_cache(config["compilation_cache"])
+    compiled_programs.use_cache(config["compilation_cache"])
     model = open_model(workdir)
     return model, Evaluator(model.network, model.window, num_classes=model.info.num_classes)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semivl_jax import utils
+from semivl_jax import compiled_programs, utils
 from semivl_jax.data.find_images import describe_left_out
 from semivl_jax.inference import files
 
@@ -46,7 +46,7 @@ def _predict(options: argparse.Namespace) -> int:
     from semivl_jax.inference.segmenter import Segmenter
 
     begun = time.perf_counter()
-    utils.use_compilation_cache(options.compilation_cache)
+    compiled_programs.use_cache(options.compilation_cache)
     out = files.ResultFolder(utils.user_path(options.out), scores=options.save_scores)
     found, left_out = files.find_images(options.images, without=out.root)
     segmenter = Segmenter.load(

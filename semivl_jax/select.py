@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from semivl_jax import utils
+from semivl_jax import compiled_programs, utils
 from semivl_jax.evaluation import acquisition as acquisition_lib
 from semivl_jax.types import IGNORE_INDEX
 
@@ -79,7 +79,7 @@ def _select(options: argparse.Namespace) -> int:
             raise ValueError(
                 f"{out} holds a selection or other files already ({name}); choose another --out, or delete it"
             )
-    utils.use_compilation_cache(options.compilation_cache)
+    compiled_programs.use_cache(options.compilation_cache)
     data = data_lib.open_data(workdir_lib.read(run))
     segmenter = Segmenter.load(run)
     pool = list(data.split.unlabelled)

@@ -1,4 +1,4 @@
-"""Shared helpers: atomic writes, ordered threads, progress, command lines, caches, memory.
+"""Shared helpers: atomic writes, ordered threads, progress, command lines, memory.
 
 Progress goes to standard error: a bar on a terminal, else (a pipe, a file, TERM=dumb, or NO_COLOR is set) a
 line every half minute.
@@ -7,7 +7,6 @@ line every half minute.
 from __future__ import annotations
 
 import argparse
-import atexit
 import collections
 import contextlib
 import ctypes
@@ -17,7 +16,6 @@ import re
 import shutil
 import sys
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +23,6 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
-
-from semivl_jax import caches
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -196,77 +192,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}; give 1 or more")
     return value
-
-
-def use_compilation_cache(folder: str) -> None:
-    """Lets JAX keep compiled programs in a folder; an empty text keeps none.
-
-    Damaged programs are removed first: a damaged folder costs time only, like one that cannot be written.
-    """
-    if not folder:
-        return
-    import jax  # builders of data sets use this module without JAX
-
-    path = user_path(folder)
-    reason = caches.unwritable(path)
-    try:
-        check_programs(path)
-    except OSError as error:
-        reason = reason or error.strerror or str(error)
-    if reason:
-        consequence = "programs are compiled in every run"
-        caches.warn(path, reason, "compilation_cache", consequence)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    atexit.register(_note_new_programs, path)
-
-
-def check_programs(folder: Path) -> None:
-    """Removes compiled programs that are damaged.
-
-    JAX does not write them atomically, never replaces a damaged one, and compresses them without a checksum
-    where the package zstandard is installed: a flipped byte would change the program. So each has its CRC-32
-    in a file beside it; one without, of a process that was killed, must decompress.
-    """
-    for _ in ordered_map(_check_program, list(folder.glob("*-cache"))):
-        pass
-
-
-def _check_program(path: Path) -> None:
-    note = path.with_name(f"{path.name}.crc32")
-    try:
-        program = path.read_bytes()
-        checksum = f"{zlib.crc32(program):08x}"
-        if note.exists():
-            whole = note.read_bytes() == checksum.encode()
-        elif whole := _decompresses(program):
-            write_text(note, checksum)
-        if not whole:
-            path.unlink(missing_ok=True)
-            note.unlink(missing_ok=True)
-    except FileNotFoundError:
-        return  # another process removed it
-
-
-def _decompresses(program: bytes) -> bool:
-    with contextlib.suppress(zlib.error):
-        return bool(zlib.decompress(program))
-    try:
-        import zstandard  # JAX uses it where it is installed
-    except ImportError:
-        return False
-    with contextlib.suppress(zstandard.ZstdError):
-        return bool(zstandard.ZstdDecompressor().decompress(program))
-    return False
-
-
-def _note_new_programs(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        for path in folder.glob("*-cache"):
-            if not path.with_name(f"{path.name}.crc32").exists():
-                _check_program(path)  # without threads, at the end of the process
 
 
 def use_huge_pages() -> None:

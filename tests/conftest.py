@@ -9,7 +9,7 @@ import gc
 import os
 import time
 
-from semivl_jax import utils
+from semivl_jax import compiled_programs
 from tests.command import CACHE, compiled_quickly
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -70,7 +70,7 @@ def pytest_configure(config):
     """Compiled programs go when they are damaged, by processes that tests killed, or a month old."""
     if hasattr(config, "workerinput"):
         return
-    utils.check_programs(CACHE)
+    compiled_programs.check(CACHE)
     month = time.time() - 30 * 24 * 3600
     for path in CACHE.glob("*"):
         with contextlib.suppress(FileNotFoundError):  # another run was first

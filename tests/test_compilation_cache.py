@@ -6,7 +6,7 @@ import tempfile
 import zlib
 
 from configs.tiny import get_config
-from semivl_jax import utils
+from semivl_jax import compiled_programs
 from semivl_jax.experiment.data import open_data
 from tests.command import ROOT, environment
 from tests.photos import make_folder
@@ -14,8 +14,8 @@ from tests.photos import make_folder
 COMPUTE = """
 import sys
 import jax, jax.numpy as jnp
-from semivl_jax import utils
-utils.use_compilation_cache(sys.argv[1])
+from semivl_jax import compiled_programs
+compiled_programs.use_cache(sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 print(jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x).T + 1)(jnp.ones((8, 8)))[0, 0])
 """
@@ -58,10 +58,10 @@ def test_damaged_programs_are_made_again(tmp_path):
 def test_a_flipped_byte_that_decompression_does_not_notice(tmp_path):
     """As with zstandard, which JAX uses without a checksum."""
     (tmp_path / "jit_step-0-cache").write_bytes(zlib.compress(b"program"))
-    utils.check_programs(tmp_path)
+    compiled_programs.check(tmp_path)
     (tmp_path / "jit_step-0-cache").write_bytes(zlib.compress(b"programme"))
     assert len(list(tmp_path.iterdir())) == 2
-    utils.check_programs(tmp_path)
+    compiled_programs.check(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -71,7 +71,7 @@ def test_a_home_that_cannot_be_written_costs_only_the_caches(tmp_path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     config = get_config(str(make_folder(tmp_path / "photos")))
-    utils.use_compilation_cache(config.compilation_cache)
+    compiled_programs.use_cache(config.compilation_cache)
     for _ in range(2):
         train = open_data(config).train
         assert train.decode(0, label=True)[0].shape == (40, 48, 3)

@@ -12,7 +12,8 @@ PACKAGE = ROOT / "semivl_jax"
 ALLOWED = {
     "types": set(),
     "caches": set(),
-    "utils": {"caches"},
+    "utils": set(),
+    "compiled_programs": {"caches", "utils"},
     "buckets": {"utils"},
     "data": {"types", "utils"},
     "models": {"types"},
@@ -25,8 +26,8 @@ ALLOWED = {
     "inference": {"config", "types", "utils", "buckets", "data", "text", "models", "weights", "evaluation"},
     "reporting": {"utils", "evaluation"},
     "experiment": {
-        "config", "types", "caches", "utils", "buckets", "data", "text", "models", "weights", "train",
-        "evaluation", "inference", "reporting",
+        "config", "types", "caches", "utils", "compiled_programs", "buckets", "data", "text", "models",
+        "weights", "train", "evaluation", "inference", "reporting",
     },
 }  # fmt: skip
 FORBIDDEN = {

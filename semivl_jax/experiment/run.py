@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from semivl_jax import utils
+from semivl_jax import compiled_programs, utils
 from semivl_jax.config import drop_other_fields, validate
 from semivl_jax.data import check_data, prefetch, splits
 from semivl_jax.experiment import data as data_lib
@@ -188,7 +188,7 @@ def _begin(config: ConfigDict) -> None:
     validate(config)
     experiment_lib.mesh_of(config)
     profiling.span(config.profile)
-    utils.use_compilation_cache(config.compilation_cache)
+    compiled_programs.use_cache(config.compilation_cache)
 
 
 def _open(config: ConfigDict) -> tuple[Data, Experiment]:
