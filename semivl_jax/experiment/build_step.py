@@ -63,7 +63,7 @@ def build_modules(
         warmup_steps=config.optim.warmup_steps,
     )
     setup = Setup(model=model, num_classes=num_classes, load=load)
-    own, frozen = method.networks(setup)
+    method_modules, method_variables = method.networks(setup)
     shapes = jax.eval_shape(lambda: init_variables(model, text, config.seed))
     _check_batch_norm(config.accumulation, shapes["batch_stats"])
     params, _ = param_groups.partition(shapes["params"], groups)
@@ -87,11 +87,11 @@ def build_modules(
         seed=config.seed,
         accumulation=config.accumulation,
         guidance_model=build.guidance(config, clip_sizes) if method.guided else None,
-        own=own,
+        method_modules=method_modules,
         groups=groups,
         schedule=schedule,
     )
-    return modules, frozen
+    return modules, method_variables
 
 
 def _check_batch_norm(accumulation: int, batch_stats: PyTree) -> None:

@@ -138,7 +138,7 @@ def build(
     if guided or build_lib.needs_clip(config.model):
         clip = _clip_parts(config, info, guided=guided, abstract=abstract)
         _check_classes(config, clip.frozen.text)
-    modules, own = build_step.build_modules(
+    modules, method_variables = build_step.build_modules(
         config,
         num_classes=info.num_classes,
         clip_sizes=clip.sizes,
@@ -146,7 +146,7 @@ def build(
         total_steps=total_steps,
         load=functools.partial(trained_run.load, info=info),
     )
-    frozen = clip.frozen.replace(method=own)
+    frozen = clip.frozen.replace(method_variables=method_variables)
     if not clip.abstract:
         frozen = sharding.put(mesh, frozen)
     return Experiment(

@@ -106,7 +106,8 @@ class Networks:
     frozen: class text, parameters of the frozen CLIP, and of the method's own networks.
     student, teacher: variables; the teacher's are the EMA, or the student's where there is none.
     guidance_model: how the frozen CLIP labels images, if the method is guided.
-    own: the method's own networks (`Method.networks`).
+    method_modules: the method's own networks (`Method.networks`); their variables are
+      `frozen.method_variables`.
     dropout: key for the student's dropout in this step.
     """
 
@@ -115,7 +116,7 @@ class Networks:
     student: PyTree
     teacher: PyTree
     guidance_model: Guidance | None = None
-    own: Any = ()
+    method_modules: Any = ()
     dropout: Key | None = None
 
     def logits(self, variables: PyTree, image: Float[Array, "b h w 3"]) -> Float[Array, "b y x n"]:

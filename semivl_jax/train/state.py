@@ -52,13 +52,13 @@ class Frozen:
 
     text: describes the classes to the decoder.
     guidance_params, guidance_text: of the frozen CLIP that labels unlabelled images.
-    method: variables of the method's own frozen networks.
+    method_variables: variables of the method's own frozen networks (`Method.networks`).
     """
 
     text: ClassText | None
     guidance_params: PyTree | None = None
     guidance_text: ClassText | None = None
-    method: PyTree = struct.field(default_factory=dict)
+    method_variables: PyTree = struct.field(default_factory=dict)
 
 
 def variables(params: PyTree, frozen_params: PyTree, batch_stats: PyTree) -> PyTree:

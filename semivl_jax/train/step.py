@@ -45,7 +45,7 @@ class StepModules:
     seed: int = 0
     accumulation: int = 1
     guidance_model: Guidance | None = None
-    own: Any = ()
+    method_modules: Any = ()
     groups: tuple[Group, ...] = ()
     schedule: optax.Schedule | None = None
 
@@ -62,7 +62,7 @@ class StepModules:
             student=state.student(),
             teacher=state.teacher(),
             guidance_model=self.guidance_model,
-            own=self.own,
+            method_modules=self.method_modules,
             dropout=dropout,
         )
 

@@ -225,7 +225,7 @@ class Distilled(Supervised):
         return teacher, teacher.init(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))
 
     def labels(self, networks, views, noise):
-        return networks.own.apply(networks.frozen.method, views.x).mean((1, 2))
+        return networks.method_modules.apply(networks.frozen.method_variables, views.x).mean((1, 2))
 
     def losses(self, params, outputs, labels, views):
         distance = outputs.features["x"].maps[-1].mean((1, 2)) - labels

@@ -89,16 +89,20 @@ class MGD(Method):
 
     def predict(self, networks: Networks, teacher: int, image: Array) -> tuple[Array, Array]:
         """Deepest map and logits of a teacher."""
-        variables, text = networks.frozen.method[teacher]
+        variables, text = networks.frozen.method_variables[teacher]
         return distillation.predict(
-            networks.own[teacher], variables, text, image, statistics=self.teacher_statistics
+            networks.method_modules[teacher],
+            variables,
+            text,
+            image,
+            statistics=self.teacher_statistics,
         )
 
     def labels(self, networks: Networks, views: Views, noise: PyTree) -> list[TeacherLabels]:
         """Of every teacher."""
         images = (views.x, views.streams["unlabelled"].w, views.streams["mixed"].w)
         found = []
-        for teacher in range(len(networks.own)):
+        for teacher in range(len(networks.method_modules)):
             (_, x), (_, w), (maps, logits) = (self.predict(networks, teacher, i) for i in images)
             regions, mean = distillation.region_similarity(maps), jnp.mean(logits, (1, 2))
             found.append(TeacherLabels(pseudo_labels(x), pseudo_labels(w), regions, mean))
