@@ -140,7 +140,7 @@ def build(config: ConfigDict) -> Workload:
         text=frozen.text,
         total_steps=TOTAL_STEPS,
     )
-    frozen = frozen.replace(method=own)
+    frozen = frozen.replace(method_variables=own)
     return Workload(config=config, info=info, modules=modules, frozen=frozen)
 
 
