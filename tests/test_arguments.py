@@ -11,7 +11,7 @@ def test_paths_with_commas_spaces_and_equals_signs(tmp_path, name, more):
     (tmp_path / name).mkdir()
     data = folder.get_config(f"{tmp_path / name}{more}").data
     assert data.folder == str(tmp_path / name)
-    assert data.split == ("46" if "46" in more else "1_8")
+    assert data.split == ("46" if "46" in more else "auto")
 
 
 def test_a_folder_by_its_name_and_one_that_does_not_exist(tmp_path):
