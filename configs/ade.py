@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from configs import arguments, recipes
 from semivl_jax.config import default_config
 
-IMAGES = 20_210  # for training
 SPLITS = {
     "1_128": 158,
     "1_64": 316,

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from configs import arguments, recipes
 from semivl_jax.config import default_config
 
-IMAGES = 2_975  # for training
 SPLITS = {
     "1_30": 100,
     "1_16": 186,

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from configs import arguments, recipes
 from semivl_jax.config import default_config
 
-IMAGES = 118_287  # for training
 SPLITS = {
     "1_512": 232,
     "1_256": 463,

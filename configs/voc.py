@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from configs import arguments, recipes
 from semivl_jax.config import default_config
 
-IMAGES = 10_582  # for training
 SPLITS = {
     "92": 92,
     "183": 183,

@@ -181,30 +181,31 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def table(config: str, runs: Mapping[str, Sequence[Run]]) -> str:
-    """Markdown: best and last mIoU of each group of `plan` over its seeds, and the published value."""
+    """Markdown: best and last mIoU of each group of `plan` over its seeds and what is published."""
     published = published_values(config)
-    lines = [
-        f"| {config} | seeds done | best mIoU | last mIoU | published, recipe=paper |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = [[config, "seeds done", "best mIoU", "last mIoU"]]
+    if published:
+        rows[0].append("published, recipe=paper")
+    rows.append(["---"] * len(rows[0]))
     for group, of_group in runs.items():
         results = [result for one in of_group if (result := one.result()) is not None]
-        cells = (
+        row = [
             group,
             f"{len(results)} of {len(of_group)}",
             mean_and_deviation([result.best for result in results]),
             mean_and_deviation([result.last for result in results]),
-            published.get(group.removesuffix("semivl").removesuffix(", "), "–"),
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        ]
+        if published:
+            split = group.removesuffix("semivl").removesuffix(", ")  # the published method
+            row.append(str(published.get(split, "–")))
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def published_values(config: str) -> dict[str, float]:
     """Published mIoU by split of a configuration file (with its row); empty where there are none.
 
-    They belong to the published training, so not to recipes other than paper and default. The split "" is the
-    one that `config` names itself.
+    They belong to the recipes paper and default. The split "" is the one that `config` names itself.
     """
     path, _, argument = config.partition(":")
     parts = [part for part in argument.split(",") if part not in ("", "recipe=paper")]

@@ -172,7 +172,7 @@ def test_unimatch_v2_is_the_published_one(backbone, finetune, logged, unused, ex
         for path, owner in groups_lib.assign(state.params, built.modules.groups).items()
     }
     assert rates == pytest.approx(expected)
-    assert built.schedule.total_steps == 60 * ((voc.IMAGES - 92) // 16)
+    assert built.schedule.total_steps == 60 * ((10_582 - 92) // 16)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """One rule for photos in training and prediction."""
 
+import errno
+import os
+
 import pytest
 
 from semivl_jax.data.find_images import describe_left_out, images_in
@@ -54,6 +57,20 @@ def test_training_and_prediction_find_the_same(photos, tmp_path):
     (tmp_path / "phone/a.heic").touch()
     with pytest.raises(ValueError, match=r"finds no image \(1 other files are left out: 1 .heic"):
         files.find_images([str(tmp_path / "phone")], without=tmp_path / "out")
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(photos, monkeypatch):
+    folder, _ = photos
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path) != str(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match="Permission denied; make the folder readable"):
+        images_in(folder)
 
 
 def test_photos_beside_train_and_val_are_counted(tmp_path):

@@ -26,6 +26,12 @@ def bucket(monkeypatch, tmp_path):
         yield url
 
 
+def test_a_path_may_begin_with_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with run_folder.opened("~/runs/a") as folder:
+        assert folder.path == tmp_path / "runs" / "a"
+
+
 def other_holder(**changes):
     holder = {"host": "other", "process": 1, "since": "2026-01-01T00:00:00+00:00", **changes}
     return json.dumps(holder).encode()
