@@ -114,6 +114,10 @@ def read(source: Path, format: str, reading: Reading) -> ForeignDataset:
         format = kinds[0] if kinds else plain
     if format in ("coco", "labelme") and not found[format]:
         raise ValueError(f"{source} holds no JSON file of {format}; choose another --from")
+    if reading.classes and (format == "coco" or (format == "cvat" and found["cvat"])):
+        raise ValueError(
+            f"--classes={reading.classes}: annotations of {format} name their classes themselves; leave it out"
+        )
     if format == "coco":
         return coco.read(source, found["coco"], reading)
     if format == "labelme":

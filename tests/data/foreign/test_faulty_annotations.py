@@ -200,6 +200,14 @@ def test_nothing_is_written_for_classes_that_would_be_read_as_others(convert, tm
     assert code == 2 and "it would be read as 'vehicle'" in printed and not out.exists()
 
 
+@pytest.mark.parametrize("form", [coco, cvat_xml])
+def test_a_class_list_that_would_not_be_read_is_refused(convert, tmp_path, form):
+    (tmp_path / "src").mkdir()
+    form(tmp_path / "src")
+    code, printed, _ = convert("--classes=mine.txt")
+    assert code == 2 and "--classes=mine.txt: annotations of" in printed
+
+
 def test_names_that_make_a_numbered_list_are_refused(convert, tmp_path):
     (tmp_path / "src").mkdir()
     coco(tmp_path / "src")
