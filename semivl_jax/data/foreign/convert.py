@@ -116,7 +116,7 @@ def read(source: Path, format: str, reading: Reading) -> ForeignDataset:
         raise ValueError(f"{source} holds no JSON file of {format}; choose another --from")
     if reading.classes and (format == "coco" or (format == "cvat" and found["cvat"])):
         raise ValueError(
-            f"--classes={reading.classes}: annotations of {format} name their classes themselves; leave it out"
+            f"--classes={reading.classes}: annotations of {format} name their own classes; leave it out"
         )
     if format == "coco":
         return coco.read(source, found["coco"], reading)
